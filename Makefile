@@ -1,0 +1,28 @@
+# make train: set up and run the embedded default.   make test: set up and run all checks.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/ready-$(shell cat setup.py pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# Nothing of a run looks at a model hub; everything it needs lies here.
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: train test setup lint
+train: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[emoji,test]'
+	@touch $@

@@ -1,0 +1,37 @@
+"""What every command-line entry shares: how a mistake is told, and that no output is written over."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mobius_train.errors import MobiusError
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run an entry point and exit: 0 when it returns, 1 with the message alone on a MobiusError.
+
+    Any other exception keeps its traceback, and exits non-zero too.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        main()
+    except MobiusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def check_output_folder(folder: Path, overwrite: bool = False) -> None:
+    """Refuse an output folder that holds something already; nothing is created or deleted.
+
+    Raises:
+        MobiusError: it is a file, or a folder with files in it and overwrite was not asked for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MobiusError(f"the output folder {folder} is a file: give another one")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise MobiusError(f"the output folder {folder} is not empty: give another one, or --overwrite")

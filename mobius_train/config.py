@@ -1,0 +1,219 @@
+"""The run configuration: typed, validated, unknown keys refused, written beside the run.
+
+A configuration is a YAML file plus `key=value` overrides (`data.num_frames=16`, values parsed as YAML).
+Field names follow the Hugging Face training scripts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mobius_train.errors import MobiusError
+
+Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
+Mode = Literal["parallel", "serial", "full"]
+LearningRateSchedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Where clips come from and what is taken from each of them."""
+
+    train: str = Field(description="folder of clips, or webdataset shards as a path, glob or brace pattern")
+    validation: str | None = Field(None, description="held-out clips; none: no held-out loss")
+    resolution: int = Field(256, ge=8, description="pixels, height and width")
+    num_frames: int = Field(8, ge=1, description="frames evenly over the clip; 1: its first frame")
+    random_frame: bool = Field(False, description="stages on images: any of a clip's num_frames, drawn anew")
+    caption_language: str = Field("en", description="key of a multilingual caption")
+    cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
+    dataloader_num_workers: int = Field(0, ge=0)
+
+
+class ObjectiveConfig(Section):
+    """What the loss is."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="none: what the pretrained scheduler says"
+    )
+    snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
+    noise_offset: float = Field(0.0, ge=0, description="per-channel constant noise added, scaled by this")
+    frame_noise_correlation: float = Field(
+        0.0, ge=0, le=1, description="share of the noise's variance that a clip's frames have in common"
+    )
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="probability that a caption is emptied, for guidance"
+    )
+    rescale_betas_zero_snr: bool = Field(False, description="zero terminal SNR (arXiv 2305.08891)")
+    kl_weight: float = Field(1e-4, ge=0, description="autoencoder: weight of the KL term")
+
+
+class ValidationConfig(Section):
+    """The held-out loss and the samples that are made every `validation_steps` and at the end."""
+
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str = ""
+    num_inference_steps: int = Field(30, ge=1)
+    guidance_scale: float = Field(7.5, ge=1)
+    seed: int = 0
+    max_clips: int = Field(64, ge=1, description="held-out clips that the loss is measured on")
+    timestep_quantiles: tuple[float, ...] = Field(
+        (0.1, 0.3, 0.5, 0.7, 0.9), description="timesteps of the held-out loss, as shares of the schedule"
+    )
+
+
+class RunConfig(Section):
+    """One training run. Every field can be overridden on the command line as `key=value`."""
+
+    stage: Stage = "text-to-video"
+    mode: Mode = Field("parallel", description="of text-to-video: the ring, serial layers, or all weights")
+
+    pretrained_model_name_or_path: str | None = Field(
+        None, description="folder or hub name in diffusers layout: unet/, vae/, scheduler/ (and text encoder)"
+    )
+    vae_name_or_path: str | None = Field(None, description="another autoencoder")
+    text_encoder_name_or_path: str | None = Field(
+        None, description="another text encoder: folder, hub name, or package:NAME for one inside a Python package"
+    )
+    max_text_tokens: int | None = Field(None, ge=1, description="none: the tokenizer's own maximum")
+    unet_config: dict[str, Any] | None = Field(None, description="train a new UNet2DConditionModel like this")
+    vae_config: dict[str, Any] | None = Field(None, description="train a new AutoencoderKL like this")
+    scheduler_config: dict[str, Any] | None = Field(
+        None, description="DDPMScheduler of a new model; none: the pretrained one's"
+    )
+
+    data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    output_dir: Path
+    seed: int = 0
+    max_train_steps: int = Field(ge=1, description="optimizer steps")
+    train_batch_size: int = Field(1, ge=1, description="clips of a micro-batch on one GPU")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    global_batch_size: int | None = Field(
+        None, ge=1, description="when given, must equal batch size x accumulation x ranks"
+    )
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    learning_rate: float = Field(1e-4, gt=0)
+    scale_lr: bool = Field(False, description="times accumulation x batch x ranks")
+    lr_scheduler: LearningRateSchedule = "constant"
+    lr_warmup_steps: int = Field(0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_weight_decay: float = Field(1e-2, ge=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    use_ema: bool = False
+    ema_decay: float = Field(0.9999, gt=0, lt=1)
+    max_skipped_steps: int = Field(10, ge=1, description="stop after so many non-finite steps in a row")
+
+    checkpointing_steps: int | None = Field(None, ge=1)
+    checkpoints_total_limit: int | None = Field(None, ge=1)
+    resume_from_checkpoint: str | None = Field(None, description="latest, or checkpoint-<n>")
+    validation_steps: int | None = Field(None, ge=1, description="none: before and after only")
+    report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.stage != "text-to-video" and self.mode != "parallel":
+            raise ValueError(f"mode {self.mode!r} belongs to stage text-to-video, but stage is {self.stage!r}")
+        if self.stage == "text-to-video" and self.data.num_frames < 2:
+            raise ValueError("stage text-to-video needs data.num_frames of 2 or more")
+        if self.data.random_frame and self.stage == "text-to-video":
+            raise ValueError("data.random_frame makes single images, but stage is 'text-to-video'")
+        if self.stage == "text-to-image" and not self.data.random_frame and self.data.num_frames != 1:
+            raise ValueError("stage text-to-image needs data.num_frames=1 (first frames) or data.random_frame=true")
+        if self.stage == "autoencoder" and self.data.cache_dir is not None:
+            raise ValueError("data.cache_dir caches what the autoencoder computes: stage autoencoder trains it")
+        if self.lr_warmup_steps >= self.max_train_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} leaves nothing of max_train_steps={self.max_train_steps}"
+            )
+        return self
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a recipe and apply `key=value` overrides.
+
+    Raises:
+        MobiusError: the file is missing or no YAML mapping, a key is unknown, a value does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MobiusError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MobiusError(f"the recipe {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise MobiusError(f"the recipe {path} must be a mapping of keys to values")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  - {_explain(problem)}" for problem in error.errors())
+        raise MobiusError(f"the configuration ({path}{_listed(overrides)}) is not valid:\n{problems}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MobiusError(f"cannot read the override {override!r}: write key=value, for example seed=1")
+    *sections, name = key.split(".")
+    target = values
+    for section in sections:
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise MobiusError(f"override {override!r}: {section} is not a section")
+        target = inner
+    try:
+        value = yaml.safe_load(text)
+        # YAML 1.1 reads 1e-4 as a string; people mean the number.
+        target[name] = _number(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise MobiusError(f"override {override!r}: the value is not YAML") from error
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _listed(overrides: list[str] | tuple[str, ...]) -> str:
+    return f" with {' '.join(overrides)}" if overrides else ""
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(problem["loc"][:-1]), n=1)
+        return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (got {problem['input']!r})" if where else message
+
+
+def _fields(location: tuple[Any, ...]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        section = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), annotation)
+    return list(section.model_fields)

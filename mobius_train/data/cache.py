@@ -1,0 +1,98 @@
+"""Latents and text embeddings, computed once and read back.
+
+A cache folder belongs to a fingerprint (of the clips, the encoders' weights and the decoding): another
+fingerprint is another folder. It is built in parts of `PART` clips, each written under a temporary name
+and renamed, so that an interrupted build goes on where it stopped and ranks never wait for each other
+inside a part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from mobius_train.data.batch import EncodedClip
+from mobius_train.errors import MobiusError
+
+PART = 64
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.safetensors"
+
+
+def build(
+    folder: Path,
+    keys: list[str],
+    encode: Callable[[int], EncodedClip],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    name: str = "clips",
+) -> None:
+    """Write this rank's missing parts; `encode(i)` gives clip i. No communication: place a barrier after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(keys), PART)
+    missing = [
+        (number, start)
+        for number, start in enumerate(starts)
+        if number % world_size == rank and not _part(folder, number).exists()
+    ]
+    with tqdm(
+        total=sum(min(PART, len(keys) - start) for _, start in missing),
+        desc=f"encoding {name}",
+        unit="clip",
+        disable=rank != 0 or not missing,
+    ) as bar:
+        for number, start in missing:
+            tensors = {}
+            for index in range(start, min(start + PART, len(keys))):
+                clip = encode(index)
+                for field in ("mean", "std", "text"):
+                    tensors[f"{index}.{field}"] = getattr(clip, field).contiguous()
+                bar.update()
+            path = _part(folder, number)
+            temporary = path.with_suffix(f".tmp{rank}")
+            save_file(tensors, temporary)
+            os.replace(temporary, path)
+    if rank == 0:
+        temporary = folder / "keys.json.tmp"
+        temporary.write_text(json.dumps(keys), encoding="utf-8")
+        os.replace(temporary, folder / "keys.json")
+
+
+class LatentCache:
+    """A built cache as a map-style data set of `EncodedClip`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.keys: list[str] = json.loads((folder / "keys.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise MobiusError(f"{folder} is no complete latent cache: delete it and start again") from error
+        absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
+        if absent:
+            raise MobiusError(f"the latent cache misses {absent[0]} and {len(absent) - 1} more: start again to build them")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def _open(self) -> dict[int, Any]:
+        return {}
+
+    def __getitem__(self, index: int) -> EncodedClip:
+        number = index // PART
+        if number not in self._open:
+            self._open[number] = safe_open(_part(self.folder, number), framework="pt")
+        part = self._open[number]
+        mean, std, text = (part.get_tensor(f"{index}.{field}") for field in ("mean", "std", "text"))
+        return EncodedClip(self.keys[index], mean, std, text)

@@ -1,0 +1,56 @@
+"""Everything random in a training sample, as a function of (seed, global sample index).
+
+The global sample index follows from the rank and the samples seen, so a run continues exactly without
+saving random states, and a global batch gets the same noise on one rank or on four. Draws are made on
+the CPU, whose generator gives the same bits on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Legend: B clips, C latent channels, F frames, h, w latent size.
+
+    posterior, noise: (B, C, F, h, w), standard normal; offset: (B, C, 1, 1, 1), standard normal;
+    shared: (B, C, 1, h, w), standard normal; timestep, dropout: (B,), uniform in [0, 1).
+    """
+
+    posterior: Tensor
+    noise: Tensor
+    shared: Tensor
+    offset: Tensor
+    timestep: Tensor
+    dropout: Tensor
+
+
+def sample_generator(seed: int, sample_index: int) -> torch.Generator:
+    """A CPU generator of one sample's own."""
+    # Two odd constants spread neighbouring seeds and indices over the generator's 64 bits.
+    mixed = (seed * 0x9E3779B97F4A7C15 + sample_index * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) % 2**64
+    return torch.Generator().manual_seed(mixed - 2**63)
+
+
+def draw(seed: int, sample_indices: Tensor, shape: tuple[int, int, int, int]) -> Draws:
+    """The draws of some samples; shape (C, F, h, w)."""
+    channels, _, height, width = shape
+    rows = []
+    for sample_index in sample_indices.tolist():
+        generator = sample_generator(seed, sample_index)
+        timestep, dropout = torch.rand(2, generator=generator)
+        rows.append(
+            (
+                torch.randn(shape, generator=generator),
+                torch.randn(shape, generator=generator),
+                torch.randn(channels, 1, height, width, generator=generator),
+                torch.randn(channels, 1, 1, 1, generator=generator),
+                timestep,
+                dropout,
+            )
+        )
+    return Draws(*(torch.stack(column) for column in zip(*rows, strict=True)))

@@ -1,0 +1,51 @@
+"""Both frozen encoders together: clips in, latents' posteriors and text embeddings out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
+from mobius_train.data.clips import Clip
+from mobius_train.encoders.images import ImageEncoder
+from mobius_train.encoders.text import TextEncoder
+from mobius_train.models import weights_hash
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The autoencoder and the text encoder of a run."""
+
+    images: ImageEncoder
+    text: TextEncoder
+
+    def encode(self, clip: Clip) -> EncodedClip:
+        """One clip, on the CPU, as a cache stores it."""
+        mean, std = self.images.posterior(clip.frames)
+        text = self.text.encode(clip.caption, where=clip.key)
+        return EncodedClip(clip.key, mean.cpu(), std.cpu(), text.cpu())
+
+    def encode_batch(self, batch: ClipBatch) -> EncodedBatch:
+        """A batch, clip by clip: the same bits as the cache."""
+        clips = [
+            self.encode(Clip(key, caption, frames))
+            for key, caption, frames in zip(batch.keys, batch.captions, batch.frames, strict=True)
+        ]
+        return EncodedBatch.collate(list(zip(batch.sample_index.tolist(), clips, strict=True)))
+
+    def empty_text(self) -> Tensor:
+        """(L, D): the embedding of the empty caption, for guidance."""
+        return self.text.encode("")
+
+    def fingerprint(self) -> str:
+        """Identifies what a cached latent or embedding depends on, besides the clip."""
+        parts = (
+            weights_hash(self.images.vae),
+            weights_hash(self.text.model),
+            str(self.text.max_tokens),
+            torch.__version__,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,62 @@
+"""The frozen autoencoder: pixels to latents and back.
+
+Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+
+class Posterior(NamedTuple):
+    """mean, std: (F, c, h, w), float32, before scaling."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """uint8 frames of any shape to float32 in [-1, 1]."""
+    return frames.float() / 127.5 - 1.0
+
+
+def to_frames(pixels: Tensor) -> Tensor:
+    """Float pixels in [-1, 1] to uint8."""
+    return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+class ImageEncoder:
+    """A frozen AutoencoderKL in float32 (Stable Diffusion's overflows in float16)."""
+
+    def __init__(self, vae: AutoencoderKL, device: torch.device) -> None:
+        # channels_last: twice as fast on CPUs, and what tensor cores want.
+        self.vae = vae.requires_grad_(False).eval().to(device, torch.float32, memory_format=torch.channels_last)
+        self.device = device
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.shift_factor = float(getattr(vae.config, "shift_factor", None) or 0.0)
+
+    @torch.no_grad()
+    def posterior(self, frames: Tensor) -> Posterior:
+        """Encode one clip, uint8 (F, 3, H, W).
+
+        Clip by clip on purpose, never a batch of clips: kernels choose another summation order for another
+        batch, and the cache must equal online encoding bit for bit.
+        """
+        distribution = self.vae.encode(to_pixels(frames.to(self.device))).latent_dist
+        return Posterior(distribution.mean, distribution.std)
+
+    def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """z = (mean + std · noise - shift) · scale, any shape, as the UNet sees latents."""
+        return (mean + std * noise - self.shift_factor) * self.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, c, F, h, w) → uint8 (B, F, 3, H, W)."""
+        folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
+        folded = folded / self.scaling_factor + self.shift_factor
+        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(8)])
+        return to_frames(pixels).unflatten(0, (latents.shape[0], latents.shape[2])).cpu()

@@ -1,0 +1,52 @@
+"""The training entry: `deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json [key=value …]`.
+
+`torchrun` and `srun` start the same file, and plain `python` trains on one process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Started as a script, Python puts this folder first on the path, where its modules would shadow others.
+if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
+    del sys.path[0]
+
+import argparse
+from pathlib import Path
+
+from mobius_train import environment
+from mobius_train.cli import run
+from mobius_train.config import RunConfig, load
+from mobius_train.errors import MobiusError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
+    )
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    parser.add_argument("--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    config = load(arguments.config, arguments.overrides)
+    launch = environment.prepare()
+    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    from mobius_train.run import dry_run, train
+
+    if arguments.dry_run:
+        dry_run(config, arguments.deepspeed, launch)
+    else:
+        train(config, arguments.deepspeed, launch)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,55 @@
+"""Saving and loading of models that are put together from several diffusers models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from diffusers import ConfigMixin, ModelMixin
+
+from mobius_train.errors import MobiusError
+
+
+class Assembly(ModelMixin, ConfigMixin):
+    """A model whose folder has a subfolder for each part, in diffusers' layout, and a config.json of its own.
+
+    The constructor takes the parts by their names.
+    """
+
+    parts: ClassVar[dict[str, type[ModelMixin]]]
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write config.json and the parts; options as ModelMixin.save_pretrained."""
+        folder = Path(save_directory)
+        self.save_config(folder)
+        for name in self.parts:
+            getattr(self, name).save_pretrained(folder / name, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Read what `save_pretrained` wrote; options, such as torch_dtype, as ModelMixin.from_pretrained.
+
+        Raises:
+            MobiusError: the folder is missing or incomplete, or holds a model of another kind.
+        """
+        folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
+        if not (folder / cls.config_name).is_file():
+            raise MobiusError(f"no {cls.__name__} in {folder}: there is no {cls.config_name}. Check the path")
+        kind = cls.load_config(folder).get("_class_name")
+        if kind != cls.__name__:
+            raise MobiusError(
+                f"{folder} holds a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained"
+            )
+        parts = {}
+        for name, part in cls.parts.items():
+            try:
+                parts[name] = part.from_pretrained(folder / name, **options)
+            except OSError as error:
+                raise MobiusError(
+                    f"{folder} is incomplete: its {name}/ does not load ({error}). Save or copy it again"
+                ) from error
+        return cls(**parts)
+
+    def _register_backbone_config(self, config: dict[str, Any]) -> None:
+        """Show the 2D UNet's configuration as one's own: pipelines ask for in_channels and the like."""
+        self.register_to_config(**{name: value for name, value in config.items() if not name.startswith("_")})

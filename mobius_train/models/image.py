@@ -1,0 +1,72 @@
+"""Text-to-image as the first stage of training: the 2D UNet itself, on frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from torch import Tensor, nn
+
+from mobius_train.models.backbone import check_backbone
+from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
+
+
+class ImageUNet(nn.Module):
+    """A 2D UNet that takes each frame of a clip for a picture of its own.
+
+    It wraps the UNet for training and sampling; what is saved is the UNet.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        check_backbone(unet)
+        self.unet = unet
+
+    @property
+    def config(self) -> Any:
+        return self.unet.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.unet
+
+    @property
+    def frozen(self) -> None:
+        return None
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: Tensor,
+        trained: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """See Denoiser. `trained` is called as a UNet2DConditionModel on (B·F, C, H, W)."""
+        unet = self.unet if trained is None else trained
+        num_frames = sample.shape[2]
+        timestep, text = fold_conditions(timestep, encoder_hidden_states, num_frames)
+        frames = fold_frames(sample).to(self.dtype)
+        prediction = unet(frames, timestep, text.to(self.dtype), return_dict=False)[0]
+        return unfold_frames(prediction, num_frames)
+
+    def with_trained(self, module: nn.Module) -> nn.Module:
+        """See Denoiser. The UNet itself: stills are sampled from it as from any."""
+        return module
+
+    def forward(
+        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> UNet3DConditionOutput | tuple[Tensor]:
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
+        prediction = self.predict(sample, timestep, encoder_hidden_states)
+        return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -1,0 +1,81 @@
+"""The layers of a 2D UNet in the order of its forward pass, read from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class LayerShape(NamedTuple):
+    """One pair of spatial convolution and attention block, SC and SA."""
+
+    in_channels: int
+    """What enters SC, a bridge included."""
+    channels: int
+    """What leaves SC and SA."""
+    heads: int | None
+    """SA's attention heads; None for a layer without attention."""
+
+
+class Layout(NamedTuple):
+    """The layers of each block; all blocks but the last of each side end in a down- or upsampler."""
+
+    down: list[list[LayerShape]]
+    mid: list[LayerShape]
+    up: list[list[LayerShape]]
+    in_heads: int
+    """Attention heads of the first level, whether or not its layers have attention."""
+
+
+# What `read_layout` reads of a UNet2DConditionModel's configuration.
+LAYOUT_FIELDS = (
+    "down_block_types",
+    "mid_block_type",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+)
+
+
+def read_layout(config: Mapping[str, Any]) -> Layout:
+    """The layers that diffusers builds for these `LAYOUT_FIELDS`.
+
+    `attention_head_dim` counts the heads, in spite of its name, as in UNet2DConditionModel.
+    """
+    channels = list(config["block_out_channels"])
+    levels = len(channels)
+    heads = _per_level(config["attention_head_dim"], levels)
+    depths = _per_level(config["layers_per_block"], levels)
+
+    down = []
+    for level, kind in enumerate(config["down_block_types"]):
+        before = channels[max(level - 1, 0)]
+        attention = heads[level] if "CrossAttn" in kind else None
+        inputs = [before] + [channels[level]] * (depths[level] - 1)
+        down.append([LayerShape(entering, channels[level], attention) for entering in inputs])
+
+    last = channels[-1]
+    has_mid = config["mid_block_type"] is not None
+    mid = [LayerShape(last, last, heads[-1]), LayerShape(last, last, None)] if has_mid else []
+
+    up = []
+    before = last
+    for level, kind in zip(reversed(range(levels)), config["up_block_types"], strict=True):
+        width = channels[level]
+        attention = heads[level] if "CrossAttn" in kind else None
+        # A bridge for every layer of the down block, and the last one from its input.
+        bridges = [width] * depths[level] + [channels[max(level - 1, 0)]]
+        states = [before] + [width] * depths[level]
+        up.append(
+            [
+                LayerShape(state + bridge, width, attention)
+                for state, bridge in zip(states, bridges, strict=True)
+            ]
+        )
+        before = width
+    return Layout(down, mid, up, heads[0])
+
+
+def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[int]:
+    return [value] * levels if isinstance(value, int) else list(value)

@@ -1,0 +1,194 @@
+"""The ring: the trainable temporal branch beside a frozen 2D UNet.
+
+Legend: h hidden state of the frozen spatial branch, t time state of the ring; SC, SA spatial convolution and
+attention block, TC, TA temporal ones; ⊕ concatenation on channels. N = B·F frames, the frames of a clip one
+after the other; C channels, H, W latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.activations import get_activation
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mobius_train.models.layout import LAYOUT_FIELDS, LayerShape, read_layout
+from mobius_train.models.spatial import Feature
+from mobius_train.models.temporal import TemporalBlock, transformer_in
+
+HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
+
+
+class Ring(ModelMixin, ConfigMixin):
+    """The time states t, their fusion with h, and the output head.
+
+        t_0     = transformer_in(h_0)
+        t_{i+1} = SA(SC(h_i)) + TA(SC(h_i) + TC(t_i))          (Mobius, Eq. 9)
+        t_{i+1} = SC(h_i) + TC(t_i)                            in layers without attention
+        output  = conv_out(act(norm(Conv1x1(h ⊕ t))))          (Eq. 6)
+
+    t has bridges of its own, as h has (Eq. 5), and down- and upsamplers of its own. The weights of TC, TA,
+    transformer_in and the samplers have the names that UNet3DConditionModel gives them.
+
+    The configuration's entries mean what they mean in UNet2DConditionModel.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        out_channels: int,
+        down_block_types: tuple[str, ...],
+        mid_block_type: str | None,
+        up_block_types: tuple[str, ...],
+        block_out_channels: tuple[int, ...],
+        layers_per_block: int | tuple[int, ...],
+        attention_head_dim: int | tuple[int, ...],
+        downsample_padding: int,
+        act_fn: str,
+        norm_num_groups: int,
+        norm_eps: float,
+        conv_out_kernel: int,
+    ) -> None:
+        super().__init__()
+        layout = read_layout(self.config)
+        first = block_out_channels[0]
+        self.transformer_in = transformer_in(first, layout.in_heads, norm_num_groups)
+        down = [RingBlock(shapes, norm_num_groups) for shapes in layout.down]
+        for block, width in zip(down[:-1], block_out_channels, strict=False):
+            block.downsamplers.append(
+                Downsample2D(width, use_conv=True, padding=downsample_padding, name="op")
+            )
+        up = [RingBlock(shapes, norm_num_groups) for shapes in layout.up]
+        for block, width in zip(up[:-1], reversed(block_out_channels), strict=False):
+            block.upsamplers.append(Upsample2D(width, use_conv=True))
+        self.down_blocks = nn.ModuleList(down)
+        self.mid_block = RingBlock(layout.mid, norm_num_groups)
+        self.up_blocks = nn.ModuleList(up)
+
+        self.fusion = nn.Conv2d(2 * first, first, kernel_size=1)
+        # [I | 0] without bias: a new ring predicts what the 2D UNet predicts.
+        nn.init.dirac_(self.fusion.weight)
+        nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
+        self.conv_act = get_activation(act_fn)
+        self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_unet2d(cls, unet: UNet2DConditionModel, gradient_checkpointing: bool = False) -> Ring:
+        """A new ring beside `unet`, in float32.
+
+        Samplers and output head start as copies of the UNet's, since t is about as large as h and means much
+        the same. The other layers start at random, but for the fusion.
+        """
+        names = (*LAYOUT_FIELDS, *HEAD_FIELDS, "downsample_padding")
+        ring = cls(**{name: unet.config[name] for name in names})
+        state = unet.state_dict()
+        copied = {
+            name: state[name]
+            for name in ring.state_dict()
+            if name.startswith(("conv_norm_out.", "conv_out.")) or "samplers." in name
+        }
+        ring.load_state_dict(copied, strict=False)
+        ring.gradient_checkpointing = gradient_checkpointing
+        return ring
+
+    def forward(self, features: Iterable[Feature], num_frames: int) -> Tensor:
+        """Run along the spatial branch, taking each of its features when its turn has come.
+
+        Args:
+            features: h_0, then one feature for each layer, as `walk` yields them; no graph behind them.
+            num_frames: F.
+
+        Returns:
+            (N, out_channels, H, W).
+        """
+        stream = _Stream(features, self.dtype)
+        state = self._run(self.transformer_in, stream.take().hidden, num_frames)
+        bridges = [state]
+        for block in cast(Sequence[RingBlock], self.down_blocks):
+            for conv, attention in block.layers():
+                state = self._layer(conv, attention, state, None, stream.take(), num_frames)
+                bridges.append(state)
+            for downsampler in block.downsamplers:
+                state = downsampler(state)
+                bridges.append(state)
+        for conv, attention in self.mid_block.layers():
+            state = self._layer(conv, attention, state, None, stream.take(), num_frames)
+        for block in cast(Sequence[RingBlock], self.up_blocks):
+            for conv, attention in block.layers():
+                state = self._layer(conv, attention, state, bridges.pop(), stream.take(), num_frames)
+            for upsampler in block.upsamplers:
+                state = upsampler(state, bridges[-1].shape[-2:])
+        return self._run(self._head, stream.hidden, state)
+
+    def _layer(
+        self,
+        temporal_conv: nn.Module,
+        temporal_attention: nn.Module | None,
+        state: Tensor,
+        bridge: Tensor | None,
+        feature: Feature,
+        num_frames: int,
+    ) -> Tensor:
+        """t_{i+1} (Eq. 9); a bridge is concatenated to t_i on the channels."""
+
+        def temporal(state: Tensor, bridge: Tensor | None, convolution: Tensor) -> Tensor:
+            if bridge is not None:
+                state = torch.cat([state, bridge], dim=1)
+            state = convolution + temporal_conv(state, num_frames)
+            return state if temporal_attention is None else temporal_attention(state, num_frames)
+
+        state = self._run(temporal, state, bridge, feature.convolution)
+        # Outside of what is recomputed, so that nothing keeps SA(SC(h)) for the backward pass.
+        return state if feature.attention is None else feature.attention + state
+
+    def _head(self, hidden: Tensor, state: Tensor) -> Tensor:
+        fused = self.fusion(torch.cat([hidden, state], dim=1))
+        return self.conv_out(self.conv_act(self.conv_norm_out(fused)))
+
+    def _run(self, function: Callable[..., Tensor], *args: Tensor | int | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            # The ring draws no random numbers.
+            return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+        return function(*args)
+
+
+class RingBlock(TemporalBlock):
+    """The ring's layers beside one block of the 2D UNet, and its own sampler where that block has one."""
+
+    def __init__(self, shapes: list[LayerShape], norm_num_groups: int) -> None:
+        super().__init__(shapes, norm_num_groups, bridged=True)
+        self.downsamplers = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
+
+
+class _Stream:
+    """The spatial features in the ring's dtype, one at a time; under autocast as they come.
+
+    It keeps the hidden state of the last one only, which the walk behind it needs for its next layer too.
+    """
+
+    hidden: Tensor
+
+    def __init__(self, features: Iterable[Feature], dtype: torch.dtype) -> None:
+        self._features = iter(features)
+        self._dtype = dtype
+
+    def take(self) -> Feature:
+        convolution, attention = next(self._features)
+        if not torch.is_autocast_enabled(convolution.device.type):
+            convolution = convolution.to(self._dtype)
+            attention = None if attention is None else attention.to(self._dtype)
+        feature = Feature(convolution, attention)
+        self.hidden = feature.hidden
+        return feature

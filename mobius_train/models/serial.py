@@ -1,0 +1,205 @@
+"""The serial model, the usual way: temporal layers between the spatial ones of a 2D UNet.
+
+Legend: SC, SA spatial convolution and attention block, TC, TA temporal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet3DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mobius_train.models.assembly import Assembly
+from mobius_train.models.backbone import check_backbone
+from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.layout import LAYOUT_FIELDS, read_layout
+from mobius_train.models.spatial import Feature, output_head, spatial_layer, walk
+from mobius_train.models.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
+
+__all__ = ["ModelMixin", "SerialUNet", "TemporalLayers"]
+
+
+class TemporalLayers(ModelMixin, ConfigMixin):
+    """The temporal layers of a serial model, named as in UNet3DConditionModel. A container.
+
+    The configuration's entries mean what they mean in UNet2DConditionModel.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        down_block_types: tuple[str, ...],
+        mid_block_type: str | None,
+        up_block_types: tuple[str, ...],
+        block_out_channels: tuple[int, ...],
+        layers_per_block: int | tuple[int, ...],
+        attention_head_dim: int | tuple[int, ...],
+        norm_num_groups: int,
+    ) -> None:
+        super().__init__()
+        layout = read_layout(self.config)
+        self.transformer_in = transformer_in(block_out_channels[0], layout.in_heads, norm_num_groups)
+        block = partial(TemporalBlock, norm_num_groups=norm_num_groups, bridged=False)
+        self.down_blocks = nn.ModuleList(map(block, layout.down))
+        self.mid_block = block(layout.mid)
+        self.up_blocks = nn.ModuleList(map(block, layout.up))
+
+    @classmethod
+    def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
+        """New temporal layers for `unet`, in float32, with an ordinary initialisation."""
+        return cls(**{name: unet.config[name] for name in (*LAYOUT_FIELDS, "norm_num_groups")})
+
+    def layers(self) -> list[tuple[nn.Module, nn.Module | None]]:
+        """The (TC, TA) pairs in the order of the forward pass."""
+        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        return [layer for block in blocks for layer in block.layers()]
+
+    def zero_outputs(self) -> None:
+        """Make every temporal layer the identity."""
+        for module in self.modules():
+            if isinstance(module, TemporalConv | TemporalAttention):
+                module.zero_output()
+
+
+class SerialUNet(Assembly):
+    """Text-to-video denoiser with h_{i+1} = TA(SA(TC(SC(h_i)))) (Mobius, Eq. 7).
+
+    It computes what diffusers' UNet3DConditionModel computes, on any 2D UNet. The names of its weights are
+    those of UNet3DConditionModel after a prefix: `unet.` for the 2D layers, `temporal.` for the others.
+
+    Attributes:
+        unet: the 2D UNet.
+        temporal: the temporal layers.
+        gradient_checkpointing: recompute each layer in the backward pass.
+    """
+
+    parts: ClassVar = {"unet": UNet2DConditionModel, "temporal": TemporalLayers}
+
+    def __init__(
+        self, unet: UNet2DConditionModel, temporal: TemporalLayers, gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        check_backbone(unet)
+        self.unet = unet
+        self.temporal = temporal
+        self.gradient_checkpointing = gradient_checkpointing
+        self._register_backbone_config(unet.config)
+
+    @classmethod
+    def from_unet2d(cls, unet: UNet2DConditionModel, gradient_checkpointing: bool = False) -> Self:
+        """New temporal layers in `unet`, each starting as the identity.
+
+        Raises:
+            MobiusError: the UNet wants conditions, or has blocks, that are not supported.
+        """
+        check_backbone(unet)
+        temporal = TemporalLayers.from_unet2d(unet)
+        temporal.zero_outputs()
+        return cls(unet, temporal, gradient_checkpointing)
+
+    @classmethod
+    def from_unet3d(cls, unet3d: UNet3DConditionModel, gradient_checkpointing: bool = False) -> Self:
+        """The same model, with copies of the weights; its TC has no dropout, diffusers' has 0.1.
+
+        Raises:
+            MobiusError: the UNet wants conditions, or has blocks, that are not supported.
+        """
+        unet = UNet2DConditionModel(**_config2d(unet3d))
+        check_backbone(unet)
+        temporal = TemporalLayers.from_unet2d(unet)
+        state = unet3d.state_dict()
+        names = temporal.state_dict().keys()
+        temporal.load_state_dict({name: state[name] for name in names})
+        unet.load_state_dict({name: tensor for name, tensor in state.items() if name not in names})
+        model = cls(unet, temporal, gradient_checkpointing)
+        return model.to(unet3d.device, unet3d.dtype).train(unet3d.training)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self
+
+    @property
+    def frozen(self) -> None:
+        return None
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: Tensor,
+        trained: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """See Denoiser. `trained` is called as this model is."""
+        model = self if trained is None else trained
+        return model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+    def with_trained(self, module: nn.Module) -> nn.Module:
+        """See Denoiser."""
+        return module
+
+    def forward(
+        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> UNet3DConditionOutput | tuple[Tensor]:
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
+        num_frames = sample.shape[2]
+        timestep, text = fold_conditions(timestep, encoder_hidden_states, num_frames)
+        frames = fold_frames(sample).to(self.dtype)
+        pairs = iter(self.temporal.layers())
+
+        def layer(*args: Any) -> Feature:
+            return self._run(_serial_layer, *next(pairs), num_frames, *args)
+
+        def enter(hidden: Tensor) -> Tensor:
+            return self._run(self.temporal.transformer_in, hidden, num_frames)
+
+        for feature in walk(self.unet, frames, timestep, text.to(self.dtype), layer, enter):
+            hidden = feature.hidden
+        prediction = unfold_frames(self._run(output_head, self.unet, hidden), num_frames)
+        return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
+
+
+def _serial_layer(
+    temporal_conv: nn.Module,
+    temporal_attention: nn.Module | None,
+    num_frames: int,
+    resnet: nn.Module,
+    attention: nn.Module | None,
+    hidden: Tensor,
+    bridge: Tensor | None,
+    time_embedding: Tensor,
+    text: Tensor,
+) -> Feature:
+    """`spatial_layer` with TC after SC and TA after SA (Eq. 7)."""
+
+    def convolve(hidden: Tensor, time_embedding: Tensor) -> Tensor:
+        return temporal_conv(resnet(hidden, time_embedding), num_frames)
+
+    feature = spatial_layer(convolve, attention, hidden, bridge, time_embedding, text)
+    if feature.attention is None or temporal_attention is None:
+        return feature
+    return feature._replace(attention=temporal_attention(feature.attention, num_frames))
+
+
+def _config2d(unet3d: UNet3DConditionModel) -> dict[str, Any]:
+    """The configuration of the 2D UNet whose layers the 3D UNet has."""
+    config = {name: value for name, value in unet3d.config.items() if not name.startswith("_")}
+    # Here the entry is the size of a head, in 2D UNets it is the number of heads.
+    head_dim = config["attention_head_dim"]
+    return config | {
+        "down_block_types": tuple(kind.replace("3D", "2D") for kind in config["down_block_types"]),
+        "up_block_types": tuple(kind.replace("3D", "2D") for kind in config["up_block_types"]),
+        "attention_head_dim": tuple(width // head_dim for width in config["block_out_channels"]),
+        "use_linear_projection": True,
+    }

@@ -1,0 +1,144 @@
+"""The forward pass of a diffusers UNet2DConditionModel, written out once as a stream of layer features.
+
+Everything that runs a 2D UNet here runs this walk: the parallel model takes the stream as it is, the serial
+model puts its temporal layers in.
+
+Legend: SC spatial convolution block (ResnetBlock2D), SA spatial attention block (Transformer2DModel), h
+hidden state. N = B·F frames, C channels, H, W latent size; L text tokens, D their width; T width of the time
+embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from mobius_train.models.frames import Timestep
+
+
+class Feature(NamedTuple):
+    """What one layer computes, both (N, C, H, W)."""
+
+    convolution: Tensor
+    """SC(h)."""
+    attention: Tensor | None = None
+    """SA(SC(h)); None for a layer without attention."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """The hidden state that leaves the layer."""
+        return self.convolution if self.attention is None else self.attention
+
+
+# (SC, SA or None, h, bridge or None, time embedding (N, T), text (N, L, D)) → feature
+Layer = Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None, Tensor, Tensor], Feature]
+
+
+def spatial_layer(
+    resnet: Callable[[Tensor, Tensor], Tensor],
+    attention: nn.Module | None,
+    hidden: Tensor,
+    bridge: Tensor | None,
+    time_embedding: Tensor,
+    text: Tensor,
+) -> Feature:
+    """h_{i+1} = SA(SC(h_i)) (Mobius, Eq. 8); a bridge is concatenated to h_i on the channels."""
+    if bridge is not None:
+        hidden = torch.cat([hidden, bridge], dim=1)
+    convolved = resnet(hidden, time_embedding)
+    if attention is None:
+        return Feature(convolved)
+    return Feature(convolved, attention(convolved, encoder_hidden_states=text, return_dict=False)[0])
+
+
+def walk(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    timestep: Timestep,
+    encoder_hidden_states: Tensor,
+    layer: Layer = spatial_layer,
+    enter: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+) -> Iterator[Feature]:
+    """The features of the UNet in the order of its layers: first h_0 after conv_in, then one for each layer.
+
+    The walk holds the hidden state and the bridges only, so a feature is freed as soon as the taker drops it.
+    The last feature's hidden state is what the output head takes (`output_head`).
+
+    Args:
+        sample: (N, C, H, W), any size: where it does not halve evenly, upsampling follows the bridge's size.
+        timestep: a number or a tensor of shape (), (1,) or (N,).
+        encoder_hidden_states: (N, L, D).
+        layer: computes one layer.
+        enter: changes h_0 before all layers.
+    """
+    if unet.config.center_input_sample:
+        sample = 2 * sample - 1.0
+    time_embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+    if unet.time_embed_act is not None:
+        time_embedding = unet.time_embed_act(time_embedding)
+    conditions = (time_embedding, encoder_hidden_states)
+    even = all(size % 2**unet.num_upsamplers == 0 for size in sample.shape[-2:])
+
+    hidden = enter(unet.conv_in(sample))
+    yield Feature(hidden)
+
+    bridges = [hidden]
+    for block in unet.down_blocks:
+        for resnet, attention in _layers(block):
+            feature = layer(resnet, attention, hidden, None, *conditions)
+            hidden = feature.hidden
+            bridges.append(hidden)
+            yield feature
+            del feature
+        for downsampler in block.downsamplers or ():
+            hidden = downsampler(hidden)
+            bridges.append(hidden)
+
+    for resnet, attention in _layers(unet.mid_block):
+        feature = layer(resnet, attention, hidden, None, *conditions)
+        hidden = feature.hidden
+        yield feature
+        del feature
+
+    for block in unet.up_blocks:
+        for resnet, attention in _layers(block):
+            feature = layer(resnet, attention, hidden, bridges.pop(), *conditions)
+            hidden = feature.hidden
+            yield feature
+            del feature
+        for upsampler in block.upsamplers or ():
+            hidden = upsampler(hidden, None if even else bridges[-1].shape[-2:])
+
+
+def output_head(unet: UNet2DConditionModel, hidden: Tensor) -> Tensor:
+    """The last hidden state (N, C, H, W) → the prediction, (N, out_channels, H, W)."""
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+
+def spatial_features(
+    unet: UNet2DConditionModel, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor
+) -> Iterator[Feature]:
+    """`walk` without a graph, in the UNet's dtype. Arguments as there.
+
+    Gradients are off only while the walk computes, never while the taker does.
+    """
+    features = walk(unet, sample.to(unet.dtype), timestep, encoder_hidden_states.to(unet.dtype))
+    while True:
+        with torch.no_grad():
+            feature = next(features, None)
+        if feature is None:
+            return
+        yield feature
+        del feature
+
+
+def _layers(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """The (SC, SA) pairs of a block; without SA where the block has fewer attentions than resnets."""
+    if block is None:
+        return iter(())
+    return zip_longest(block.resnets, getattr(block, "attentions", ()))

@@ -1,0 +1,269 @@
+"""Text to video: the trained models as a diffusers pipeline.
+
+Legend: B prompts, C latent channels, F frames, h, w latent size, H, W pixels; L text tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mobius_train.diffusion.sampler import (
+    denoise,
+    guided,
+    initial_noise,
+    prompt_generator,
+    sampling_scheduler,
+)
+from mobius_train.encoders.images import ImageEncoder
+from mobius_train.encoders.text import TextEncoder
+from mobius_train.errors import MobiusError
+from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
+from mobius_train.pipeline_output import OUTPUT_TYPES, TextToVideoPipelineOutput, convert_frames
+
+
+class TextToVideoPipeline(DiffusionPipeline):
+    """Samples clips from prompts by DDIM; saved and loaded like any diffusers pipeline.
+
+    Args:
+        unet: ParallelUNet or SerialUNet; a UNet2DConditionModel, or the ImageUNet around one, gives stills.
+        scheduler: a diffusers scheduler over the trained noise schedule; DDIM takes its configuration.
+        max_text_tokens: prompts are padded and truncated to so many tokens, as captions were in training.
+        num_frames: frames of a clip, when the call does not say.
+        resolution: pixels, when the call does not say; none: the UNet's sample_size.
+        guidance_scale: when the call does not say.
+        frame_noise_correlation: of the initial noise, as in training.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: ParallelUNet | SerialUNet | ImageUNet | UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        max_text_tokens: int | None = None,
+        num_frames: int = 8,
+        resolution: int | None = None,
+        guidance_scale: float = 7.5,
+        frame_noise_correlation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet.unet if isinstance(unet, ImageUNet) else unet,
+            scheduler=sampling_scheduler(scheduler),
+        )
+        self.register_to_config(
+            max_text_tokens=max_text_tokens,
+            num_frames=num_frames,
+            resolution=resolution,
+            guidance_scale=guidance_scale,
+            frame_noise_correlation=frame_noise_correlation,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative_prompt: str = "",
+        seed: int = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+    ) -> Any:
+        """One clip for each prompt.
+
+        Prompts are sampled one after the other, so that a clip is the same alone or among others, to the
+        last bit, and memory is that of one clip. The global random state is neither used nor changed.
+
+        Args:
+            height, width: pixels, multiples of the autoencoder's downsampling.
+            guidance_scale: of classifier-free guidance; 1 or less runs the model on the prompt alone.
+            guidance_rescale: see `guided`.
+            seed: with the prompt it fixes the clip's noise.
+            generator: takes the seed's place, as in diffusers: one for all in turn, or one for each prompt.
+            latents: the initial noise itself, (B, C, F, h, w).
+            output_type: "np", "pil", "pt", "uint8" or "latent".
+
+        Returns:
+            TextToVideoPipelineOutput, or a tuple of its frames alone when return_dict is false.
+
+        Raises:
+            MobiusError: an argument does not fit.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise MobiusError("no prompt: give at least one")
+        if output_type not in OUTPUT_TYPES:
+            raise MobiusError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        device = self._execution_device
+        noises = self._initial_noise(prompts, num_frames, height, width, seed, generator, latents)
+        text = TextEncoder(self.text_encoder, self.tokenizer, device, self.config.max_text_tokens)
+        conditions = [text.encode(caption) for caption in prompts]
+        unconditional = text.encode(negative_prompt) if scale > 1 else None
+
+        clips: list[Tensor] = []
+        with evaluating(self.unet), self.progress_bar(total=len(prompts) * num_inference_steps) as bar:
+            for noise, condition in zip(noises, conditions, strict=True):
+                predict = self._guided_prediction(condition, unconditional, scale, guidance_rescale)
+                clips.append(
+                    denoise(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update)
+                )
+
+        if output_type == "latent":
+            frames: Any = torch.cat(clips)
+        else:
+            images = ImageEncoder(self.vae, device)
+            frames = convert_frames(torch.cat([images.decode(clip) for clip in clips]), output_type)
+        return TextToVideoPipelineOutput(frames) if return_dict else (frames,)
+
+    def spatial_only(self) -> TextToVideoPipeline:
+        """A pipeline of the frozen spatial branch alone, which draws stills; all weights are shared.
+
+        A still begins with the noise of the first frame that the same prompt and seed give a clip.
+
+        Raises:
+            MobiusError: the model has no spatial branch of its own (serial).
+        """
+        if isinstance(self.unet, ParallelUNet):
+            unet = self.unet.spatial
+        elif isinstance(self.unet, UNet2DConditionModel):
+            unet = self.unet
+        else:
+            raise MobiusError(
+                f"{type(self.unet).__name__} has no spatial branch of its own, as parallel models have."
+                " Sample with num_frames=1, or from the text-to-image model that the training started from"
+            )
+        return TextToVideoPipeline(
+            **(self.components | {"unet": unet}),
+            max_text_tokens=self.config.max_text_tokens,
+            num_frames=1,
+            resolution=self.config.resolution,
+            guidance_scale=self.config.guidance_scale,
+            frame_noise_correlation=self.config.frame_noise_correlation,
+        )
+
+    def _initial_noise(
+        self,
+        prompts: list[str],
+        num_frames: int | None,
+        height: int | None,
+        width: int | None,
+        seed: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> list[Tensor]:
+        """For each prompt (1, C, F, h, w), where its generator lives."""
+        if latents is not None:
+            if latents.ndim != 5 or len(latents) != len(prompts):
+                raise MobiusError(
+                    f"latents must be (B, C, F, h, w) for {len(prompts)} prompts, got {tuple(latents.shape)}"
+                )
+            return list(latents.split(1))
+        frames = self.config.num_frames if num_frames is None else num_frames
+        if frames < 1:
+            raise MobiusError(f"num_frames={frames} must be 1 or more")
+        if isinstance(self.unet, UNet2DConditionModel) and frames != 1:
+            raise MobiusError(
+                f"num_frames={frames}: a text-to-image model draws stills only, set num_frames=1"
+            )
+        shape = (self.unet.config.in_channels, frames, self._latent_size(height), self._latent_size(width))
+        if generator is None:
+            generators = [prompt_generator(seed, prompt) for prompt in prompts]
+        elif isinstance(generator, torch.Generator):
+            generators = [generator] * len(prompts)
+        else:
+            generators = list(generator)
+        if len(generators) != len(prompts):
+            raise MobiusError(
+                f"{len(generators)} generators for {len(prompts)} prompts: give one for each, or one"
+            )
+        return [initial_noise(shape, one, self.config.frame_noise_correlation) for one in generators]
+
+    def _latent_size(self, pixels: int | None) -> int:
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if pixels is None:
+            pixels = self.config.resolution
+        if pixels is None:
+            return int(self.unet.config.sample_size)
+        if pixels < factor or pixels % factor:
+            raise MobiusError(f"{pixels} pixels: height and width must be multiples of {factor}")
+        return int(pixels) // factor
+
+    def _guided_prediction(
+        self, condition: Tensor, unconditional: Tensor | None, scale: float, rescale: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """(noisy latents (1, C, F, h, w), timestep) → prediction; condition and unconditional: (L, D)."""
+        model = ImageUNet(self.unet) if isinstance(self.unet, UNet2DConditionModel) else self.unet
+        if unconditional is None:
+            return partial(model.predict, encoder_hidden_states=condition.unsqueeze(0))
+        text = torch.stack([unconditional, condition])
+
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            both = model.predict(torch.cat([sample, sample]), timestep, text)
+            without, conditional = both.float().chunk(2)
+            return guided(without, conditional, scale, rescale)
+
+        return predict
+
+
+def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeline:
+    """The pipeline of a run's folder (its final/), or of a pipeline folder itself.
+
+    Raises:
+        MobiusError: no pipeline lies there, or it does not load, or there is no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MobiusError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    found = next((path for path in (folder / "final", folder) if (path / "model_index.json").is_file()), None)
+    if found is None:
+        raise MobiusError(
+            f"no model in {folder}: "
+            + (
+                "neither it nor its final/ holds a model_index.json"
+                if folder.is_dir()
+                else "there is no such folder"
+            )
+            + ". Give a finished run's output_dir, or a folder that TextToVideoPipeline.save_pretrained wrote"
+        )
+    try:
+        kind = TextToVideoPipeline.load_config(str(found)).get("_class_name")
+        if kind != TextToVideoPipeline.__name__:
+            raise MobiusError(f"{found} holds a {kind}, not a {TextToVideoPipeline.__name__}")
+        return TextToVideoPipeline.from_pretrained(str(found)).to(device)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MobiusError(f"the model in {found} does not load: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, for dropout draws random numbers; at the end every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,139 @@
+"""One run from its configuration to its end: put the parts together, resume, train, say where things are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import closing
+from pathlib import Path
+
+from mobius_train.checkpoint import checkpoint
+from mobius_train.config import RunConfig
+from mobius_train.engine import distributed as ranks
+from mobius_train.engine.deepspeed import DeepSpeedEngine
+from mobius_train.engine.distributed import Distributed
+from mobius_train.engine.ds_config import read, resolve
+from mobius_train.engine.settings import EngineSettings
+from mobius_train.environment import Launch
+from mobius_train.errors import MobiusError
+from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.tasks.build import build_task
+from mobius_train.tasks.task import Shown, Task
+from mobius_train.trainer import Progress, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
+    """Train, and print where the results are."""
+    started = time.monotonic()
+    ds_json = read(ds_path)
+    with closing(ranks.start(launch)) as distributed:
+        _check_batch_sizes(config, distributed.world_size)
+        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        output_dir = _output_dir(config, distributed)
+        task = build_task(config, distributed)
+        # The folder is made when nothing in the input can be wrong any more.
+        resume = _claim(output_dir, config, distributed)
+        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        progress = Progress()
+        if resume is not None:
+            progress = Progress(**checkpoint.load(resume, engine, task.frozen_hash, distributed))
+            logger.info("resumed from %s at step %d", resume, progress.step)
+        shown = Trainer(config, task, engine, distributed, output_dir, progress).train()
+        if distributed.is_main:
+            _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
+
+
+def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
+    """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
+    ds_json = read(ds_path)
+    with closing(ranks.start(launch)) as distributed:
+        _check_batch_sizes(config, distributed.world_size)
+        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        task = build_task(config, distributed)
+        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        loss = task.loss(engine, next(task.training_batches(0))).mean()
+        engine.backward(loss)
+        mean = distributed.mean({"loss": float(loss.detach())})["loss"]
+        if distributed.is_main:
+            trained = _count(task, True)
+            print(
+                f"dry run: {config.stage}, {trained / 1e6:.2f}M trained parameters on {distributed.world_size} rank(s),"
+                f" loss of one micro-batch {mean:.4f},"
+                f" peak memory {peak_memory_gb(distributed.device):.2f} GB; nothing was written"
+            )
+
+
+def engine_settings(config: RunConfig) -> EngineSettings:
+    """The part of the recipe that an engine needs."""
+    return EngineSettings(
+        micro_batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        learning_rate=config.learning_rate,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        adam_weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        use_ema=config.use_ema,
+        ema_decay=config.ema_decay,
+    )
+
+
+def _count(task: Task, trained: bool) -> int:
+    return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
+
+
+def _check_batch_sizes(config: RunConfig, world_size: int) -> None:
+    product = config.train_batch_size * config.gradient_accumulation_steps * world_size
+    if config.global_batch_size not in (None, product):
+        raise MobiusError(
+            f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
+            f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {world_size} rank(s) = {product}:"
+            " change one of them"
+        )
+
+
+def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
+    """`{time}` in output_dir is the start of the run, the same on every rank."""
+    stamp = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
+    output_dir = Path(str(config.output_dir).replace("{time}", stamp))
+    if config.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
+        raise MobiusError(
+            f"{output_dir} is not empty: choose another output_dir, or go on with it by resume_from_checkpoint=latest"
+        )
+    return output_dir
+
+
+def _claim(output_dir: Path, config: RunConfig, distributed: Distributed) -> Path | None:
+    """Make the output folder with the resolved configuration in it; the checkpoint to resume from, if any."""
+    resume = None
+    if config.resume_from_checkpoint is not None:
+        resume = checkpoint.find(output_dir, config.resume_from_checkpoint)
+    if distributed.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        resolved = config.model_copy(update={"output_dir": output_dir})
+        (output_dir / "config.yaml").write_text(resolved.dump(), encoding="utf-8")
+    distributed.barrier()
+    return resume
+
+
+def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    heldout = [line["heldout_loss"] for line in lines if "heldout_loss" in line]
+    print(f"\nDone in {seconds / 60:.1f} minutes, peak memory {memory_gb:.2f} GB.")
+    if heldout:
+        print(f"  held-out loss      {heldout[0]:.5f} before, {heldout[-1]:.5f} after")
+    if shown.figures:
+        print(
+            f"  frame difference   {shown.figures['frame_difference/samples']:.2f} in the samples,"
+            f" {shown.figures['frame_difference/data']:.2f} in the data (mean |change| of 0..255)"
+        )
+    for path in shown.paths:
+        print(f"  {path.suffix[1:]:<18} {path}")
+    print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")
+    print(f"  model              {output_dir / 'final'}")

@@ -1,0 +1,157 @@
+"""Training an image autoencoder: L1 + MSE of the reconstruction + a small KL term.
+
+Legend: B clips, F frames, H, W pixels; N = B·F images; c, h, w latent channels and size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
+from torch import Tensor, nn
+
+from mobius_train.config import RunConfig
+from mobius_train.data.batch import ClipBatch
+from mobius_train.data.clips import ClipDataset
+from mobius_train.data.loader import heldout_batches, training_batches
+from mobius_train.diffusion.randomness import sample_generator
+from mobius_train.encoders.images import to_frames, to_pixels
+from mobius_train.engine.distributed import Distributed
+from mobius_train.media import contact_sheet
+from mobius_train.tasks.task import Inference, Shown, Total, Weights
+
+
+class Autoencoding(nn.Module):
+    """AutoencoderKL with the posterior's noise given: (N, 3, H, W), (N, c, h, w) → reconstruction, mean, logvar."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+class AutoencoderTask:
+    """Stage `autoencoder`. Nothing is frozen."""
+
+    frozen_hash = ""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vae: AutoencoderKL,
+        train: ClipDataset,
+        heldout: ClipDataset | None,
+        distributed: Distributed,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.train, self.heldout, self.distributed = config, train, heldout, distributed
+        self.trained = Autoencoding(vae)
+        self._latent = (vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1))
+        self._dtype = dtype
+        self._inference = Inference(self.trained, distributed.device, torch.float32)
+
+    def prepare_data(self) -> None:
+        """Nothing to prepare: pixels are read as they are."""
+
+    def training_batches(self, samples_seen: int) -> Iterator[ClipBatch]:
+        return training_batches(
+            self.train,
+            ClipBatch.collate,
+            batch_size=self.config.train_batch_size,
+            seed=self.config.seed,
+            rank=self.distributed.rank,
+            world_size=self.distributed.world_size,
+            samples_seen=samples_seen,
+            num_workers=self.config.data.dataloader_num_workers,
+            random_frame_of=self.config.data.num_frames if self.config.data.random_frame else None,
+        )
+
+    def loss(self, engine: Callable[..., Any], batch: ClipBatch) -> Tensor:
+        pixels = to_pixels(batch.frames).to(self.distributed.device, self._dtype)
+        noise = self._noise(batch, self.config.seed).to(pixels)
+        reconstruction, mean, logvar = engine(pixels.flatten(0, 1), noise.flatten(0, 1))
+        error = rearrange(reconstruction, "(b f) c h w -> b (f c h w)", b=len(pixels)).float()
+        error = error - pixels.flatten(1).float()
+        mean, logvar = mean.float(), logvar.float()
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).unflatten(0, (len(pixels), -1))
+        return (
+            error.abs().mean(1)
+            + error.square().mean(1)
+            + self.config.objective.kl_weight * divergence.flatten(1).mean(1)
+        )
+
+    def _noise(self, batch: ClipBatch, seed: int) -> Tensor:
+        channels, reduction = self._latent
+        frames, _, height, width = batch.frames.shape[1:]
+        shape = (frames, channels, height // reduction, width // reduction)
+        return torch.stack(
+            [torch.randn(shape, generator=sample_generator(seed, i)) for i in batch.sample_index.tolist()]
+        )
+
+    @torch.no_grad()
+    def heldout_loss(self, weights: Weights) -> Total | None:
+        if self.heldout is None:
+            return None
+        model = self._inference.model(weights)
+        losses: list[float] = []
+        for batch in self._heldout_batches(self.distributed.rank, self.distributed.world_size):
+            pixels = to_pixels(batch.frames).to(self.distributed.device)
+            noise = torch.zeros_like(self._noise(batch, 0)).to(pixels)
+            reconstruction, _, _ = model(pixels.flatten(0, 1), noise.flatten(0, 1))
+            error = reconstruction - pixels.flatten(0, 1)
+            per_clip = (error.abs() + error.square()).unflatten(0, (len(pixels), -1)).flatten(1).mean(1)
+            losses += per_clip.tolist()
+        return Total(sum(losses), len(losses))
+
+    def _heldout_batches(self, rank: int, world_size: int) -> Iterator[ClipBatch]:
+        assert self.heldout is not None
+        return heldout_batches(
+            self.heldout,
+            ClipBatch.collate,
+            batch_size=self.config.train_batch_size,
+            rank=rank,
+            world_size=world_size,
+            max_clips=self.config.validation.max_clips,
+            first_frame=self.config.data.random_frame,
+        )
+
+    @torch.no_grad()
+    def show(self, weights: Weights, folder: Path) -> Shown:
+        """Held-out (or training) clips above their reconstructions."""
+        model = self._inference.model(weights)
+        clips = self.heldout or self.train
+        rows: list[Tensor] = []
+        captions: list[str] = []
+        for index in range(min(6, len(clips))):
+            clip = clips[index]
+            pixels = to_pixels(clip.frames).to(self.distributed.device)
+            posterior = model.vae.encode(pixels).latent_dist
+            rows += [clip.frames, to_frames(model.vae.decode(posterior.mean).sample).cpu()]
+            captions += [clip.caption, "reconstructed"]
+        path = folder / "reconstructions.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(rows, captions, path)
+        return Shown([path])
+
+    @torch.no_grad()
+    def export(self, weights: Weights, folder: Path) -> None:
+        """Write vae/, its scaling_factor set so that the training clips' latents have unit variance."""
+        vae = self._inference.model(weights).vae
+        count = min(256, len(self.train))
+        step = len(self.train) // count
+        means = torch.cat(
+            [
+                vae.encode(to_pixels(self.train[i * step].frames).to(self.distributed.device)).latent_dist.mean
+                for i in range(count)
+            ]
+        )
+        vae.register_to_config(scaling_factor=round(1 / float(means.std()), 5))
+        vae.save_pretrained(folder / "vae")

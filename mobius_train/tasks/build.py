@@ -1,0 +1,91 @@
+"""From a configuration to a task: load, check that the parts fit, and only then build.
+
+Everything that can be wrong in the input is found here, before anything slow starts.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+from mobius_train.config import RunConfig
+from mobius_train.data.clips import ClipDataset, open_clips
+from mobius_train.diffusion.objective import DiffusionObjective
+from mobius_train.encoders.encoders import Encoders
+from mobius_train.encoders.images import ImageEncoder
+from mobius_train.encoders.text import load_text_encoder
+from mobius_train.engine.distributed import Distributed
+from mobius_train.errors import MobiusError
+from mobius_train.models import build_denoiser
+from mobius_train.tasks.autoencoder import AutoencoderTask
+from mobius_train.tasks.diffusion import DiffusionTask
+from mobius_train.tasks.load import load_part
+from mobius_train.tasks.task import Task
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_task(config: RunConfig, distributed: Distributed) -> Task:
+    """The task of `config.stage`, with its models on this rank's device and its data open.
+
+    Raises:
+        MobiusError: a model or data folder is missing, or the parts do not fit each other.
+    """
+    # The same new weights on every rank.
+    torch.manual_seed(config.seed)
+    dtype = DTYPES[config.mixed_precision]
+    train = _open(config, config.data.train)
+    heldout = None if config.data.validation is None else _open(config, config.data.validation)
+    if config.stage == "autoencoder":
+        vae = load_part(AutoencoderKL, "vae", config.vae_config, config.pretrained_model_name_or_path)
+        _check_resolution(config, vae)
+        return AutoencoderTask(config, vae, train, heldout, distributed, dtype)
+
+    unet = load_part(UNet2DConditionModel, "unet", config.unet_config, config.pretrained_model_name_or_path)
+    scheduler = load_part(
+        DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path
+    )
+    objective = DiffusionObjective(scheduler, config.objective)
+    vae = load_part(AutoencoderKL, "vae", None, config.vae_name_or_path or config.pretrained_model_name_or_path)
+    _check_resolution(config, vae)
+    text_source = config.text_encoder_name_or_path or config.pretrained_model_name_or_path
+    if text_source is None:
+        raise MobiusError("no text encoder: set text_encoder_name_or_path")
+    text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
+    _check_fit(unet, vae, text.width, text_source)
+    # float32 masters are the engine's; a frozen branch is kept in the compute dtype.
+    denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
+    if denoiser.frozen is not None:
+        denoiser.frozen.to(distributed.device, dtype)
+    encoders = Encoders(ImageEncoder(vae, distributed.device), text)
+    return DiffusionTask(config, denoiser, objective, encoders, train, heldout, distributed, dtype)
+
+
+def _open(config: RunConfig, source: str) -> ClipDataset:
+    return open_clips(
+        source,
+        num_frames=config.data.num_frames,
+        resolution=config.data.resolution,
+        caption_language=config.data.caption_language,
+    )
+
+
+def _check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
+    reduction = 2 ** (len(vae.config.block_out_channels) - 1)
+    if config.data.resolution % reduction:
+        raise MobiusError(
+            f"data.resolution={config.data.resolution} is no multiple of {reduction}, the autoencoder's reduction"
+        )
+
+
+def _check_fit(unet: UNet2DConditionModel, vae: AutoencoderKL, text_width: int, text_source: str) -> None:
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise MobiusError(
+            f"the UNet takes {unet.config.in_channels} channels but the autoencoder gives"
+            f" {vae.config.latent_channels}: these two do not belong together"
+        )
+    if unet.config.cross_attention_dim != text_width:
+        raise MobiusError(
+            f"the text encoder {text_source} is {text_width} wide but the UNet's cross_attention_dim is"
+            f" {unet.config.cross_attention_dim}: choose a text encoder that fits in text_encoder_name_or_path"
+        )

@@ -1,0 +1,84 @@
+"""What the training loop needs to know of the thing that it trains, and nothing more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+class Total(NamedTuple):
+    """A sum and how many were summed: this rank's share of a mean."""
+
+    sum: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a validation has put on disk, and figures about it."""
+
+    paths: list[Path] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A stage of the method: its trained module, its data, its loss, its pictures."""
+
+    trained: nn.Module
+    """What the engine wraps."""
+
+    frozen_hash: str
+    """Identifies the weights that the trained ones belong to and that no checkpoint holds."""
+
+    def prepare_data(self) -> None:
+        """Slow preparation before training, such as the latent cache; every rank calls it."""
+
+    def training_batches(self, samples_seen: int) -> Iterator[Any]:
+        """This rank's micro-batches without end, after so many samples of all ranks."""
+
+    def loss(self, engine: Callable[..., Any], batch: Any) -> Tensor:
+        """(B,) float32 losses of a micro-batch; the engine is called in place of `trained`."""
+
+    def heldout_loss(self, weights: Weights) -> Total | None:
+        """This rank's share of the held-out loss under the given weights; none without held-out data."""
+
+    def show(self, weights: Weights, folder: Path) -> Shown:
+        """Make pictures under the given weights; called on one rank. Leaves the global random state alone."""
+
+    def export(self, weights: Weights, folder: Path) -> None:
+        """Write the finished model, in the layout that diffusers reads; called on one rank."""
+
+
+class Inference:
+    """Plain copies of a trained module with given weights, for evaluation beside the engine.
+
+    An engine may have cut the live module into shards. The template holds the structure and no memory.
+    """
+
+    def __init__(self, trained: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._frozen = {
+            name: parameter.detach().to(device, dtype, copy=True)
+            for name, parameter in trained.named_parameters()
+            if not parameter.requires_grad
+        }
+        memo: dict[int, Any] = {
+            id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
+            for tensor in trained.parameters()
+        }
+        self._template = copy.deepcopy(trained, memo)
+
+    def model(self, weights: Weights) -> nn.Module:
+        """The module with `weights` (trained parameters by name), in the inference dtype, in eval mode."""
+        module = copy.deepcopy(self._template)
+        state = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        module.load_state_dict({**self._frozen, **state}, assign=True, strict=True)
+        return module.eval().requires_grad_(False)

@@ -1,0 +1,187 @@
+"""The one training loop, for every stage, mode and engine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mobius_train.checkpoint import checkpoint
+from mobius_train.config import RunConfig
+from mobius_train.engine.distributed import Distributed
+from mobius_train.engine.protocol import Engine, StepReport
+from mobius_train.errors import MobiusError
+from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.metrics.sinks import Sinks
+from mobius_train.schedule import learning_rates
+from mobius_train.tasks.task import Shown, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; a checkpoint holds it, and the rest follows from it."""
+
+    step: int = 0
+    samples_seen: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Trainer:
+    """Runs a task on an engine from `progress` to `max_train_steps`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        engine: Engine,
+        distributed: Distributed,
+        output_dir: Path,
+        progress: Progress,
+    ) -> None:
+        self.config, self.task, self.engine = config, task, engine
+        self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
+        self._learning_rate = learning_rates(config, distributed.world_size)
+        self._samples_per_step = (
+            config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
+        )
+
+    def train(self) -> Shown:
+        """Train to the end; returns what the last validation showed."""
+        config, progress = self.config, self.progress
+        self.task.prepare_data()
+        with self._sinks() as self._to:
+            if progress.step == 0:
+                self._validate()
+            batches = self.task.training_batches(progress.samples_seen)
+            if self._to:
+                self._to.unpause()
+            while progress.step < config.max_train_steps:
+                metrics = self._step(batches)
+                if self._to:
+                    self._to.step(progress.step, metrics)
+                last = progress.step == config.max_train_steps
+                if _due(config.checkpointing_steps, progress.step):
+                    self._save()
+                if _due(config.validation_steps, progress.step) and not last:
+                    self._validate()
+                    if self._to:
+                        self._to.unpause()
+            # The last validation's pictures are what the run ends with.
+            shown = self._validate()
+            weights = self._weights()
+            if self.distributed.is_main:
+                self.task.export(weights, self.output_dir / "final")
+            self.distributed.barrier()
+        return shown
+
+    def _step(self, batches: Iterator[Any]) -> dict[str, float]:
+        """One optimizer step; the metrics are means over all ranks and micro-batches."""
+        started, waited, loss_sum = time.perf_counter(), 0.0, 0.0
+        learning_rate = self._learning_rate(self.progress.step)
+        report: StepReport | None = None
+        while report is None:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            loss = self.task.loss(self.engine, batch).mean()
+            self.engine.backward(loss)
+            report = self.engine.step(learning_rate)
+            value = float(loss.detach())
+            loss_sum += value
+            if not math.isfinite(value):
+                logger.error("rank %d: the loss is %s on %s", self.distributed.rank, value, ", ".join(batch.keys))
+        self.progress.step += 1
+        self.progress.samples_seen += self._samples_per_step
+        seconds = time.perf_counter() - started
+        metrics = self.distributed.mean(
+            {
+                "loss": loss_sum / self.config.gradient_accumulation_steps,
+                "gradient_norm": report.gradient_norm,
+                "learning_rate": learning_rate,
+                "samples_per_second": self._samples_per_step / seconds,
+                "data_wait_share": waited / seconds,
+                "memory_gb": peak_memory_gb(self.distributed.device),
+                "step_applied": float(report.applied),
+            }
+        )
+        self._count_skipped(report, metrics["loss"])
+        return metrics
+
+    def _count_skipped(self, report: StepReport, loss: float) -> None:
+        """A non-finite step was not applied; too many in a row end the run.
+
+        Overflow under fp16 with a finite loss is the loss scaler at work, as long as it can go down.
+        """
+        scaling = report.loss_scale is not None and report.loss_scale > 1 and math.isfinite(loss)
+        if report.applied or scaling:
+            self.progress.skipped_in_a_row = 0
+            return
+        self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row >= self.config.max_skipped_steps:
+            raise MobiusError(
+                f"{self.progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient (the last at step"
+                f" {self.progress.step}); none was applied. The samples are named above; lower learning_rate, or"
+                " use mixed_precision=bf16"
+            )
+
+    def _weights(self) -> dict[str, Any]:
+        return self.engine.averaged_weights() if self.config.use_ema else self.engine.weights()
+
+    def _validate(self) -> Shown:
+        """Held-out loss and samples under the weights that would be exported now."""
+        weights = self._weights()
+        total = self.task.heldout_loss(weights)
+        if total is not None:
+            sums = self.distributed.mean({"sum": total.sum, "count": total.count})
+            heldout = sums["sum"] / sums["count"]
+            if self._to:
+                self._to.write(self.progress.step, {"heldout_loss": heldout})
+                self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
+        shown = Shown()
+        if self._to:
+            shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
+            if shown.figures:
+                self._to.write(self.progress.step, shown.figures)
+        self.distributed.barrier()
+        return shown
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.output_dir,
+            self.progress.step,
+            self.engine,
+            asdict(self.progress),
+            self.task.frozen_hash,
+            self.config.checkpoints_total_limit,
+            self.distributed,
+        )
+
+    def _sinks(self) -> Any:
+        if not self.distributed.is_main:
+            return _Silent()
+        return Sinks(
+            self.output_dir,
+            self.progress.step,
+            self.config.max_train_steps,
+            tensorboard="tensorboard" in self.config.report_to,
+        )
+
+
+class _Silent:
+    """No sinks: the ranks beside the first."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

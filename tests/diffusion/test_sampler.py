@@ -1,0 +1,94 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from torch import Tensor
+
+from mobius_train.diffusion.sampler import (
+    denoise,
+    guided,
+    initial_noise,
+    prompt_generator,
+    sampling_scheduler,
+)
+from mobius_train.errors import MobiusError
+
+SHAPE = (4, 6, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, PNDMScheduler, DDIMScheduler])
+def test_the_noise_schedule_is_kept_and_latents_are_not_clipped(kind: type) -> None:
+    scheduler = kind(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+    )
+    ddim = sampling_scheduler(scheduler)
+    assert torch.equal(ddim.alphas_cumprod, scheduler.alphas_cumprod)
+    assert ddim.config.prediction_type == "v_prediction"
+    assert not ddim.config.clip_sample
+
+
+def test_zero_terminal_snr_begins_at_pure_noise() -> None:
+    config = {"prediction_type": "v_prediction", "timestep_spacing": "leading"}
+    first = {}
+    for zero in (True, False):
+        ddim = sampling_scheduler(DDPMScheduler(rescale_betas_zero_snr=zero, **config))
+        ddim.set_timesteps(10)
+        first[zero] = float(ddim.alphas_cumprod[ddim.timesteps[0]])
+    assert first[True] < 1e-6
+    assert first[False] > 1e-6, "the other way shows that the check can fail"
+
+
+def test_a_perfect_model_is_followed_to_the_image() -> None:
+    """The velocity that leads to one image leads there from any noise."""
+    image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2
+    scheduler = sampling_scheduler(DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+
+    def velocity(sample: Tensor, timestep: Tensor) -> Tensor:
+        alpha = scheduler.alphas_cumprod[timestep]
+        noise = (sample - alpha.sqrt() * image) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * image
+
+    steps: list[int] = []
+    noise = initial_noise(SHAPE, prompt_generator(0, "a cat"))
+    latents = denoise(scheduler, velocity, noise, 30, lambda: steps.append(1))
+    assert (latents - image).abs().max() < 1e-3
+    assert image.abs().max() > 3, "clipping would show"
+    assert len(steps) == 30
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_steps_are_refused(steps: int) -> None:
+    scheduler = sampling_scheduler(DDPMScheduler())
+    with pytest.raises(MobiusError, match="between 1 and 1000"):
+        denoise(scheduler, lambda sample, timestep: sample, torch.zeros(1, *SHAPE), steps, lambda: None)
+
+
+def test_guidance() -> None:
+    unconditional, conditional = torch.randn(2, 1, *SHAPE).unbind(0)
+    assert torch.allclose(guided(unconditional, conditional, 1.0), conditional, atol=1e-6)
+    assert torch.equal(guided(unconditional, conditional, 0.0), unconditional)
+    strong = guided(unconditional, conditional, 8.0)
+    rescaled = guided(unconditional, conditional, 8.0, rescale=1.0)
+    assert strong.std() > 5 * conditional.std()
+    assert torch.allclose(rescaled.std(), conditional.std(), rtol=1e-4)
+
+
+def test_noise_belongs_to_seed_and_prompt() -> None:
+    noise = initial_noise(SHAPE, prompt_generator(3, "a cat"))
+    assert noise.shape == (1, *SHAPE)
+    assert torch.equal(noise, initial_noise(SHAPE, prompt_generator(3, "a cat")))
+    for other in (prompt_generator(4, "a cat"), prompt_generator(3, "a dog")):
+        assert not torch.equal(noise, initial_noise(SHAPE, other))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
+def test_frames_correlate_as_asked_with_unit_variance(correlation: float) -> None:
+    noise = initial_noise((4, 3, 64, 64), prompt_generator(0, "a cat"), correlation)[0]
+    assert noise.var().item() == pytest.approx(1, abs=0.05)
+    between = torch.corrcoef(noise.transpose(0, 1).flatten(1))
+    assert between[0, 1].item() == pytest.approx(correlation, abs=0.05)
+    assert between[1, 2].item() == pytest.approx(correlation, abs=0.05)
+
+
+def test_a_longer_clip_begins_with_the_noise_of_a_shorter_one() -> None:
+    still, clip = (initial_noise((4, n, 5, 7), prompt_generator(0, "a cat"), 0.3) for n in (1, 6))
+    assert torch.equal(still, clip[:, :, :1])

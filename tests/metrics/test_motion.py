@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from mobius_train.metrics.motion import compare_motion, frame_difference, mean_frame_difference
+
+
+def clip_of(*levels: int) -> torch.Tensor:
+    return torch.stack([torch.full((3, 4, 6), level, dtype=torch.uint8) for level in levels])
+
+
+def test_the_difference_is_in_grey_levels() -> None:
+    assert frame_difference(clip_of(10, 14, 8)) == pytest.approx((4 + 6) / 2)
+
+
+def test_falling_levels_do_not_wrap_around() -> None:
+    assert frame_difference(clip_of(255, 0)) == 255
+
+
+def test_a_still_clip_has_none() -> None:
+    assert frame_difference(clip_of(7, 7, 7)) == 0
+
+
+def test_every_clip_counts_the_same() -> None:
+    assert mean_frame_difference([clip_of(0, 2), clip_of(0, 4, 0, 4)]) == pytest.approx(3)
+
+
+def test_data_and_samples_side_by_side() -> None:
+    comparison = compare_motion([clip_of(0, 6)], [clip_of(0, 1)])
+    assert comparison == (6, 1)
+    assert str(comparison) == "mean absolute frame difference: data 6.00, samples 1.00 (of 255)"
+
+
+@pytest.mark.parametrize("frames", [clip_of(1), clip_of(1, 2).float(), clip_of(1, 2)[0]])
+def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="two or more uint8 frames"):
+        frame_difference(frames)
+
+
+def test_no_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match="no clips"):
+        mean_frame_difference([])

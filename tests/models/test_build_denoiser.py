@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from unets import batch_for, tiny_unet
+
+from mobius_train.errors import MobiusError
+from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet, build_denoiser
+
+
+def trained(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def names(module: nn.Module, prefix: str) -> set[str]:
+    return {name for name, _ in module.named_parameters() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("frozen_before", [False, True])
+def test_what_each_mode_trains(frozen_before: bool) -> None:
+    def build(stage: str, mode: str):
+        unet = tiny_unet("emoji").requires_grad_(not frozen_before)
+        return build_denoiser(unet, stage, mode, False)
+
+    parallel = build("text-to-video", "parallel")
+    assert isinstance(parallel, ParallelUNet)
+    assert parallel.trained is parallel.ring
+    assert parallel.frozen is parallel.spatial
+    assert trained(parallel) == names(parallel, "ring.")
+
+    serial = build("text-to-video", "serial")
+    assert isinstance(serial, SerialUNet)
+    assert serial.trained is serial
+    assert serial.frozen is None
+    assert trained(serial) == names(serial, "temporal.")
+
+    full = build("text-to-video", "full")
+    assert isinstance(full, SerialUNet)
+    assert trained(full) == names(full, "")
+
+    image = build("text-to-image", "parallel")
+    assert isinstance(image, ImageUNet)
+    assert trained(image) == names(image, "")
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode"),
+    [
+        ("text-to-image", "parallel"),
+        ("text-to-video", "parallel"),
+        ("text-to-video", "serial"),
+        ("text-to-video", "full"),
+    ],
+)
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_an_engine_in_place_of_the_trained_module_gets_the_gradient(
+    stage: str, mode: str, gradient_checkpointing: bool
+) -> None:
+    class Engine(nn.Module):
+        """Calls what it wraps as it was called, like DeepSpeed's and DDP's."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+            self.calls = 0
+
+        def forward(self, *args, **kwargs):
+            self.calls += 1
+            return self.module(*args, **kwargs)
+
+    model = build_denoiser(tiny_unet("emoji"), stage, mode, gradient_checkpointing)
+    batch = batch_for(tiny_unet("emoji"))
+    engine = Engine(model.trained)
+    prediction = model.predict(*batch, trained=engine)
+    assert engine.calls == 1
+    assert prediction.shape == batch.sample.shape
+    assert torch.equal(prediction, model.predict(*batch))
+    prediction.square().mean().backward()
+    assert all(p.grad is not None for p in engine.parameters() if p.requires_grad)
+
+
+def test_unsupported_backbones_are_refused_before_anything_is_built() -> None:
+    with pytest.raises(MobiusError, match="num_class_embeds"):
+        build_denoiser(tiny_unet("emoji", num_class_embeds=3), "text-to-video", "parallel", False)

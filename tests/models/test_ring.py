@@ -1,0 +1,236 @@
+"""Invariant 3: the graph holds nothing of the spatial branch, and all of the ring learns."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from autograd_memory import LiveStorages, SavedTensors, held_for_backward, leaves_of_graph, storages, watched
+from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from torch import Tensor, nn
+from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
+
+from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
+from mobius_train.models.frames import fold_conditions, fold_frames
+from mobius_train.models.spatial import Feature, spatial_features
+
+
+def features_of(model: ParallelUNet, batch: Batch) -> Iterator[Feature]:
+    conditions = fold_conditions(batch.timestep, batch.text, batch.sample.shape[2])
+    return spatial_features(model.spatial, fold_frames(batch.sample), *conditions)
+
+
+def loss(model: Denoiser, batch: Batch) -> Tensor:
+    return model.predict(*batch).square().mean()
+
+
+def train(model: Denoiser, batch: Batch, steps: int) -> dict[str, Tensor | None]:
+    """The gradients by name after so many optimizer steps."""
+    parameters = [parameter for parameter in model.trained.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    for _ in range(steps):
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loss(model, batch).backward()
+    return {name: p.grad for name, p in model.trained.named_parameters() if p.requires_grad}
+
+
+def idle(gradients: dict[str, Tensor | None]) -> set[str]:
+    """The parameters without a finite, non-zero gradient."""
+    return {
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    }
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_after_two_steps_every_parameter_of_the_ring_learns(
+    unet: UNet2DConditionModel, gradient_checkpointing: bool
+) -> None:
+    model = build_denoiser(unet, "text-to-video", "parallel", gradient_checkpointing)
+    gradients = train(model, batch_for(unet, frames=4), steps=2)
+    assert len(gradients) == len(list(model.ring.parameters()))
+    assert idle(gradients) == set()
+    assert all(parameter.grad is None for parameter in model.spatial.parameters())
+
+
+def test_at_the_first_step_only_fusion_and_head_learn() -> None:
+    # The control of the test above: its check finds parameters that do not learn.
+    model = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", False)
+    gradients = train(model, batch_for(model.spatial), steps=0)
+    learning = gradients.keys() - idle(gradients)
+    assert learning == {n for n in gradients if n.startswith(("fusion.", "conv_norm_out.", "conv_out."))}
+
+
+def spatial_tensors_saved(model: nn.Module, spatial: nn.Module, batch: Batch) -> int:
+    with SavedTensors() as saved:
+        loss(model, batch)
+    return len(saved.nbytes.keys() & storages(spatial))
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_the_graph_holds_no_spatial_parameter(
+    unet: UNet2DConditionModel, gradient_checkpointing: bool
+) -> None:
+    model = build_denoiser(unet, "text-to-video", "parallel", gradient_checkpointing)
+    batch = batch_for(unet)
+    assert spatial_tensors_saved(model, model.spatial, batch) == 0
+    ring = set(map(id, model.ring.parameters()))
+    leaves = leaves_of_graph(loss(model, batch))
+    assert leaves
+    assert all(id(leaf) in ring for leaf in leaves)
+
+
+@pytest.mark.parametrize("mode", ["serial", "full"])
+def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None:
+    model = build_denoiser(tiny_unet("sd2"), "text-to-video", mode, False)
+    batch = batch_for(model.unet)
+    assert spatial_tensors_saved(model, model.unet, batch) > 100
+    spatial = set(map(id, model.unet.parameters()))
+    in_graph = [leaf for leaf in leaves_of_graph(loss(model, batch)) if id(leaf) in spatial]
+    assert bool(in_graph) == (mode == "full")
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_nothing_computed_by_the_spatial_branch_outlives_the_forward_but_what_the_ring_takes_in(
+    gradient_checkpointing: bool,
+) -> None:
+    model = build_denoiser(tiny_unet("emoji"), "text-to-video", "parallel", gradient_checkpointing)
+    batch = batch_for(model.spatial)
+    live = LiveStorages()
+    taken: dict[str, set[int]] = {"first": set(), "convolution": set(), "last": set()}
+
+    def noted(features: Iterator[Feature]) -> Iterator[Feature]:
+        for feature in features:
+            key = feature.convolution.untyped_storage()._cdata
+            taken["convolution" if taken["first"] else "first"].add(key)
+            taken["last"] = {feature.hidden.untyped_storage()._cdata}
+            yield feature
+            del feature
+
+    features = noted(watched(features_of(model, batch), live))
+    output = model.ring(features, num_frames=3)
+    del features
+    outliving = set(live.alive()) - storages(model.spatial)
+    allowed = taken["first"] | taken["last"]
+    if gradient_checkpointing:
+        allowed |= taken["convolution"]
+    assert outliving
+    assert outliving <= allowed
+    output.sum().backward()
+
+
+def most_alive(features: Iterator[Feature], consume) -> int:
+    """How many SC(h), of layers with attention, live at once."""
+    references: list[weakref.ref] = []
+    most = 0
+
+    def counted() -> Iterator[Feature]:
+        nonlocal most
+        for feature in features:
+            if feature.attention is not None:
+                references.append(weakref.ref(feature.convolution))
+            most = max(most, sum(reference() is not None for reference in references))
+            yield feature
+            del feature
+
+    consume(counted())
+    assert len(references) > 5
+    return most
+
+
+def test_features_are_freed_in_lockstep() -> None:
+    model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
+    batch = batch_for(model.spatial)
+    assert most_alive(features_of(model, batch), lambda features: model.ring(features, num_frames=3)) == 1
+    # Taking all features first keeps them all.
+    assert (
+        most_alive(features_of(model, batch), lambda features: model.ring(list(features), num_frames=3)) > 5
+    )
+
+
+def test_recomputing_changes_the_memory_and_not_the_numbers(unet: UNet2DConditionModel) -> None:
+    batch = batch_for(unet, size=(18, 10))
+    model = ParallelUNet.from_unet2d(unet)
+    nn.init.normal_(model.ring.fusion.weight)
+    held, gradients, outputs = [], [], []
+    for recompute in (False, True):
+        model.ring.gradient_checkpointing = recompute
+        held.append(held_for_backward(lambda: model.predict(*batch), model))
+        outputs.append(model.predict(*batch))
+        model.zero_grad()
+        outputs[-1].square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.ring.parameters()])
+    assert held[1] < 0.2 * held[0]
+    assert torch.equal(*outputs)
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_diffusers_switch_for_gradient_checkpointing_works() -> None:
+    model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
+    batch = batch_for(model.spatial)
+    kept = held_for_backward(lambda: model.predict(*batch), model)
+    model.enable_gradient_checkpointing()
+    assert held_for_backward(lambda: model.predict(*batch), model) < 0.2 * kept
+    model.disable_gradient_checkpointing()
+    assert held_for_backward(lambda: model.predict(*batch), model) == kept
+
+
+def test_serial_holds_more_for_the_backward_pass(unet: UNet2DConditionModel) -> None:
+    batch = batch_for(unet)
+    serial = build_denoiser(copy.deepcopy(unet), "text-to-video", "serial", False)
+    parallel = build_denoiser(unet, "text-to-video", "parallel", False)
+    held = [
+        held_for_backward(lambda model=model: model.predict(*batch), model) for model in (parallel, serial)
+    ]
+    assert held[0] < 0.75 * held[1]
+
+
+def test_temporal_weights_have_the_names_and_shapes_of_the_3d_unet() -> None:
+    config = CONFIGS["sd2"]
+    unet3d = UNet3DConditionModel(
+        block_out_channels=config["block_out_channels"],
+        layers_per_block=config["layers_per_block"],
+        cross_attention_dim=config["cross_attention_dim"],
+        attention_head_dim=64,
+    )
+    ring = {name: p.shape for name, p in ParallelUNet.from_unet2d(tiny_unet("sd2")).ring.named_parameters()}
+    theirs = {
+        name: parameter.shape
+        for name, parameter in unet3d.named_parameters()
+        if name.startswith(("transformer_in.", "conv_norm_out.", "conv_out."))
+        or any(part in name for part in ("temp_convs.", "temp_attentions.", "samplers."))
+    }
+    own = {name for name in ring if ".projection." in name or name.startswith("fusion.")}
+    assert {name: shape for name, shape in ring.items() if name not in own} == theirs
+
+
+def test_ring_starts_with_ordinary_layers_and_copies_of_the_samplers(unet: UNet2DConditionModel) -> None:
+    ring = ParallelUNet.from_unet2d(unet).ring
+    spatial = unet.state_dict()
+    copied = [n for n in ring.state_dict() if "samplers." in n or n.startswith(("conv_norm_out", "conv_out"))]
+    assert len(copied) > 8
+    for name in copied:
+        assert torch.equal(ring.get_parameter(name), spatial[name])
+        assert ring.get_parameter(name).data_ptr() != spatial[name].data_ptr()
+    for name, parameter in ring.named_parameters():
+        if name not in copied and parameter.ndim > 1:
+            assert parameter.any(), name
+
+
+def test_the_ring_mixes_frames_and_the_spatial_branch_does_not() -> None:
+    model = ParallelUNet.from_unet2d(tiny_unet("emoji")).eval()
+    nn.init.normal_(model.ring.fusion.weight)
+    batch = batch_for(model.spatial)
+    changed = batch.sample.clone()
+    changed[:, :, 2] += 1
+    before, after = model(*batch).sample, model(changed, *batch[1:]).sample
+    assert not torch.allclose(before[:, :, 0], after[:, :, 0])
+    serial = serial_with_random_temporal_layers(tiny_unet("emoji"))
+    assert not torch.allclose(serial(*batch).sample[:, :, 0], serial(changed, *batch[1:]).sample[:, :, 0])

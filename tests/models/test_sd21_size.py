@@ -1,0 +1,147 @@
+"""The invariants at the size of Stable Diffusion 2.1: batch 2, 8 frames, 32x32 latents, with fake tensors.
+
+Fake tensors have shapes and storages and no values: what is compared is which operators run on which shapes,
+and what the graph keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+from autograd_memory import SavedTensors, held_for_backward, leaves_of_graph, storages
+from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mobius_train.models import Denoiser, SerialUNet, build_denoiser
+from mobius_train.models.frames import fold_conditions, fold_frames
+from mobius_train.models.spatial import output_head, walk
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _fake_tensors() -> Iterator[None]:
+    with FakeTensorMode():
+        yield
+
+
+def sd21() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ).eval()
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(2, 4, 8, 32, 32), torch.tensor([3, 700]), torch.randn(2, 77, 1024)
+
+
+def build(mode: Literal["parallel", "serial", "full"], gradient_checkpointing: bool = False) -> Denoiser:
+    return build_denoiser(sd21(), "text-to-video", mode, gradient_checkpointing)
+
+
+def held(model: Any) -> float:
+    return held_for_backward(lambda: model.predict(*batch()), model) / MIB
+
+
+def millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+class Operators(TorchDispatchMode):
+    """The operators that run, and the shapes that they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.log.append((str(func), [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]))
+        return result
+
+
+def operators(run: Callable[[], object]) -> list[tuple[str, list[torch.Size]]]:
+    with torch.no_grad(), Operators() as seen:
+        run()
+    return seen.log
+
+
+def folded() -> tuple[Tensor, Any, Tensor]:
+    sample, timestep, text = batch()
+    return fold_frames(sample), *fold_conditions(timestep, text, 8)
+
+
+def test_the_walk_runs_the_operators_of_the_untouched_forward() -> None:
+    unet = sd21()
+    pictures = folded()
+
+    def stream() -> None:
+        *_, last = walk(unet, *pictures)
+        output_head(unet, last.hidden)
+
+    expected = operators(lambda: unet(*pictures))
+    assert len(expected) > 1000
+    assert operators(stream) == expected
+
+    serial = SerialUNet.from_unet2d(unet)
+    assert operators(lambda: serial(*batch())) != expected
+
+
+def test_parameters() -> None:
+    parallel = build("parallel")
+    assert millions(parallel.spatial) == pytest.approx(866, abs=0.5)
+    assert millions(parallel.ring) == pytest.approx(668, abs=0.5)
+    assert millions(build("serial").temporal) == pytest.approx(545, abs=0.5)
+
+
+def test_serial_has_the_weights_of_the_3d_unet() -> None:
+    unet3d = UNet3DConditionModel(sample_size=32, attention_head_dim=64, cross_attention_dim=1024)
+    expected = {name: tensor.shape for name, tensor in unet3d.state_dict().items()}
+    for serial in (build("serial"), SerialUNet.from_unet3d(unet3d)):
+        names = {
+            name.removeprefix("unet.").removeprefix("temporal."): tensor.shape
+            for name, tensor in serial.state_dict().items()
+        }
+        assert names == expected
+        assert serial.predict(*batch()).shape == (2, 4, 8, 32, 32)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_parallel_keeps_nothing_of_the_spatial_branch(gradient_checkpointing: bool) -> None:
+    model = build("parallel", gradient_checkpointing)
+    with SavedTensors() as saved:
+        output = model.predict(*batch())
+    assert output.shape == (2, 4, 8, 32, 32)
+    assert not saved.nbytes.keys() & storages(model.spatial)
+    ring = set(map(id, model.ring.parameters()))
+    assert all(id(leaf) in ring for leaf in leaves_of_graph(output))
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.ring.parameters())
+
+
+def test_serial_keeps_the_spatial_branch() -> None:
+    model = build("serial")
+    with SavedTensors() as saved:
+        model.predict(*batch())
+    assert len(saved.nbytes.keys() & storages(model.unet)) > 300
+
+
+def test_memory_held_for_the_backward_pass() -> None:
+    parallel, serial, full = held(build("parallel")), held(build("serial")), held(build("full"))
+    assert parallel == pytest.approx(10006, rel=0.01)
+    assert serial == pytest.approx(14701, rel=0.01)
+    assert full == pytest.approx(16294, rel=0.01)
+    assert held(build("parallel", gradient_checkpointing=True)) == pytest.approx(551, rel=0.02)

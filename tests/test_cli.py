@@ -1,0 +1,49 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobius_train.cli import check_output_folder, run
+from mobius_train.errors import MobiusError
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_success_exits_0() -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(lambda: None)
+    assert exit_info.value.code == 0
+
+
+def test_a_mistake_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(lambda: fail(MobiusError("no shards in data/")))
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == "error: no shards in data/\n"
+
+
+def test_any_other_error_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: fail(ZeroDivisionError()))
+
+
+def test_an_exit_status_is_kept() -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(lambda: sys.exit(3))
+    assert exit_info.value.code == 3
+
+
+def test_a_full_output_folder_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    check_output_folder(tmp_path)
+    kept = tmp_path / "kept.txt"
+    kept.write_text("old")
+    with pytest.raises(MobiusError, match="is not empty"):
+        check_output_folder(tmp_path)
+    with pytest.raises(MobiusError, match="is a file"):
+        check_output_folder(kept, overwrite=True)
+    check_output_folder(tmp_path, overwrite=True)
+    assert kept.read_text() == "old"

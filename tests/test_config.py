@@ -1,0 +1,71 @@
+"""The configuration: what it accepts, what it refuses, and that it says why."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mobius_train.config import RunConfig, load
+from mobius_train.errors import MobiusError
+
+MINIMAL = {"data": {"train": "clips"}, "output_dir": "out", "max_train_steps": 10}
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def test_overrides_reach_sections_and_read_numbers_as_people_write_them(recipe: Path) -> None:
+    config = load(recipe, ["learning_rate=1e-5", "data.num_frames=16", "objective.snr_gamma=5", "use_ema=true"])
+    assert (config.learning_rate, config.data.num_frames, config.objective.snr_gamma) == (1e-5, 16, 5.0)
+    assert config.use_ema is True
+
+
+def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe, ["validation.prompts=[a dog, 笑脸]"])
+    again = tmp_path / "resolved.yaml"
+    again.write_text(config.dump(), encoding="utf-8")
+    assert load(again) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rat=1", "did you mean learning_rate"),
+        ("data.num_frame=4", "did you mean num_frames"),
+        ("objective.zzz=1", "objective.zzz: no such key"),
+        ("mixed_precision=bf17", "mixed_precision"),
+        ("train_batch_size=0", "train_batch_size"),
+        ("data.num_frames=1", "num_frames of 2 or more"),
+        ("stage=text-to-image", "random_frame"),
+        ("lr_warmup_steps=10", "leaves nothing"),
+        ("nonsense", "key=value"),
+        ("output_dir.x=1", "not a section"),
+    ],
+)
+def test_a_mistake_is_refused_by_name(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(MobiusError, match=message):
+        load(recipe, [override])
+
+
+def test_all_mistakes_are_listed_at_once(recipe: Path) -> None:
+    with pytest.raises(MobiusError, match=r"(?s)learning_rat.*seeed"):
+        load(recipe, ["learning_rat=1", "seeed=2"])
+
+
+def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MobiusError, match=r"nowhere\.yaml"):
+        load(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(MobiusError, match="not YAML"):
+        load(broken)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_are_valid(path: Path) -> None:
+    assert isinstance(load(path), RunConfig)

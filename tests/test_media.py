@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from mobius_train.errors import MobiusError
+from mobius_train.media import contact_sheet, enlarge, file_names, write_clips, write_gif, write_mp4
+
+
+def moving_square(num_frames: int = 5, height: int = 32, width: int = 48) -> Tensor:
+    """A shaded square that moves over white."""
+    frames = torch.full((num_frames, 3, height, width), 255, dtype=torch.uint8)
+    for number in range(num_frames):
+        x = 3 * (number % 12)
+        shade = torch.arange(12, dtype=torch.uint8) * 10 + 21
+        frames[number, 0, 4:16, x : x + 12] = shade
+        frames[number, 1, 4:16, x : x + 12] = shade.unsqueeze(1)
+        frames[number, 2, 4:16, x : x + 12] = 30
+    return frames
+
+
+def read_gif(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def read_mp4(path: Path) -> Tensor:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def squares_in(sheet: Path) -> float:
+    """How many squares a contact sheet shows, by their blue of 30, which is in no grey of the text alone."""
+    pixels = np.array(Image.open(sheet))
+    return ((pixels[..., 2] == 30) & (pixels[..., 0] != 30)).sum() / (12 * 12 * 4**2)
+
+
+def mean_error(one: Tensor, other: Tensor) -> float:
+    return (one.float() - other.float()).abs().mean().item()
+
+
+def test_a_gif_holds_the_clip(tmp_path: Path) -> None:
+    clip = moving_square()
+    write_gif(clip, tmp_path / "a.gif", fps=10)
+    shown = read_gif(tmp_path / "a.gif")
+    assert shown.shape == (5, 3, 192, 288)
+    assert mean_error(shown, enlarge(clip, 192)) < 1
+    assert mean_error(shown.roll(1, 0), enlarge(clip, 192)) > 5, "the frames are told apart"
+    assert (shown[..., -1, -1] == 255).all(), "white stays white"
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.info["loop"] == 0
+        assert image.info["duration"] == 100
+
+
+def test_every_colour_of_a_clip_with_few_is_exact(tmp_path: Path) -> None:
+    clip = moving_square() // 64 * 64
+    write_gif(clip, tmp_path / "a.gif")
+    assert torch.equal(read_gif(tmp_path / "a.gif"), enlarge(clip, 192))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (193, 255)])
+def test_an_mp4_holds_the_clip_at_even_sizes(tmp_path: Path, height: int, width: int) -> None:
+    clip = moving_square(6, height, width)
+    write_mp4(clip, tmp_path / "a.mp4", fps=12.5)
+    shown = read_mp4(tmp_path / "a.mp4")
+    wanted = enlarge(clip, 192)
+    assert shown.shape[0] == 6
+    assert [size % 2 for size in shown.shape[-2:]] == [0, 0]
+    shown = shown[..., : wanted.shape[-2], : wanted.shape[-1]]
+    assert mean_error(shown, wanted) < 3
+    assert mean_error(shown, 255 - wanted) > 100
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(12.5)
+
+
+def test_enlarging_repeats_pixels_by_a_whole_factor() -> None:
+    frames = moving_square(1, 32, 48)
+    large = enlarge(frames, 70)
+    assert large.shape == (1, 3, 96, 144)
+    assert torch.equal(large[..., 1::3, 1::3], frames)
+    assert torch.equal(enlarge(frames, 32), frames)
+
+
+def test_a_sheet_shows_every_clip_whatever_its_caption(tmp_path: Path) -> None:
+    captions = ["red heart", "红心 心形", "a" * 300, "", "🔥", "no word of these is short " * 30]
+    clips = [moving_square(frames) for frames in (1, 2, 5, 8, 20, 3)]
+    contact_sheet(clips, captions, tmp_path / "sheet.png")
+    assert squares_in(tmp_path / "sheet.png") == 1 + 2 + 5 + 8 + 8 + 3, "of 20 frames, 8 are shown"
+    contact_sheet(clips[:2], captions[:2], tmp_path / "small.png")
+    assert squares_in(tmp_path / "small.png") == 1 + 2
+
+
+def test_captions_are_drawn(tmp_path: Path) -> None:
+    contact_sheet([moving_square()], ["red heart"], tmp_path / "one.png")
+    contact_sheet([moving_square()], ["red beard"], tmp_path / "other.png")
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
+def test_names_are_unique_and_safe() -> None:
+    names = file_names(["Red heart!", "red heart", "../../etc/passwd", "红心", "🔥", "x" * 500])
+    assert names == ["00-red-heart", "01-red-heart", "02-etc-passwd", "03-红心", "04", "05-" + "x" * 40]
+
+
+def test_all_formats_are_written(tmp_path: Path) -> None:
+    paths = write_clips([moving_square(), moving_square()], ["a cat", "a cat"], tmp_path / "out")
+    names = ["00-a-cat.gif", "00-a-cat.mp4", "01-a-cat.gif", "01-a-cat.mp4", "contact_sheet.png"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_formats_can_be_chosen(tmp_path: Path) -> None:
+    paths = write_clips([moving_square()], ["a cat"], tmp_path, formats=["gif"])
+    assert [path.name for path in paths] == ["00-a-cat.gif"]
+    with pytest.raises(MobiusError, match="unknown format webm: known are gif, mp4, png"):
+        write_clips([moving_square()], ["a cat"], tmp_path, formats=["webm"])
+
+
+def test_stills_are_pictures(tmp_path: Path) -> None:
+    still = moving_square(1)
+    paths = write_clips([still], ["a cat"], tmp_path)
+    assert [path.name for path in paths] == ["00-a-cat.png", "contact_sheet.png"]
+    assert torch.equal(torch.from_numpy(np.array(Image.open(paths[0]))).permute(2, 0, 1), still[0])
+
+
+def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a clip is uint8"):
+        write_gif(moving_square().float(), tmp_path / "a.gif")
