@@ -1,0 +1,26 @@
+"""The part of a recipe that an engine needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Batch sizes are in clips; max_grad_norm 0 means no clipping; named as in the Hugging Face scripts."""
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    mixed_precision: MixedPrecision
+    learning_rate: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    adam_weight_decay: float
+    max_grad_norm: float
+    seed: int
+    use_ema: bool
+    ema_decay: float

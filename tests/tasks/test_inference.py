@@ -1,0 +1,45 @@
+"""Plain copies for evaluation: the given weights, everything else as it was, and the live module untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mobius_train.tasks.task import Inference
+
+
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    return net
+
+
+def test_the_copy_has_the_given_weights_and_keeps_the_frozen_ones() -> None:
+    live = module()
+    inference = Inference(live, torch.device("cpu"), torch.float32)
+    weights = {"1.weight": torch.ones(2, 4), "1.bias": torch.zeros(2)}
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    copy = inference.model(weights)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(copy(x), live[0](x).sum(1, keepdim=True).expand(5, 2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in live.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert all(parameter.requires_grad for parameter in live[1].parameters())
+
+
+def test_missing_or_foreign_weights_are_refused() -> None:
+    inference = Inference(module(), torch.device("cpu"), torch.float32)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        inference.model({"1.weight": torch.ones(2, 4)})
+
+
+def test_the_template_takes_no_memory_and_survives_the_live_module() -> None:
+    live = module()
+    inference = Inference(live, torch.device("cpu"), torch.bfloat16)
+    weights = {name: p.detach().clone() for name, p in live.named_parameters() if p.requires_grad}
+    live[1].weight.data = torch.empty(0)  # as an engine that shards does
+    copy = inference.model(weights)
+    assert copy[1].weight.dtype == torch.bfloat16
+    assert all(parameter.is_meta for parameter in inference._template.parameters())
