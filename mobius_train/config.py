@@ -52,9 +52,7 @@ class ObjectiveConfig(Section):
     frame_noise_correlation: float = Field(
         0.0, ge=0, le=1, description="share of the noise's variance that a clip's frames have in common"
     )
-    caption_dropout: float = Field(
-        0.1, ge=0, le=1, description="probability that a caption is emptied, for guidance"
-    )
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="probability that a caption is emptied, for guidance")
     rescale_betas_zero_snr: bool = Field(False, description="zero terminal SNR (arXiv 2305.08891)")
     kl_weight: float = Field(1e-4, ge=0, description="autoencoder: weight of the KL term")
 
@@ -84,7 +82,8 @@ class RunConfig(Section):
     )
     vae_name_or_path: str | None = Field(None, description="another autoencoder")
     text_encoder_name_or_path: str | None = Field(
-        None, description="another text encoder: folder, hub name, or package:NAME for one inside a Python package"
+        None,
+        description="another text encoder: folder, hub name, or package:NAME for one inside a Python package",
     )
     max_text_tokens: int | None = Field(None, ge=1, description="none: the tokenizer's own maximum")
     unet_config: dict[str, Any] | None = Field(None, description="train a new UNet2DConditionModel like this")

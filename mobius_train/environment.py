@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mobius_train.errors import MobiusError
 
-# (rank, local rank, number of ranks, ranks on this node) as each launcher names them.
-LAUNCHERS = {
-    "deepspeed or torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
-}
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of the job."""
+    """This process among those of the job; `local` means on this node."""
 
     rank: int
     local_rank: int
@@ -25,54 +23,117 @@ class Launch:
     local_world_size: int
 
 
-def launch_environment() -> Launch:
-    """Which process of which job this is; alone, when no launcher started it.
+def prepare() -> Launch:
+    """Find out which process this is, and set what torch and DeepSpeed look for; call it before importing them.
 
     Raises:
         MobiusError: the launcher's variables are incomplete or contradict each other.
     """
-    for launcher, (rank, local_rank, world_size, local_world_size) in LAUNCHERS.items():
-        names = (rank, local_rank, world_size)
-        if rank not in os.environ:
-            continue
-        # A shell on a Slurm node has these too; without several tasks it is a process of its own.
-        missing = [name for name in names if name not in os.environ]
-        if missing:
-            raise MobiusError(f"{rank} is set but {', '.join(missing)} is not: start through {launcher}, or unset {rank}")
-        try:
-            values = [int(os.environ[name]) for name in names]
-            local = int(os.environ.get(local_world_size, os.environ.get("LOCAL_SIZE", os.environ[world_size])))
-        except ValueError as error:
-            raise MobiusError(f"the variables of {launcher} ({', '.join(names)}) must be whole numbers: {error}") from error
-        launch = Launch(*values, local_world_size=local)
-        if not 0 <= launch.rank < launch.world_size or not 0 <= launch.local_rank < launch.world_size:
-            raise MobiusError(f"{rank}={launch.rank} does not lie below {world_size}={launch.world_size}")
-        return launch
-    return Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
-
-
-def prepare() -> Launch:
-    """`launch_environment`, and what torch and DeepSpeed look for in the environment; before they are imported."""
-    launch = launch_environment()
-    os.environ["RANK"], os.environ["LOCAL_RANK"] = str(launch.rank), str(launch.local_rank)
-    os.environ["WORLD_SIZE"] = str(launch.world_size)
-    # DeepSpeed on a CPU would take the number of NUMA nodes for the number of ranks.
-    os.environ["LOCAL_SIZE"] = str(launch.local_world_size)
-    if launch.world_size == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise MobiusError("several ranks need MASTER_ADDR and MASTER_PORT: the first node's name, and a free port on it")
+    launch = detect(os.environ)
+    os.environ |= _needed(launch, os.environ)
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # Tokenizers that have run in the parent warn of every data worker otherwise.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return launch
+
+
+def detect(environment: Mapping[str, str]) -> Launch:
+    """Which process of which job: started by `deepspeed` or `torchrun`, by `srun`, or alone.
+
+    Raises:
+        MobiusError: the launcher's variables are incomplete or contradict each other.
+    """
+    if "RANK" in environment:
+        values = _numbers(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE")
+        # torchrun says LOCAL_WORLD_SIZE and deepspeed LOCAL_SIZE; by hand, one node is meant.
+        names = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment]
+        local_world_size = _numbers(environment, names[0])[0] if names else values[2]
+        return _checked(Launch(*values, local_world_size), "RANK, LOCAL_RANK and WORLD_SIZE")
+    if "SLURM_STEP_ID" in environment or ("SLURM_PROCID" in environment and "SLURM_JOB_ID" not in environment):
+        values = _numbers(environment, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+        launch = Launch(*values, _tasks_on_this_node(environment, values[2]))
+        return _checked(launch, "SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS")
+    # The shell of a batch script has Slurm's variables too, but it is not one of the job's tasks.
+    if "SLURM_JOB_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
+        raise MobiusError(
+            f"this Slurm job has {environment['SLURM_NTASKS']} tasks, but srun did not start this process:"
+            " start it as `srun python mobius_train/main.py …`, or ask for one task"
+        )
+    return Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
+
+
+def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables for torch.distributed and DeepSpeed."""
+    needed = {
+        "RANK": str(launch.rank),
+        "LOCAL_RANK": str(launch.local_rank),
+        "WORLD_SIZE": str(launch.world_size),
+        # On a CPU DeepSpeed would take the number of NUMA nodes for the number of ranks.
+        "LOCAL_SIZE": str(launch.local_world_size),
+        # Tokenizers that have run in the parent would warn of every data worker.
+        "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "false"),
+    }
+    if "MASTER_ADDR" in environment and "MASTER_PORT" in environment and "RANK" in environment:
+        return needed
+    if launch.world_size == 1:
+        return needed | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
+    if "MASTER_ADDR" not in environment and launch.local_world_size < launch.world_size:
+        raise MobiusError(
+            "MASTER_ADDR is not set, and the ranks are on several nodes: export the first one's name, in a Slurm script"
+            ' by MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    if "MASTER_PORT" not in environment and "SLURM_JOB_ID" not in environment:
+        raise MobiusError("MASTER_PORT is not set: export a port that is free on the node of rank 0")
+    # Jobs that share a node get ports of their own.
+    port = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+    return needed | {
+        "MASTER_ADDR": environment.get("MASTER_ADDR", LOOPBACK),
+        "MASTER_PORT": environment.get("MASTER_PORT", port),
+    }
+
+
+def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        there = ", ".join(name for name in names if name in environment)
+        raise MobiusError(
+            f"{there} set but {', '.join(missing)} not: start through deepspeed, torchrun or srun, or unset it"
+        )
+    try:
+        return [int(environment[name]) for name in names]
+    except ValueError:
+        values = ", ".join(f"{name}={environment[name]!r}" for name in names)
+        raise MobiusError(f"{values}: these must be whole numbers") from None
+
+
+def _tasks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
+    """Slurm writes the tasks per node as `2(x3),1`: two on each of three nodes, then one."""
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", str(world_size)))
+    tasks: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise MobiusError(f"cannot read Slurm's tasks per node: {text!r}")
+        tasks += [int(match[1])] * int(match[2] or 1)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    if node >= len(tasks):
+        raise MobiusError(f"SLURM_NODEID={node}, but Slurm's tasks per node are {text!r}")
+    return tasks[node]
+
+
+def _checked(launch: Launch, names: str) -> Launch:
+    if not (
+        0 <= launch.rank < launch.world_size and 0 <= launch.local_rank < launch.local_world_size <= launch.world_size
+    ):
+        raise MobiusError(
+            f"{names} contradict each other: rank {launch.rank} of {launch.world_size},"
+            f" on its node {launch.local_rank} of {launch.local_world_size}"
+        )
     return launch
 
 
 def _free_port() -> int:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((LOOPBACK, 0))
         return int(listener.getsockname()[1])

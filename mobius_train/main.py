@@ -17,8 +17,7 @@ from pathlib import Path
 
 from mobius_train import environment
 from mobius_train.cli import run
-from mobius_train.config import RunConfig, load
-from mobius_train.errors import MobiusError
+from mobius_train.config import load
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
     )
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
-    parser.add_argument("--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON")
+    parser.add_argument(
+        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")

@@ -84,9 +84,7 @@ def write_mp4(frames: Tensor, path: Path, fps: float = 8.0) -> None:
     columns = torch.arange(width).clamp(max=frames.shape[-1] - 1)
     h264 = "libx264" in av.codecs_available
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264" if h264 else "mpeg4", rate=Fraction(fps).limit_denominator(1000)
-        )
+        stream = container.add_stream("libx264" if h264 else "mpeg4", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"} if h264 else {"qscale": "2"}
         for image in to_images(frames[..., rows, :][..., columns]):
@@ -141,9 +139,7 @@ def _strip(frames: Tensor, caption: str) -> Image.Image:
     return strip
 
 
-def _wrapped(
-    caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3
-) -> list[str]:
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
     """Lines that fit the width, `most` at most; long words, and scripts without spaces, break anywhere."""
     lines = [""]
     for word in re.findall(r"\S+", caption):

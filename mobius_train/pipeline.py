@@ -126,9 +126,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         with evaluating(self.unet), self.progress_bar(total=len(prompts) * num_inference_steps) as bar:
             for noise, condition in zip(noises, conditions, strict=True):
                 predict = self._guided_prediction(condition, unconditional, scale, guidance_rescale)
-                clips.append(
-                    denoise(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update)
-                )
+                clips.append(denoise(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update))
 
         if output_type == "latent":
             frames: Any = torch.cat(clips)
@@ -184,9 +182,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         if frames < 1:
             raise MobiusError(f"num_frames={frames} must be 1 or more")
         if isinstance(self.unet, UNet2DConditionModel) and frames != 1:
-            raise MobiusError(
-                f"num_frames={frames}: a text-to-image model draws stills only, set num_frames=1"
-            )
+            raise MobiusError(f"num_frames={frames}: a text-to-image model draws stills only, set num_frames=1")
         shape = (self.unet.config.in_channels, frames, self._latent_size(height), self._latent_size(width))
         if generator is None:
             generators = [prompt_generator(seed, prompt) for prompt in prompts]
@@ -195,9 +191,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         else:
             generators = list(generator)
         if len(generators) != len(prompts):
-            raise MobiusError(
-                f"{len(generators)} generators for {len(prompts)} prompts: give one for each, or one"
-            )
+            raise MobiusError(f"{len(generators)} generators for {len(prompts)} prompts: give one for each, or one")
         return [initial_noise(shape, one, self.config.frame_noise_correlation) for one in generators]
 
     def _latent_size(self, pixels: int | None) -> int:
@@ -241,11 +235,7 @@ def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeli
     if found is None:
         raise MobiusError(
             f"no model in {folder}: "
-            + (
-                "neither it nor its final/ holds a model_index.json"
-                if folder.is_dir()
-                else "there is no such folder"
-            )
+            + ("neither it nor its final/ holds a model_index.json" if folder.is_dir() else "there is no such folder")
             + ". Give a finished run's output_dir, or a folder that TextToVideoPipeline.save_pretrained wrote"
         )
     try:

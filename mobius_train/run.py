@@ -33,14 +33,17 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         _check_batch_sizes(config, distributed.world_size)
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         output_dir = _output_dir(config, distributed)
+        resume = config.resume_from_checkpoint
+        folder = None if resume is None else checkpoint.find(output_dir, resume)
         task = build_task(config, distributed)
-        # The folder is made when nothing in the input can be wrong any more.
-        resume = _claim(output_dir, config, distributed)
         engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
         progress = Progress()
-        if resume is not None:
-            progress = Progress(**checkpoint.load(resume, engine, task.frozen_hash, distributed))
-            logger.info("resumed from %s at step %d", resume, progress.step)
+        if folder is not None:
+            progress = Progress(**checkpoint.load(folder, engine, task.frozen_hash, distributed))
+            logger.info("resumed from %s at step %d", folder, progress.step)
+        task.prepare_data()
+        # The folder is made when nothing in the input can be wrong any more.
+        _claim(output_dir, config, distributed)
         shown = Trainer(config, task, engine, distributed, output_dir, progress).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
@@ -109,17 +112,13 @@ def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
     return output_dir
 
 
-def _claim(output_dir: Path, config: RunConfig, distributed: Distributed) -> Path | None:
-    """Make the output folder with the resolved configuration in it; the checkpoint to resume from, if any."""
-    resume = None
-    if config.resume_from_checkpoint is not None:
-        resume = checkpoint.find(output_dir, config.resume_from_checkpoint)
+def _claim(output_dir: Path, config: RunConfig, distributed: Distributed) -> None:
+    """Make the output folder, with the resolved configuration in it."""
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         resolved = config.model_copy(update={"output_dir": output_dir})
         (output_dir / "config.yaml").write_text(resolved.dump(), encoding="utf-8")
     distributed.barrier()
-    return resume
 
 
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:

@@ -47,14 +47,11 @@ class Trainer:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
         self._learning_rate = learning_rates(config, distributed.world_size)
-        self._samples_per_step = (
-            config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
-        )
+        self._samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
 
     def train(self) -> Shown:
         """Train to the end; returns what the last validation showed."""
         config, progress = self.config, self.progress
-        self.task.prepare_data()
         with self._sinks() as self._to:
             if progress.step == 0:
                 self._validate()

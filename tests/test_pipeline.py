@@ -48,9 +48,7 @@ def components() -> dict[str, object]:
     return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
 
 
-def pipeline_of(
-    components: dict[str, object], unet: torch.nn.Module, **options: object
-) -> TextToVideoPipeline:
+def pipeline_of(components: dict[str, object], unet: torch.nn.Module, **options: object) -> TextToVideoPipeline:
     options = {"max_text_tokens": TOKENS, "num_frames": 3, "guidance_scale": 3.0} | options
     pipeline = TextToVideoPipeline(unet=unet, **components, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -77,9 +75,7 @@ def clips(components: dict[str, object]) -> TextToVideoPipeline:
     return pipeline_of(components, moving_parallel())
 
 
-def sampled(
-    pipeline: TextToVideoPipeline, prompt: str | list[str] = "red heart", **options: object
-) -> torch.Tensor:
+def sampled(pipeline: TextToVideoPipeline, prompt: str | list[str] = "red heart", **options: object) -> torch.Tensor:
     return pipeline(prompt, **({"num_inference_steps": 3, "output_type": "latent"} | options)).frames
 
 
@@ -110,9 +106,7 @@ def test_stills_are_those_of_stable_diffusions_pipeline(stills: TextToVideoPipel
     options["negative_prompt"] = "blurred"
     ours = sampled(stills, PROMPTS, **options).squeeze(2)
     assert torch.allclose(ours, reference_call(scale, "latent"), atol=1e-4)
-    assert not torch.allclose(
-        ours, reference_call(scale + 0.5, "latent") if scale > 1 else ours + 1, atol=1e-3
-    )
+    assert not torch.allclose(ours, reference_call(scale + 0.5, "latent") if scale > 1 else ours + 1, atol=1e-3)
     pixels = sampled(stills, PROMPTS, output_type="pt", **options).squeeze(1)
     assert torch.allclose(pixels, reference_call(scale, "pt"), atol=0.6 / 255)
 
@@ -128,9 +122,7 @@ def test_a_scale_of_one_skips_the_unconditional_pass(stills: TextToVideoPipeline
 
 def test_output_types(clips: TextToVideoPipeline) -> None:
     options = {"num_inference_steps": 2, "height": 16, "width": 32}
-    frames = {
-        kind: clips(PROMPTS, output_type=kind, **options).frames for kind in ("uint8", "np", "pt", "pil")
-    }
+    frames = {kind: clips(PROMPTS, output_type=kind, **options).frames for kind in ("uint8", "np", "pt", "pil")}
     assert frames["uint8"].shape == (2, 3, 3, 16, 32)
     assert frames["uint8"].dtype == torch.uint8
     assert frames["np"].shape == (2, 3, 16, 32, 3)
@@ -182,9 +174,7 @@ def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[s
     assert [parameter.requires_grad for parameter in model.parameters()] == gradients
 
     model.predict(torch.zeros(1, 4, 3, 8, 8), torch.tensor(1), torch.zeros(1, TOKENS, 384))
-    assert not torch.equal(torch.get_rng_state(), states[0]), (
-        "a training forward does draw: the check can fail"
-    )
+    assert not torch.equal(torch.get_rng_state(), states[0]), "a training forward does draw: the check can fail"
 
 
 def test_a_new_parallel_model_draws_the_stills_of_its_spatial_branch(components: dict[str, object]) -> None:
@@ -203,31 +193,22 @@ def test_a_new_parallel_model_draws_the_stills_of_its_spatial_branch(components:
 def test_correlated_noise_makes_a_new_models_frames_alike(components: dict[str, object]) -> None:
     spread = {}
     for correlation in (0.0, 1.0):
-        pipeline = pipeline_of(
-            components, ParallelUNet.from_unet2d(tiny_unet()), frame_noise_correlation=correlation
-        )
+        pipeline = pipeline_of(components, ParallelUNet.from_unet2d(tiny_unet()), frame_noise_correlation=correlation)
         spread[correlation] = sampled(pipeline).diff(dim=2).abs().max()
     assert spread[1.0] < 1e-4 < spread[0.0]
 
 
 @pytest.mark.parametrize("kind", [ParallelUNet, SerialUNet, UNet2DConditionModel])
-def test_saving_and_loading_gives_the_same_clip(
-    components: dict[str, object], tmp_path: Path, kind: type
-) -> None:
+def test_saving_and_loading_gives_the_same_clip(components: dict[str, object], tmp_path: Path, kind: type) -> None:
     unet = {
         ParallelUNet: moving_parallel,
         SerialUNet: lambda: SerialUNet.from_unet2d(tiny_unet()),
         UNet2DConditionModel: tiny_unet,
     }[kind]()
     num_frames = 1 if kind is UNet2DConditionModel else 4
-    pipeline = pipeline_of(
-        components, unet, num_frames=num_frames, resolution=32, frame_noise_correlation=0.2
-    )
+    pipeline = pipeline_of(components, unet, num_frames=num_frames, resolution=32, frame_noise_correlation=0.2)
     pipeline.save_pretrained(tmp_path / "final")
-    assert (
-        json.loads((tmp_path / "final" / "model_index.json").read_text())["_class_name"]
-        == "TextToVideoPipeline"
-    )
+    assert json.loads((tmp_path / "final" / "model_index.json").read_text())["_class_name"] == "TextToVideoPipeline"
     assert not list((tmp_path / "final").rglob("*.bin"))
 
     for folder in (tmp_path, tmp_path / "final"):
@@ -246,9 +227,7 @@ def test_saving_and_loading_gives_the_same_clip(
         assert torch.equal(sampled(loaded), sampled(pipeline))
 
 
-def test_prompts_are_padded_as_in_training(
-    stills: TextToVideoPipeline, components: dict[str, object]
-) -> None:
+def test_prompts_are_padded_as_in_training(stills: TextToVideoPipeline, components: dict[str, object]) -> None:
     longer = pipeline_of(components, stills.unet, num_frames=1, max_text_tokens=TOKENS + 8)
     assert not torch.equal(sampled(stills), sampled(longer))
 
@@ -263,9 +242,7 @@ def test_a_long_prompt_is_truncated_with_a_warning(
     assert "truncated to 12" in caplog.text
 
 
-def test_the_wrapper_of_stage_one_is_taken_off(
-    stills: TextToVideoPipeline, components: dict[str, object]
-) -> None:
+def test_the_wrapper_of_stage_one_is_taken_off(stills: TextToVideoPipeline, components: dict[str, object]) -> None:
     wrapped = pipeline_of(components, ImageUNet(stills.unet), num_frames=1)
     assert wrapped.unet is stills.unet
     assert torch.equal(sampled(wrapped), sampled(stills))
@@ -289,9 +266,7 @@ def test_a_serial_model_has_no_spatial_branch(components: dict[str, object]) -> 
         ({"num_inference_steps": 2000}, "num_inference_steps=2000"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    stills: TextToVideoPipeline, arguments: dict[str, object], message: str
-) -> None:
+def test_what_does_not_fit_is_refused(stills: TextToVideoPipeline, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(MobiusError, match=message):
         sampled(stills, **({"prompt": "red heart"} | arguments))
 

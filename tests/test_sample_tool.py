@@ -50,9 +50,7 @@ def sample(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools" / "sample.py", *arguments]
     # From another folder: the script finds the package as installed, not beside itself.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT / "tools", timeout=120
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT / "tools", timeout=120)
 
 
 def sample_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
@@ -67,16 +65,14 @@ def test_clips_of_a_run(run_folder: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("红心\n\nheart heart heart heart heart heart heart heart\n", encoding="utf-8")
     output = tmp_path / "out"
-    done = sample(
-        run_folder, "--prompt", "a cat", "--prompts-file", prompts, "--output", output, "--steps", "2"
-    )
+    done = sample(run_folder, "--prompt", "a cat", "--prompts-file", prompts, "--output", output, "--steps", "2")
     assert done.returncode == 0, done.stderr
     printed = [Path(line) for line in done.stdout.splitlines() if line.startswith(str(output))]
     assert sorted(printed) == sorted(output.iterdir())
     slugs = ("00-a-cat", "01-红心", "02-heart-heart-heart-heart-heart-heart-hear")
-    assert {path.name for path in printed} == {
-        f"{slug}.{kind}" for slug in slugs for kind in ("gif", "mp4")
-    } | {"contact_sheet.png"}
+    assert {path.name for path in printed} == {f"{slug}.{kind}" for slug in slugs for kind in ("gif", "mp4")} | {
+        "contact_sheet.png"
+    }
     with Image.open(output / "00-a-cat.gif") as image:
         assert (image.n_frames, image.size) == (3, (192, 192))
     assert done.stdout.count("mean absolute frame difference") == 4

@@ -94,7 +94,12 @@ def save_chinese_clip(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "笑", "脸"]))
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
-    tower = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": WIDTH}
+    tower = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": WIDTH,
+    }
     text = ChineseCLIPTextConfig(vocab_size=7, **tower)
     vision = tower | {"image_size": 8, "patch_size": 4}
     ChineseCLIPModel(ChineseCLIPConfig(text_config=text.to_dict(), vision_config=vision)).save_pretrained(folder)

@@ -20,12 +20,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts-file", type=Path, help="one prompt a line")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="write into an output folder that is not empty"
-    )
-    parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="png: a contact sheet"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="png: a contact sheet")
     parser.add_argument("--num-frames", type=int, help="default: the model's")
     parser.add_argument("--height", type=int, help="pixels; default: the model's")
     parser.add_argument("--width", type=int, help="pixels; default: the model's")
@@ -35,9 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fps", type=float, default=8.0, help="of the files (default: %(default)s)")
-    parser.add_argument(
-        "--spatial-only", action="store_true", help="stills from the frozen spatial branch alone"
-    )
+    parser.add_argument("--spatial-only", action="store_true", help="stills from the frozen spatial branch alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -80,9 +74,7 @@ def main() -> None:
         differences = [frame_difference(clip) for clip in clips]
         for prompt, difference in zip(prompts, differences, strict=True):
             print(f"mean absolute frame difference {difference:6.2f} of 255: {prompt}")
-        print(
-            f"mean absolute frame difference {sum(differences) / len(differences):6.2f} of 255 over all clips"
-        )
+        print(f"mean absolute frame difference {sum(differences) / len(differences):6.2f} of 255 over all clips")
 
 
 if __name__ == "__main__":

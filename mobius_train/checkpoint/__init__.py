@@ -1,0 +1,1 @@
+"""Saving a run's state, and going on from it."""

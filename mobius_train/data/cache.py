@@ -80,7 +80,9 @@ class LatentCache:
             raise MobiusError(f"{folder} is no complete latent cache: delete it and start again") from error
         absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
         if absent:
-            raise MobiusError(f"the latent cache misses {absent[0]} and {len(absent) - 1} more: start again to build them")
+            raise MobiusError(
+                f"the latent cache misses {absent[0]} and {len(absent) - 1} more: start again to build them"
+            )
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -19,10 +20,17 @@ from typing import NamedTuple
 from mobius_train.errors import MobiusError
 
 VERSION = "1.0.0"
-PACKAGES = tuple(f"@lobehub/fluent-emoji-anim-{number}" for number in (1, 2, 3, 4))
+# The .tgz of each package by sha256.
+PACKAGES = {
+    "@lobehub/fluent-emoji-anim-1": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+    "@lobehub/fluent-emoji-anim-2": "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+    "@lobehub/fluent-emoji-anim-3": "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+    "@lobehub/fluent-emoji-anim-4": "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
+}
 LANGUAGES = ("en", "zh")
 SUBSETS = ("animated-base", "animated", "static", "all")
 SKIN_TONES = frozenset(("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"))
+END_OF_TAG = "\U000e007f"  # closes the code of a region; the file names leave it out
 EMOJI_STYLE = "fe0f"  # asks for the coloured picture; says nothing of which emoji it is
 # Emoji of two people are one code point without skin tones and a joined sequence with them.
 JOINED = {
@@ -41,6 +49,11 @@ class EmojiFile(NamedTuple):
     key: str
     path: Path
     source: str
+
+
+def code_points(key: str) -> list[str]:
+    """In hexadecimal; three flags (England, Scotland, Wales) join some of theirs by underscores."""
+    return re.split("[-_]", key)
 
 
 def has_skin_tone(key: str) -> bool:
@@ -68,9 +81,10 @@ def heldout_families(keys: Sequence[str], count: int, seed: int) -> set[str]:
 def names(key: str) -> dict[str, str] | None:
     """Plain words by language, such as {"en": "grinning face", "zh": "笑脸"}; None for what has no name."""
     try:
-        found = _names().get("".join(chr(int(part, 16)) for part in key.split("-") if part != EMOJI_STYLE))
+        sign = "".join(chr(int(part, 16)) for part in code_points(key) if part != EMOJI_STYLE)
     except (ValueError, OverflowError):  # a file name that is no code point sequence
         return None
+    found = _names().get(sign) or _names().get(sign + END_OF_TAG)
     return dict(found) if found else None
 
 
@@ -94,7 +108,7 @@ def fetch(cache: Path) -> list[Path]:
     """The four packages as .tgz in `cache`, downloaded by npm where they are not there yet.
 
     Raises:
-        MobiusError: npm is absent or fails.
+        MobiusError: npm is absent or fails, or what it brought is not the package known here.
     """
     archives = [cache / f"{name[1:].replace('/', '-')}-{VERSION}.tgz" for name in PACKAGES]
     for name, archive in zip(PACKAGES, archives, strict=True):
@@ -112,6 +126,10 @@ def fetch(cache: Path) -> list[Path]:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode or not (partial / archive.name).exists():
             raise MobiusError(f"npm pack {name}@{VERSION} failed: {result.stderr.strip() or result.stdout.strip()}")
+        with open(partial / archive.name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != PACKAGES[name]:
+            raise MobiusError(f"{partial / archive.name} has the sha256 {found}, not {PACKAGES[name]}: not used")
         (partial / archive.name).replace(archive)
     return archives
 
@@ -128,7 +146,7 @@ def find_files(packages: Sequence[Path], unpacked: Path) -> list[EmojiFile]:
         title = _title(folder)
         paths = sorted(folder.rglob("*.webp"))
         if not paths:
-            raise MobiusError(f"{package} holds no .webp file: is it a package of {PACKAGES[0]} … -4?")
+            raise MobiusError(f"{package} holds no .webp file: is it one of {', '.join(PACKAGES)}?")
         for path in paths:
             if path.stem in found:
                 raise MobiusError(f"{path.name} is in {found[path.stem].source} and in {title}: name one package once")
@@ -148,7 +166,7 @@ def _title(folder: Path) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
-    """The .webp files and package.json of a .tgz, by their last name alone, so that none can land elsewhere."""
+    """The .webp files and package.json of a .tgz, by last name alone, so that none lands elsewhere."""
     if not archive.is_file():
         raise MobiusError(f"there is no package {archive}: give the .tgz that npm pack made, or its unpacked folder")
     folder.mkdir(parents=True)

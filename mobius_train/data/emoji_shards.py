@@ -30,7 +30,7 @@ SHARD_SAMPLES = 200  # at most
 
 
 class Options(NamedTuple):
-    """num_frames: of an animation; a still always has one. heldout: how many emoji, with all their variants."""
+    """num_frames: of an animation; a still has one. heldout: how many emoji, with all their variants."""
 
     resolutions: tuple[int, ...] = (64,)
     num_frames: int = 8
@@ -50,7 +50,9 @@ class Prepared(NamedTuple):
     problem: str | None = None
 
 
-def prepare(packages: Sequence[Path], output: Path, options: Options, overwrite: bool = False) -> dict[int, dict[str, Any]]:
+def prepare(
+    packages: Sequence[Path], output: Path, options: Options, overwrite: bool = False
+) -> dict[int, dict[str, Any]]:
     """Write `output`/<resolution>/{train,heldout}-*.tar and index.json; returns the indices by resolution.
 
     All is built in a temporary folder inside `output` and renamed at the end.
@@ -111,11 +113,17 @@ def _build(packages: Sequence[Path], work: Path, options: Options) -> dict[int, 
         if not clips and (split == "train" or options.heldout):
             raise MobiusError(
                 f"no {split} clip: of {len(files)} files {len(chosen)} are {options.subset},"
-                f" {len(unreadable)} unreadable {sorted(unreadable)[:3]}, {len(unnamed)} without a name {unnamed[:3]}"
+                f" {len(unreadable)} unreadable {sorted(unreadable)[:3]},"
+                f" {len(unnamed)} without a name {unnamed[:3]}"
             )
-    record = {
+    record: dict[str, Any] = {
         "sources": sorted({file.source.split("/assets/")[0] for file in files}),
-        "parameters": options._replace(processes=1)._asdict(),
+        "parameters": {
+            "num_frames": options.num_frames,
+            "subset": options.subset,
+            "heldout": options.heldout,
+            "seed": options.seed,
+        },
         "counts": {
             "files": len(files),
             "animated": sum(header.num_frames > 1 for header in headers.values()),
@@ -127,9 +135,9 @@ def _build(packages: Sequence[Path], work: Path, options: Options) -> dict[int, 
         "unreadable": dict(sorted(unreadable.items())),
         "unnamed": unnamed,
     }
-    for name in ("resolutions", "processes"):
-        del record["parameters"][name]
-    return {resolution: _write(splits, work / str(resolution), resolution, record) for resolution in options.resolutions}
+    return {
+        resolution: _write(splits, work / str(resolution), resolution, record) for resolution in options.resolutions
+    }
 
 
 def _belongs(key: str, header: Header, subset: str) -> bool:
@@ -188,7 +196,14 @@ def encode_webp(frames: list[Image.Image], duration: int) -> bytes:
     buffer = io.BytesIO()
     first, *rest = frames
     first.save(
-        buffer, "WEBP", save_all=True, append_images=rest, quality=QUALITY, method=METHOD, duration=duration, minimize_size=False
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        quality=QUALITY,
+        method=METHOD,
+        duration=duration,
+        minimize_size=False,
     )
     data = buffer.getvalue()
     if read_header(data, MAX_PIXELS).num_frames == len(frames):
@@ -207,7 +222,10 @@ def _join(stills: list[bytes], size: tuple[int, int], duration: int) -> bytes:
     """https://developers.google.com/speed/webp/docs/riff_container#animation"""
     canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
     animated, no_blending = 0b10, 0b10
-    chunks = [_chunk(b"VP8X", bytes([animated, 0, 0, 0]) + canvas), _chunk(b"ANIM", struct.pack("<4BH", 255, 255, 255, 255, 0))]
+    chunks = [
+        _chunk(b"VP8X", bytes([animated, 0, 0, 0]) + canvas),
+        _chunk(b"ANIM", struct.pack("<4BH", 255, 255, 255, 255, 0)),
+    ]
     head = bytes(6) + canvas + duration.to_bytes(3, "little") + bytes([no_blending])
     chunks += [_chunk(b"ANMF", head + still) for still in stills]
     body = b"WEBP" + b"".join(chunks)
@@ -248,7 +266,7 @@ def _sample(clip: Prepared, resolution: int) -> dict[str, Any]:
         "caption": emoji.names(key),
         "num_frames": clip.num_frames,
         "fps": None if clip.fps is None else round(clip.fps, 4),
-        "codepoints": " ".join(f"U+{part.upper()}" for part in key.split("-")),
+        "codepoints": " ".join(f"U+{part.upper()}" for part in emoji.code_points(key)),
         "animated": clip.num_frames > 1,
         "source": clip.file.source,
     }

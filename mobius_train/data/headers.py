@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 
 class Header(NamedTuple):
-    """width, height: pixels. num_frames: where the walk was cut short, those seen so far. duration: ms of all."""
+    """num_frames: those seen, where the walk was cut short. duration: ms of all frames."""
 
     kind: str
     width: int
@@ -48,7 +48,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
 
 
 def _gif(data: bytes, max_pixels: int) -> Header:
-    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt; bytes that open no block are skipped, as Pillow does."""
+    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt; like Pillow, stray bytes are skipped."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + _colour_table(flags)
     frames = duration = 0

@@ -32,9 +32,7 @@ def prompt_generator(seed: int, prompt: str) -> torch.Generator:
     return sample_generator(seed, int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]))
 
 
-def initial_noise(
-    shape: tuple[int, int, int, int], generator: torch.Generator, correlation: float = 0.0
-) -> Tensor:
+def initial_noise(shape: tuple[int, int, int, int], generator: torch.Generator, correlation: float = 0.0) -> Tensor:
     """(1, C, F, h, w) standard normal noise of one clip; shape (C, F, h, w).
 
     Args:

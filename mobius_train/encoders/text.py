@@ -110,7 +110,9 @@ def load_text_encoder(
     Raises:
         MobiusError: nothing loadable lies there.
     """
-    source = _package_folder(name_or_path.removeprefix("package:")) if name_or_path.startswith("package:") else name_or_path
+    source = (
+        _package_folder(name_or_path.removeprefix("package:")) if name_or_path.startswith("package:") else name_or_path
+    )
     folder = Path(source)
     model_source, tokenizer_source = source, source
     if (folder / "text_encoder").is_dir():

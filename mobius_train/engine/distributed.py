@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -9,60 +10,76 @@ import torch
 import torch.distributed as dist
 
 from mobius_train.environment import Launch
+from mobius_train.errors import MobiusError
 
-TIMEOUT = timedelta(minutes=30)
+# Long enough for one rank to encode a data set while the others wait; a rank that died is noticed at once.
+TIMEOUT = timedelta(minutes=60)
+
+
+def start(launch: Launch) -> Distributed:
+    """Join the job: NCCL on GPUs, gloo on CPUs.
+
+    Raises:
+        MobiusError: there are more ranks on this node than GPUs.
+    """
+    return Distributed(launch)
 
 
 class Distributed:
-    """All ranks of the job; one rank is a job too.
+    """All ranks of the job; a single process is a job of one rank.
 
     Attributes:
         device: this rank's GPU, or the CPU.
+        is_main: True on rank 0, which writes and prints for all.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.rank, self.world_size = launch.rank, launch.world_size
-        self.is_main = self.rank == 0
-        if torch.cuda.is_available():
-            self.device = torch.device("cuda", launch.local_rank)
-            torch.cuda.set_device(self.device)
-        else:
-            self.device = torch.device("cpu")
-            # Ranks that each take all cores spend their time waiting for each other.
-            if launch.local_world_size > 1:
-                torch.set_num_threads(max(1, torch.get_num_threads() // launch.local_world_size))
+        self.is_main = launch.rank == 0
+        self.device = _device(launch)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT)
 
-    def _reduced(self, values: dict[str, float], operation: Any) -> dict[str, float]:
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, operation)
-        return dict(zip(values, tensor.tolist(), strict=True))
-
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean over all ranks of each value, in one all-reduce."""
-        return {name: total / self.world_size for name, total in self._reduced(values, dist.ReduceOp.SUM).items()}
+        """The mean over all ranks of each value, in one all-reduce; every rank gives the same names in order."""
+        return {name: total / self.world_size for name, total in self._reduce(values, dist.ReduceOp.SUM).items()}
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         """The maximum over all ranks of each value, in one all-reduce."""
-        return self._reduced(values, dist.ReduceOp.MAX)
+        return self._reduce(values, dist.ReduceOp.MAX)
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait until all ranks are here."""
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value."""
+        """Rank 0's value, on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def close(self) -> None:
-        """End the process group."""
+        """Leave the job."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _reduce(self, values: dict[str, float], operation: Any) -> dict[str, float]:
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, operation)
+        return dict(zip(values, tensor.tolist(), strict=True))
 
-def start(launch: Launch) -> Distributed:
-    """Join the job: NCCL on GPUs, gloo on CPUs."""
-    return Distributed(launch)
+
+def _device(launch: Launch) -> torch.device:
+    if not torch.cuda.is_available():
+        # Ranks that each take all cores spend their time waiting for each other.
+        share = max(1, len(os.sched_getaffinity(0)) // launch.local_world_size)
+        torch.set_num_threads(min(torch.get_num_threads(), share))
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise MobiusError(
+            f"rank {launch.rank} is number {launch.local_rank} on its node, which has {torch.cuda.device_count()} GPU(s):"
+            " start one rank for each GPU"
+        )
+    device = torch.device("cuda", launch.local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,9 +1,7 @@
-"""The exponential moving average of trained weights, sharded as the engine shards them."""
+"""The exponential moving average of the trained weights, in the pieces that the engine shards them into."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,48 +14,43 @@ UPDATES = "number_of_updates"
 
 
 class ExponentialMovingAverage:
-    """a ← d · a + (1 - d) · w after every applied step, with d = min(decay, (1 + n) / (10 + n)) in update n.
+    """a ← d · a + (1 - d) · w after every applied step, with d = min(decay, (1 + n) / (10 + n)) in update n = 1, 2, …
 
-    It holds what this rank holds of the float32 masters, by the parameter's name.
+    The warm-up of d lets the average forget the weights that training started from.
+
+    Args:
+        pieces: what this rank holds of the float32 weights, by name; the average starts as a copy of it.
+        decay: d after the warm-up.
     """
 
-    def __init__(self, masters: dict[str, Tensor], decay: float) -> None:
+    def __init__(self, pieces: dict[str, Tensor], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self._average = {name: master.clone() for name, master in masters.items()}
+        self.pieces = {name: piece.detach().clone() for name, piece in pieces.items()}
 
     @torch.no_grad()
-    def update(self, masters: dict[str, Tensor]) -> None:
-        """Take in the masters after a step."""
+    def update(self, pieces: dict[str, Tensor]) -> None:
+        """Take in the weights after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        if self._average:
-            names = list(self._average)
-            torch._foreach_lerp_(
-                [self._average[name] for name in names], [masters[name] for name in names], 1 - decay
-            )
-
-    @contextmanager
-    def swapped_into(self, masters: dict[str, Tensor]) -> Iterator[None]:
-        """The average stands in the masters' memory inside of the block, and the masters after it as before."""
-        kept = {name: master.clone() for name, master in masters.items()}
-        with torch.no_grad():
-            for name, master in masters.items():
-                master.copy_(self._average[name])
-            try:
-                yield
-            finally:
-                for name, master in masters.items():
-                    master.copy_(kept[name])
+        if self.pieces:
+            new = [pieces[name] for name in self.pieces]
+            torch._foreach_lerp_(list(self.pieces.values()), new, 1 - decay)
 
     def save(self, path: Path) -> None:
-        """Write this rank's part."""
-        save_file({**self._average, UPDATES: torch.tensor(self.updates)}, path)
+        """Write this rank's pieces, as safetensors."""
+        save_file({**self.pieces, UPDATES: torch.tensor(self.updates)}, path)
 
     def load(self, path: Path) -> None:
-        """Read this rank's part back."""
-        if not path.exists():
+        """Read this rank's pieces back.
+
+        Raises:
+            MobiusError: the file is missing, or holds other pieces.
+        """
+        if not path.is_file():
             raise MobiusError(f"{path} is missing: the checkpoint was written without use_ema; set use_ema=false")
         state = load_file(path)
         self.updates = int(state.pop(UPDATES))
-        for name, tensor in self._average.items():
-            tensor.copy_(state[name])
+        if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in self.pieces.items()}:
+            raise MobiusError(f"{path} holds the average of other weights than those trained here")
+        for name, piece in self.pieces.items():
+            piece.copy_(state[name])

@@ -10,7 +10,13 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Batch sizes are in clips; max_grad_norm 0 means no clipping; named as in the Hugging Face scripts."""
+    """Named as in the Hugging Face training scripts.
+
+    Attributes:
+        micro_batch_size: samples of one forward pass on one rank.
+        max_grad_norm: 0 means no clipping.
+        ema_decay: of the trained weights' moving average, reached after a warm-up.
+    """
 
     micro_batch_size: int
     gradient_accumulation_steps: int

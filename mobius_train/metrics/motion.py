@@ -33,8 +33,7 @@ def frame_difference(frames: Tensor) -> float:
     """
     if frames.ndim != 4 or frames.shape[0] < 2 or frames.dtype != torch.uint8:
         raise ValueError(
-            "frame_difference wants two or more uint8 frames (F, 3, H, W),"
-            f" got {tuple(frames.shape)} {frames.dtype}"
+            f"frame_difference wants two or more uint8 frames (F, 3, H, W), got {tuple(frames.shape)} {frames.dtype}"
         )
     return frames.float().diff(dim=0).abs().mean().item()
 

@@ -29,7 +29,14 @@ class Sinks:
             self._stack.callback(self._tensorboard.close)
         # Smoothing over many steps keeps the remaining time steady.
         self.bar = self._stack.enter_context(
-            tqdm(total=max_steps, initial=first_step, desc="training", unit="step", smoothing=0.05, dynamic_ncols=True)
+            tqdm(
+                total=max_steps,
+                initial=first_step,
+                desc="training",
+                unit="step",
+                smoothing=0.05,
+                dynamic_ncols=True,
+            )
         )
 
     def step(self, step: int, metrics: Metrics) -> None:

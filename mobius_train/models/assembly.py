@@ -37,9 +37,7 @@ class Assembly(ModelMixin, ConfigMixin):
             raise MobiusError(f"no {cls.__name__} in {folder}: there is no {cls.config_name}. Check the path")
         kind = cls.load_config(folder).get("_class_name")
         if kind != cls.__name__:
-            raise MobiusError(
-                f"{folder} holds a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained"
-            )
+            raise MobiusError(f"{folder} holds a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained")
         parts = {}
         for name, part in cls.parts.items():
             try:

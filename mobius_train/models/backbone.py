@@ -36,9 +36,7 @@ def check_backbone(unet: UNet2DConditionModel) -> None:
     for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         unknown = [kind for kind in config[name] if kind not in allowed]
         if unknown:
-            problems.append(
-                f"{name} has {', '.join(map(str, unknown))}: only {' and '.join(allowed)} are known"
-            )
+            problems.append(f"{name} has {', '.join(map(str, unknown))}: only {' and '.join(allowed)} are known")
     if config.mid_block_type not in MID_BLOCKS:
         problems.append(f"mid_block_type={config.mid_block_type!r}: only {MID_BLOCKS[0]} or none is known")
     if config.dual_cross_attention:

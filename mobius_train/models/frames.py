@@ -32,9 +32,7 @@ def unfold_frames(frames: Tensor, num_frames: int) -> Tensor:
     return frames.unflatten(0, (-1, num_frames)).permute(0, 2, 1, 3, 4)
 
 
-def fold_conditions(
-    timestep: Timestep, encoder_hidden_states: Tensor, num_frames: int
-) -> tuple[Timestep, Tensor]:
+def fold_conditions(timestep: Timestep, encoder_hidden_states: Tensor, num_frames: int) -> tuple[Timestep, Tensor]:
     """Repeat a clip's conditions for each of its frames.
 
     Args:

@@ -39,9 +39,7 @@ def apply_freezing(module: nn.Module, rules: Sequence[Rule]) -> None:
         )
     idle = [rule for rule in rules if rule not in first.values()]
     if idle:
-        raise MobiusError(
-            f"these freezing rules cover no parameter of {type(module).__name__}: {idle}. Correct them"
-        )
+        raise MobiusError(f"these freezing rules cover no parameter of {type(module).__name__}: {idle}. Correct them")
     for name, rule in first.items():
         assert rule is not None
         parameters[name].requires_grad_(rule.trained)

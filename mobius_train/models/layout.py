@@ -67,12 +67,7 @@ def read_layout(config: Mapping[str, Any]) -> Layout:
         # A bridge for every layer of the down block, and the last one from its input.
         bridges = [width] * depths[level] + [channels[max(level - 1, 0)]]
         states = [before] + [width] * depths[level]
-        up.append(
-            [
-                LayerShape(state + bridge, width, attention)
-                for state, bridge in zip(states, bridges, strict=True)
-            ]
-        )
+        up.append([LayerShape(state + bridge, width, attention) for state, bridge in zip(states, bridges, strict=True)])
         before = width
     return Layout(down, mid, up, heads[0])
 

@@ -64,9 +64,7 @@ class Ring(ModelMixin, ConfigMixin):
         self.transformer_in = transformer_in(first, layout.in_heads, norm_num_groups)
         down = [RingBlock(shapes, norm_num_groups) for shapes in layout.down]
         for block, width in zip(down[:-1], block_out_channels, strict=False):
-            block.downsamplers.append(
-                Downsample2D(width, use_conv=True, padding=downsample_padding, name="op")
-            )
+            block.downsamplers.append(Downsample2D(width, use_conv=True, padding=downsample_padding, name="op"))
         up = [RingBlock(shapes, norm_num_groups) for shapes in layout.up]
         for block, width in zip(up[:-1], reversed(block_out_channels), strict=False):
             block.upsamplers.append(Upsample2D(width, use_conv=True))

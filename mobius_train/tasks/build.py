@@ -42,9 +42,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         return AutoencoderTask(config, vae, train, heldout, distributed, dtype)
 
     unet = load_part(UNet2DConditionModel, "unet", config.unet_config, config.pretrained_model_name_or_path)
-    scheduler = load_part(
-        DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path
-    )
+    scheduler = load_part(DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path)
     objective = DiffusionObjective(scheduler, config.objective)
     vae = load_part(AutoencoderKL, "vae", None, config.vae_name_or_path or config.pretrained_model_name_or_path)
     _check_resolution(config, vae)
@@ -62,12 +60,15 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
 
 
 def _open(config: RunConfig, source: str) -> ClipDataset:
-    return open_clips(
+    clips = open_clips(
         source,
         num_frames=config.data.num_frames,
         resolution=config.data.resolution,
         caption_language=config.data.caption_language,
     )
+    # What is wrong with all clips shows in the first: too few frames, say.
+    clips[0]
+    return clips
 
 
 def _check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:

@@ -11,9 +11,7 @@ from mobius_train.errors import MobiusError
 Part = TypeVar("Part")
 
 
-def load_part(
-    kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None
-) -> Part:
+def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:
     """A model or scheduler of diffusers.
 
     A new one when `new_config` is given; else from `name_or_path`: its subfolder where it has one (a

@@ -71,8 +71,7 @@ class Inference:
             if not parameter.requires_grad
         }
         memo: dict[int, Any] = {
-            id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
-            for tensor in trained.parameters()
+            id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False) for tensor in trained.parameters()
         }
         self._template = copy.deepcopy(trained, memo)
 

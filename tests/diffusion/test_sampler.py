@@ -17,9 +17,7 @@ SHAPE = (4, 6, 8, 8)
 
 @pytest.mark.parametrize("kind", [DDPMScheduler, PNDMScheduler, DDIMScheduler])
 def test_the_noise_schedule_is_kept_and_latents_are_not_clipped(kind: type) -> None:
-    scheduler = kind(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
-    )
+    scheduler = kind(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
     ddim = sampling_scheduler(scheduler)
     assert torch.equal(ddim.alphas_cumprod, scheduler.alphas_cumprod)
     assert ddim.config.prediction_type == "v_prediction"

@@ -26,6 +26,10 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
         # Storages are known by their address, so none may be freed and its address used again.
         self._alive: list[Tensor] = []
 
+    def __enter__(self) -> SavedTensors:
+        super().__enter__()
+        return self
+
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self.nbytes[storage._cdata] = storage.nbytes()
@@ -43,9 +47,7 @@ class LiveStorages(TorchDispatchMode):
         super().__init__()
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

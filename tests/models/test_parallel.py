@@ -24,9 +24,7 @@ def picture_by_picture(unet: UNet2DConditionModel, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("size", [(8, 8), (18, 10)], ids=["even", "odd"])
 @torch.no_grad()
-def test_new_model_predicts_what_the_2d_model_predicts(
-    unet: UNet2DConditionModel, size: tuple[int, int]
-) -> None:
+def test_new_model_predicts_what_the_2d_model_predicts(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
     batch = batch_for(unet, size=size)
     expected = picture_by_picture(copy.deepcopy(unet), batch)
     model = ParallelUNet.from_unet2d(unet).train()
@@ -88,7 +86,8 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     assert weights_hash(loaded) == weights_hash(model)
     assert dict(loaded.config).keys() >= {"in_channels", "cross_attention_dim"}
     batch = batch_for(unet)
-    assert torch.equal(loaded(*batch).sample, model(*batch).sample)
+    # The same weights at another alignment in memory: kernels may differ in the last bit.
+    torch.testing.assert_close(loaded(*batch).sample, model(*batch).sample)
     assert weights_hash(UNet2DConditionModel.from_pretrained(tmp_path / "spatial")) == weights_hash(unet)
     assert ParallelUNet.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).ring.dtype == torch.bfloat16
 

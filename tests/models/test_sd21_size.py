@@ -65,9 +65,7 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.log: list[tuple[str, list[torch.Size]]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.log.append((str(func), [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]))
         return result

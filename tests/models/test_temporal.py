@@ -47,9 +47,7 @@ def test_projection_in_front_changes_the_channels() -> None:
     assert TemporalConv(16, 16, norm_num_groups=4).projection is None
 
 
-@pytest.mark.parametrize(
-    "block", [TemporalConv(24, 16, 4), TemporalConv(16, 16, 4), temporal_attention(16, 2, 4)]
-)
+@pytest.mark.parametrize("block", [TemporalConv(24, 16, 4), TemporalConv(16, 16, 4), temporal_attention(16, 2, 4)])
 def test_blocks_mix_the_frames_of_a_clip_and_never_clips(block: nn.Module) -> None:
     channels = 24 if getattr(block, "projection", None) else 16
     torch.manual_seed(0)

@@ -65,9 +65,7 @@ class Batch(NamedTuple):
         return pictures, self.timestep.repeat_interleave(frames), self.text.repeat_interleave(frames, 0)
 
 
-def batch_for(
-    unet: UNet2DConditionModel, clips: int = 2, frames: int = 3, size: tuple[int, int] = (8, 8)
-) -> Batch:
+def batch_for(unet: UNet2DConditionModel, clips: int = 2, frames: int = 3, size: tuple[int, int] = (8, 8)) -> Batch:
     generator = torch.Generator().manual_seed(1)
     return Batch(
         torch.randn(clips, unet.config.in_channels, frames, *size, generator=generator),

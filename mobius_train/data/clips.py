@@ -1,0 +1,125 @@
+"""Clips with captions, from shards or from a folder, by number.
+
+Access is by number on purpose: any count of ranks and workers can split such a data set without loss or
+repetition, and any position can be returned to. Tar headers are read once, when the source is opened.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from braceexpand import braceexpand
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mobius_train.data.decode import check_bytes, decode
+from mobius_train.data.entry import Entry
+from mobius_train.data.folder import read_folder
+from mobius_train.data.shards import read_shards
+from mobius_train.errors import MobiusError
+
+SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
+FINGERPRINT_SPAN = 2**14  # bytes, at either end of a clip
+
+
+class Clip(NamedTuple):
+    """frames: (F, 3, H, W) uint8."""
+
+    key: str
+    caption: str
+    frames: Tensor
+
+    def frame(self, number: int) -> Clip:
+        """A clip of that frame alone."""
+        return self._replace(frames=self.frames[number : number + 1])
+
+
+class ClipDataset(Dataset[Clip]):
+    """Clips by number, in the order of `keys`.
+
+    fingerprint: 64 hex digits, the same wherever the same clips with the same captions are read in the same
+    way: it is made of keys, captions, sizes and either end of each clip's bytes, not of places or times.
+    """
+
+    def __init__(self, entries: Sequence[Entry], *, num_frames: int, resolution: int) -> None:
+        self.entries = list(entries)
+        self.keys = [entry.key for entry in self.entries]
+        self.num_frames, self.resolution = num_frames, resolution
+        digest = hashlib.sha256(f"{num_frames} {resolution}".encode())
+        for entry in self.entries:
+            check_bytes(entry.size, entry.suffix, entry.name)
+            ends = entry.read(FINGERPRINT_SPAN), entry.read_end(FINGERPRINT_SPAN)
+            for part in (entry.key.encode(), entry.caption.encode(), str(entry.size).encode(), *ends):
+                digest.update(len(part).to_bytes(8, "little") + part)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Clip:
+        """Clip `index`, decoded.
+
+        Raises:
+            MobiusError: the clip is damaged, too large or too short.
+        """
+        entry = self.entries[index]
+        frames = decode(entry.read(), entry.suffix, entry.name, num_frames=self.num_frames, resolution=self.resolution)
+        return Clip(entry.key, entry.caption, frames)
+
+
+def open_clips(source: str, *, num_frames: int, resolution: int, caption_language: str = "en") -> ClipDataset:
+    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`).
+
+    Args:
+        num_frames: evenly spaced over each clip; 1 takes its first frame.
+        resolution: pixels, width and height of the frames.
+        caption_language: which caption, where a clip has one for each of several languages.
+
+    Raises:
+        MobiusError: the source is not there, not a local path, empty, damaged or incomplete.
+    """
+    if num_frames < 1 or resolution < 1:
+        raise MobiusError(f"num_frames={num_frames} and resolution={resolution} must be 1 or more")
+    _refuse_scheme(source)
+    if Path(source).is_dir():
+        entries = read_folder(Path(source), caption_language)
+    else:
+        entries = read_shards(_shard_paths(source), caption_language)
+    repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
+    if repeated:
+        places = ", ".join(entry.name for entry in entries if entry.key == repeated[0])
+        raise MobiusError(
+            f"{len(repeated)} keys occur more than once in {source}: the first is {repeated[0]}, in {places}"
+        )
+    return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
+
+
+def _refuse_scheme(source: str) -> None:
+    if SCHEME.match(source):
+        raise MobiusError(
+            f"{source!r} is no local path; nothing was run or fetched. Give a folder or shards on a disk"
+            " (a file whose name has a colon: with ./ in front)"
+        )
+
+
+def _shard_paths(source: str) -> list[Path]:
+    if Path(source).exists():
+        return [Path(source)]
+    try:
+        patterns = list(braceexpand(source))
+    except ValueError as error:
+        raise MobiusError(f"the braces of {source!r} do not match: {error}") from error
+    paths: list[Path] = []
+    for pattern in patterns:
+        _refuse_scheme(pattern)
+        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f', of {source}'}")
+        paths += [Path(path) for path in found]
+    return paths

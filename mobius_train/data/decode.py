@@ -1,0 +1,158 @@
+"""From a file's bytes to frames: GIF, WebP and stills by Pillow, video by PyAV.
+
+What a file may cost is bounded before its pixels are decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mobius_train.data.headers import read_header
+from mobius_train.errors import MobiusError
+
+PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
+# The demuxer is named, never guessed: a playlist under the name of a video would open other files.
+VIDEOS = {".mp4": "mov", ".mov": "mov", ".webm": "matroska"}
+SUFFIXES = (*PICTURES, *VIDEOS)
+
+MAX_PICTURE_BYTES = 2**26
+MAX_VIDEO_BYTES = 2**28
+MAX_FRAME_PIXELS = 2**24  # 4096 x 4096
+MAX_CLIP_PIXELS = 2**30  # of all the file's frames: 517 of 1920 x 1080
+
+
+def check_bytes(size: int, suffix: str, name: str) -> None:
+    """Refuse a file that is too large to be read.
+
+    Raises:
+        MobiusError: naming the file, its size and the limit.
+    """
+    limit = MAX_VIDEO_BYTES if suffix in VIDEOS else MAX_PICTURE_BYTES
+    if size > limit:
+        raise MobiusError(f"{name} has {size} bytes, more than the limit of {limit}: cut it or make it smaller")
+
+
+def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int) -> Tensor:
+    """Frames floor(i·n/F) of the n in the file, on white, cropped to the central square.
+
+    Returns:
+        (F, 3, resolution, resolution) uint8. Frames of that size already are left as they are.
+
+    Raises:
+        MobiusError: naming the clip: fewer frames than asked, too large, damaged, or of no known kind.
+    """
+    check_bytes(len(data), suffix, name)
+    if suffix in VIDEOS:
+        images = _video(data, VIDEOS[suffix], name, num_frames)
+    elif suffix in PICTURES:
+        images = _pictures(data, name, num_frames)
+    else:
+        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
+    frames = [np.asarray(_fit(image, resolution)) for image in images]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def _fit(image: Image.Image, resolution: int) -> Image.Image:
+    """On white, its central square, at this resolution."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    image = image.convert("RGB")
+    side = min(image.size)
+    if image.width != image.height:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == resolution else image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def _wanted(available: int, num_frames: int, name: str) -> list[int]:
+    if available < num_frames:
+        kind = "is a still" if available == 1 else f"has {available} frames"
+        raise MobiusError(
+            f"{name} {kind} but {num_frames} frames are asked for: leave it out, or ask for"
+            f" num_frames={max(available, 1)} or fewer"
+        )
+    return [number * available // num_frames for number in range(num_frames)]
+
+
+def _check_pixels(width: int, height: int, frames: int, name: str) -> None:
+    pixels = width * height
+    if pixels > MAX_FRAME_PIXELS:
+        raise MobiusError(
+            f"{name} has frames of {width}x{height}, {pixels} pixels: more than"
+            f" the limit of {MAX_FRAME_PIXELS}; make it smaller"
+        )
+    if pixels * frames > MAX_CLIP_PIXELS:
+        raise MobiusError(
+            f"{name} has {frames} or more frames of {width}x{height}, {pixels * frames} pixels in all: more"
+            f" than the limit of {MAX_CLIP_PIXELS}; cut it or make it smaller"
+        )
+
+
+def _pictures(data: bytes, name: str, num_frames: int) -> list[Image.Image]:
+    try:
+        header = read_header(data, MAX_CLIP_PIXELS)
+    except ValueError as error:
+        raise MobiusError(f"{name} cannot be read: {error}") from error
+    _check_pixels(header.width, header.height, header.num_frames, name)
+    wanted = _wanted(header.num_frames, num_frames, name)
+    images = []
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG", "JPEG")) as image:
+            for number in wanted:
+                image.seek(number)
+                images.append(image.copy())
+    # What decoders raise on damaged data is not one family.
+    except (OSError, EOFError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+        raise MobiusError(f"{name} is damaged: {error}") from error
+    return images
+
+
+def _video(data: bytes, demuxer: str, name: str, num_frames: int) -> list[Image.Image]:
+    """The number of frames is that of the frames decoded: headers and packets only guess it."""
+    try:
+        if num_frames == 1:
+            first = next(_video_frames(data, demuxer, name), None)
+            if first is None:
+                raise MobiusError(f"{name} has no video frame")
+            return [first.to_image()]
+        available = _count_packets(data, demuxer, name)
+        while True:
+            wanted = set(_wanted(available, num_frames, name))
+            images, decoded = [], 0
+            for decoded, frame in enumerate(_video_frames(data, demuxer, name), start=1):
+                if decoded - 1 in wanted:
+                    images.append(frame.to_image())
+            if decoded == available:
+                return images
+            available = decoded
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MobiusError(f"{name} is damaged or no video of its kind: {error}") from error
+
+
+def _count_packets(data: bytes, demuxer: str, name: str) -> int:
+    with av.open(io.BytesIO(data), format=demuxer) as container:
+        if not container.streams.video:
+            raise MobiusError(f"{name} has no picture, only {len(container.streams)} other streams")
+        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+
+
+def _video_frames(data: bytes, demuxer: str, name: str) -> Iterator[av.VideoFrame]:
+    with av.open(io.BytesIO(data), format=demuxer) as container:
+        if not container.streams.video:
+            raise MobiusError(f"{name} has no picture, only {len(container.streams)} other streams")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # the loader has its own workers
+        _check_pixels(stream.codec_context.width, stream.codec_context.height, 1, name)
+        for number, frame in enumerate(container.decode(stream), start=1):
+            _check_pixels(frame.width, frame.height, number, name)
+            yield frame

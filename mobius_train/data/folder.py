@@ -1,0 +1,98 @@
+"""A folder of clips: a.gif beside a.txt, or a metadata.jsonl or metadata.csv that names file and caption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mobius_train.data.captions import SUFFIXES as CAPTIONS
+from mobius_train.data.captions import caption_of, read_caption
+from mobius_train.data.decode import SUFFIXES as CLIPS
+from mobius_train.data.entry import Entry
+from mobius_train.errors import MobiusError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def read_folder(folder: Path, caption_language: str) -> list[Entry]:
+    """The clips of a folder and its subfolders, in the order of their names; keys are paths without ending.
+
+    A metadata file alone says what belongs; without one every clip needs a .txt or .json of its name.
+
+    Raises:
+        MobiusError: no clip, a clip without a caption, or a line that names no clip of the folder.
+    """
+    metadata = [folder / name for name in METADATA if (folder / name).exists()]
+    if len(metadata) > 1:
+        raise MobiusError(f"{folder} has both {' and '.join(METADATA)}: keep one")
+    entries = _listed(folder, metadata[0], caption_language) if metadata else _paired(folder, caption_language)
+    return sorted(entries)
+
+
+def _entry(folder: Path, path: Path, caption: str) -> Entry:
+    key = path.relative_to(folder).with_suffix("").as_posix()
+    return Entry(key, caption, path, 0, path.stat().st_size, path.suffix.lower(), str(path))
+
+
+def _paired(folder: Path, language: str) -> list[Entry]:
+    files = [p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file()]
+    clips = sorted(path for path in files if path.suffix.lower() in CLIPS)
+    if not clips:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in files)
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing"
+        hint = f"; shards are named by a pattern: {folder}/*.tar" if ".tar" in kinds else ""
+        raise MobiusError(f"{folder} holds no clip ({' '.join(CLIPS)}), but {found}{hint}")
+    captions = {path: [c for s in CAPTIONS if (c := path.with_suffix(s)).is_file()] for path in clips}
+    bare = [path for path, found in captions.items() if not found]
+    if bare:
+        raise MobiusError(
+            f"{len(bare)} of {len(clips)} clips in {folder} have no caption: {bare[0].name} wants"
+            f" {bare[0].with_suffix('.txt').name} beside it, or the folder a metadata.jsonl"
+        )
+    return [
+        _entry(folder, path, read_caption(found[0].read_bytes(), found[0].suffix, str(path), language))
+        for path, found in captions.items()
+    ]
+
+
+def _listed(folder: Path, metadata: Path, language: str) -> list[Entry]:
+    entries = []
+    try:
+        text = metadata.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MobiusError(f"{metadata} cannot be read as UTF-8: {error}") from error
+    for where, record in _records(metadata, text):
+        name = record.get("file_name") if isinstance(record, dict) else None
+        if not isinstance(name, str) or not name:
+            raise MobiusError(f'{where} has no "file_name"')
+        path = folder / name
+        if PurePosixPath(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+            raise MobiusError(f"{where}: {name} lies outside the folder")
+        if path.suffix.lower() not in CLIPS:
+            raise MobiusError(f"{where}: {name} is no clip: known are {', '.join(CLIPS)}")
+        if not path.is_file():
+            raise MobiusError(f"{where}: there is no file {path}")
+        entries.append(_entry(folder, path, caption_of(record, where, language)))
+    if not entries:
+        raise MobiusError(f"{metadata} names no clip: it is empty")
+    return entries
+
+
+def _records(metadata: Path, text: str) -> Iterator[tuple[str, Any]]:
+    if metadata.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for record in reader:
+            yield f"{metadata}, line {reader.line_num}", record
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{metadata}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise MobiusError(f"{where} is no JSON: {error}") from error

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from files import animation, numbers, shard, video, write_tar
+from torch.utils.data import DataLoader
+
+from mobius_train.data.clips import Clip, ClipDataset, open_clips
+from mobius_train.data.shards import describe_shard, read_shards, verify
+from mobius_train.errors import MobiusError
+
+EMOJI = Path(__file__).parents[2] / "assets" / "fluent-emoji" / "64"
+
+
+def opened(source: Path | str, **options: str) -> ClipDataset:
+    return open_clips(str(source), num_frames=4, resolution=16, **options)
+
+
+def whole(batch: list[Clip]) -> list[Clip]:
+    return batch
+
+
+def refused(source: Path | str, match: str, **options: str) -> None:
+    with pytest.raises(MobiusError, match=match):
+        opened(source, **options)
+
+
+def write_index(folder: Path) -> None:
+    shards = {path.name: describe_shard(path)._asdict() for path in folder.glob("*.tar")}
+    (folder / "index.json").write_text(json.dumps({"shards": shards}))
+
+
+# Sources
+
+
+def test_shards_by_path_glob_and_braces(tmp_path: Path) -> None:
+    for number, keys in enumerate((["a", "b"], ["c"], ["d"])):
+        shard(tmp_path / f"s-{number}.tar", keys)
+    assert opened(tmp_path / "s-0.tar").keys == ["a", "b"]
+    assert opened(tmp_path / "s-*.tar").keys == ["a", "b", "c", "d"]
+    clips = opened(tmp_path / "s-{0..2}.tar")
+    assert clips.keys == ["a", "b", "c", "d"]
+    assert clips[2].caption == "the c"
+    assert numbers(clips[2].frames) == [0, 1, 2, 3]
+    assert numbers(clips[2].frame(3).frames) == [3]
+    assert opened(tmp_path / "s-0.tar", caption_language="zh")[0].caption == "这是 a"
+    refused(tmp_path / "s-{0..3}.tar", "there is no file or folder .*s-3.tar, of ")
+    refused(tmp_path / "s-{0..3.tar", "braces")
+    refused(tmp_path / "t-*.tar", "there is no file or folder")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pipe:touch {}",
+        " pipe:touch {}",
+        "{{pipe:touch {},b}}",
+        "http://localhost/a.tar",
+        "file:{}",
+        "s3://b/{{0..1}}.tar",
+    ],
+)
+def test_commands_and_addresses_are_refused_and_nothing_runs(tmp_path: Path, source: str) -> None:
+    refused(source.format(tmp_path / "ran"), "nothing was run or fetched")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_clip_once_over_workers_and_after_pickling(tmp_path: Path) -> None:
+    keys = [f"clip{number}" for number in range(12)]
+    shard(tmp_path / "a.tar", keys[:7])
+    shard(tmp_path / "b.tar", keys[7:])
+    clips = opened(tmp_path / "*.tar")
+    clips[0]
+    for context in ("fork", "spawn"):
+        loader = DataLoader(clips, batch_size=5, num_workers=2, multiprocessing_context=context, collate_fn=whole)
+        read = [clip for batch in loader for clip in batch]
+        assert [clip.key for clip in read] == keys
+        assert all(numbers(clip.frames) == [0, 1, 2, 3] for clip in read)
+    assert pickle.loads(pickle.dumps(clips))[11].key == "clip11"
+
+
+def test_the_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shard(tmp_path / name / f"{name}.tar", ["a", "b"])
+    one = opened(tmp_path / "one" / "*.tar")
+    assert one.fingerprint == opened(tmp_path / "two" / "*.tar").fingerprint
+    others = [
+        opened(tmp_path / "one" / "*.tar", caption_language="zh"),
+        open_clips(str(tmp_path / "one" / "*.tar"), num_frames=2, resolution=16),
+        open_clips(str(tmp_path / "one" / "*.tar"), num_frames=4, resolution=8),
+        opened(shard(tmp_path / "three.tar", ["a", "b"], frames=5)),
+        opened(shard(tmp_path / "four.tar", ["a", "c"])),
+    ]
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+# Shards
+
+
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
+    """Wherever it is cut, up to the end of the two blocks that close a tar, an error names the file."""
+    data = shard(tmp_path / "whole.tar", ["a", "b"]).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        end = max(member.offset_data + -(-member.size // 512) * 512 for member in tar) + 1024
+    cut, silent = tmp_path / "cut.tar", 0
+    positions = sorted(
+        {*range(0, end, 37), *(p for b in range(0, end, 512) for p in (b - 1, b, b + 1) if 0 <= p < end)}
+    )
+    for position in positions:
+        cut.write_bytes(data[:position])
+        with pytest.raises(MobiusError, match=r"cut\.tar"):
+            read_shards([cut], "en")
+        # The negative control: tarfile alone takes many of these for whole archives.
+        try:
+            with tarfile.open(cut) as tar:
+                tar.getmembers()
+            silent += 1
+        except tarfile.TarError:
+            pass
+    assert silent > 0
+    # Behind them only padding is lost: all clips are there, and the index tells of it still.
+    cut.write_bytes(data[:end])
+    assert len(read_shards([cut], "en")) == 2
+    (tmp_path / "index.json").write_text(
+        json.dumps({"shards": {"cut.tar": describe_shard(tmp_path / "whole.tar")._asdict()}})
+    )
+    refused(cut, r"has \d+ bytes but index.json says")
+
+
+def test_a_broken_header_in_the_middle_is_no_end(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", ["a", "b"])
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        header = tar.getmember("b.json").offset
+    data[header + 150] ^= 0xFF
+    path.write_bytes(data)
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == ["a.json", "a.webp"]
+    refused(path, r"a\.tar is truncated or damaged")
+
+
+def test_incomplete_and_repeated_samples_are_refused(tmp_path: Path) -> None:
+    clip = animation(4)
+    refused(write_tar(tmp_path / "a.tar", {"k.webp": clip}), "k has no caption: .*has .webp")
+    refused(write_tar(tmp_path / "b.tar", {"k.txt": b"dog", "k.pyd": b"x"}), "k has no clip: .*has .pyd .txt")
+    both = {"k.webp": clip, "k.gif": animation(4, "GIF"), "k.txt": b"dog"}
+    refused(write_tar(tmp_path / "c.tar", both), "k has more than one clip")
+    refused(write_tar(tmp_path / "d.tar", {}), "no clip in 1 shards")
+    shard(tmp_path / "e-0.tar", ["k", "l"])
+    shard(tmp_path / "e-1.tar", ["m", "l"])
+    refused(tmp_path / "e-*.tar", r"1 keys occur more than once .* l, in .*e-0.tar/l.webp, .*e-1.tar/l.webp")
+    with tarfile.open(tmp_path / "f.tar", "w") as tar:
+        for _ in range(2):
+            member = tarfile.TarInfo("k.webp")
+            member.size = len(clip)
+            tar.addfile(member, io.BytesIO(clip))
+    refused(tmp_path / "f.tar", "k.webp more than once")
+    with tarfile.open(tmp_path / "g.tar", "w") as tar:
+        link = tarfile.TarInfo("k.webp")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    refused(tmp_path / "g.tar", "no ordinary file")
+    with tarfile.open(tmp_path / "h.tar", "w:gz"):
+        pass
+    refused(tmp_path / "h.tar", "unpack .gz")
+
+
+def test_captions_of_shards(tmp_path: Path) -> None:
+    clip = animation(4)
+    for number, (suffix, caption) in enumerate(
+        [("txt", b" a dog\n"), ("json", b'{"caption": "a dog"}'), ("json", b'{"text": "a dog"}')]
+    ):
+        path = write_tar(tmp_path / f"{number}.tar", {"k.webp": clip, f"k.{suffix}": caption})
+        assert opened(path)[0].caption == "a dog"
+    refused(
+        shard(tmp_path / "a.tar", ["k"]), r"a.tar/k has no .* language 'fr'; available: en, zh", caption_language="fr"
+    )
+    for number, bad in enumerate((b"{", b"[]", b"{}", b'{"text": ""}', b'{"text": 3}', b"\xff")):
+        refused(write_tar(tmp_path / f"b{number}.tar", {"k.webp": clip, "k.json": bad}), "caption")
+
+
+def test_the_index_is_compared(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", ["k", "l"])
+    write_index(tmp_path)
+    assert len(opened(path)) == 2
+    assert verify(tmp_path) == 1
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1  # inside the first caption
+    path.write_bytes(data)
+    with pytest.raises(MobiusError, match=r"a.tar is not what index.json says"):
+        verify(tmp_path)
+    path.write_bytes(data[:-512])
+    refused(path, r"a.tar has \d+ bytes but index.json says \d+")
+    path.unlink()
+    with pytest.raises(MobiusError, match=r"a.tar cannot be read"):
+        verify(tmp_path)
+    (tmp_path / "index.json").write_text('{"shards": {"a.t')
+    with pytest.raises(MobiusError, match=r"index\.json cannot be read"):
+        verify(tmp_path)
+
+
+# Folders
+
+
+def test_a_folder_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name, data in {
+        "a.gif": animation(4, "GIF"),
+        "b.webp": animation(4),
+        "c.MP4": video(4),
+        "more/d.webm": video(4, ".webm"),
+        "more/e.mov": video(4, ".mov"),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).with_suffix(".txt").write_text(f"clip {name}")
+    clips = opened(tmp_path)
+    assert clips.keys == ["a", "b", "c", "more/d", "more/e"]
+    assert clips[3].caption == "clip more/d.webm"
+    assert all(numbers(clips[number].frames) == [0, 1, 2, 3] for number in range(5))
+    (tmp_path / "b.txt").unlink()
+    refused(tmp_path, "1 of 5 clips .* have no caption: b.webp wants b.txt")
+
+
+def test_metadata_names_the_clips(tmp_path: Path) -> None:
+    for name in ("a", "b", "unlisted"):
+        (tmp_path / f"{name}.webp").write_bytes(animation(4))
+    lines = tmp_path / "metadata.jsonl"
+    lines.write_text(
+        '{"file_name": "b.webp", "text": "bee"}\n\n{"file_name": "a.webp", "caption": {"en": "ay", "zh": "甲"}}\n',
+        encoding="utf-8",
+    )
+    assert [(clip.key, clip.caption) for clip in opened(tmp_path)] == [("a", "ay"), ("b", "bee")]
+    assert opened(tmp_path, caption_language="zh")[0].caption == "甲"
+    refused(tmp_path, "line 3 has no caption in the language 'fr'; available: en, zh", caption_language="fr")
+    for line, match in {
+        '{"file_name": "../a.webp", "text": "x"}': "outside the folder",
+        '{"file_name": "/etc/a.webp", "text": "x"}': "outside the folder",
+        '{"file_name": "c.webp", "text": "x"}': "there is no file .*c.webp",
+        '{"file_name": "a.pyd", "text": "x"}': "a.pyd is no clip",
+        '{"file_name": "a.webp"}': "line 1 has no caption",
+        '{"text": "x"}': 'no "file_name"',
+        "{": "line 1 is no JSON",
+        "": "names no clip",
+    }.items():
+        lines.write_text(line)
+        refused(tmp_path, match)
+    lines.unlink()
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.webp,"a dog, running"\n')
+    assert opened(tmp_path)[0].caption == "a dog, running"
+    (tmp_path / "metadata.csv").write_text("name,text\na.webp,dog\n")
+    refused(tmp_path, 'line 2 has no "file_name"')
+    lines.write_text("{}")
+    refused(tmp_path, "keep one")
+
+
+def test_an_empty_folder_says_what_it_holds(tmp_path: Path) -> None:
+    refused(tmp_path, "holds no clip .* but nothing")
+    (tmp_path / "a.txt").write_text("x")
+    shard(tmp_path / "a.tar", ["k"])
+    refused(tmp_path, r"holds no clip .*1 \.tar.*; shards are named by a pattern: .*\*\.tar")
+
+
+def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(animation(4, "GIF"))
+    (tmp_path / "a.webp").write_bytes(animation(4))
+    (tmp_path / "a.txt").write_text("x")
+    refused(tmp_path, "the first is a, in .*a.gif, .*a.webp")
+
+
+def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:
+    clips = opened(shard(tmp_path / "a.tar", ["k"], frames=3))
+    with pytest.raises(MobiusError, match=r"a.tar/k.webp has 3 frames but 4 frames are asked for"):
+        clips[0]
+
+
+# What is committed
+
+
+def test_the_committed_shards_are_whole() -> None:
+    assert verify(EMOJI) == 5
+    counts = json.loads((EMOJI / "index.json").read_text(encoding="utf-8"))["counts"]
+    for split in ("train", "heldout"):
+        for language in ("en", "zh"):
+            clips = open_clips(f"{EMOJI}/{split}-*.tar", num_frames=8, resolution=64, caption_language=language)
+            assert len(clips) == counts[split]
+            assert clips[len(clips) - 1].frames.shape == (8, 3, 64, 64)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+import struct
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from files import animation, numbers, pictures, video
+from PIL import Image
+
+from mobius_train.data import decode as module
+from mobius_train.data.decode import decode
+from mobius_train.data.headers import read_header
+from mobius_train.errors import MobiusError
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+@pytest.mark.parametrize(("asked", "expected"), [(1, [0]), (4, [0, 2, 5, 7]), (10, list(range(10)))])
+def test_frames_of_an_animation_are_evenly_spaced(kind: str, asked: int, expected: list[int]) -> None:
+    frames = decode(animation(10, kind), f".{kind.lower()}", "clip", num_frames=asked, resolution=16)
+    assert frames.shape == (asked, 3, 16, 16)
+    assert frames.dtype == torch.uint8
+    assert numbers(frames) == expected
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm"])
+@pytest.mark.parametrize(("asked", "expected"), [(1, [0]), (4, [0, 2, 5, 7])])
+def test_frames_of_a_video_are_evenly_spaced(suffix: str, asked: int, expected: list[int]) -> None:
+    frames = decode(video(10, suffix), suffix, "clip", num_frames=asked, resolution=16)
+    assert numbers(frames) == expected
+
+
+def test_the_frames_of_a_video_are_counted_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six packets are announced where ten frames come: the choice is made again by ten."""
+    monkeypatch.setattr(module, "_count_packets", lambda *_: 6)
+    frames = decode(video(10), ".mp4", "clip", num_frames=4, resolution=16)
+    assert numbers(frames) == [0, 2, 5, 7]
+
+
+def test_a_truncated_video_gives_an_error_or_all_its_frames() -> None:
+    """What lies behind the last frame, the table for seeking, may be lost; a frame may not."""
+    data = video(10, ".webm")
+    refused = 0
+    for length in range(0, len(data), 97):
+        try:
+            frames = decode(data[:length], ".webm", "cut.webm", num_frames=10, resolution=16)
+        except MobiusError:
+            refused += 1
+        else:
+            assert numbers(frames) == list(range(10))
+    assert refused > 10
+
+
+def test_a_playlist_under_the_name_of_a_video_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "secret.mp4").write_bytes(video(4))
+    playlist = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n".encode()
+    with pytest.raises(MobiusError, match="damaged or no video"):
+        decode(playlist, ".mp4", "a.mp4", num_frames=1, resolution=16)
+
+
+def test_transparency_becomes_white() -> None:
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    buffer = io.BytesIO()
+    clear.save(buffer, "PNG")
+    assert decode(buffer.getvalue(), ".png", "clip", num_frames=1, resolution=16).min() == 255
+
+
+def test_the_central_square_is_taken_and_resized() -> None:
+    picture = Image.new("RGB", (48, 16), "black")
+    picture.paste("white", (16, 0, 32, 16))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    assert decode(buffer.getvalue(), ".png", "clip", num_frames=1, resolution=8).min() == 255
+
+
+def test_a_clip_with_fewer_frames_than_asked_is_refused() -> None:
+    with pytest.raises(MobiusError, match=r"dog\.gif has 3 frames but 4 .*num_frames=3"):
+        decode(animation(3, "GIF"), ".gif", "dog.gif", num_frames=4, resolution=16)
+    with pytest.raises(MobiusError, match=r"dog\.mp4 has 3 frames but 4 .*num_frames=3"):
+        decode(video(3), ".mp4", "dog.mp4", num_frames=4, resolution=16)
+    buffer = io.BytesIO()
+    pictures(1)[0].save(buffer, "PNG")
+    with pytest.raises(MobiusError, match=r"dog\.png is a still .*num_frames=1"):
+        decode(buffer.getvalue(), ".png", "dog.png", num_frames=2, resolution=16)
+
+
+def gif(width: int, height: int, frames: int) -> bytes:
+    """A GIF of a few bytes a frame, each claiming the whole screen: black, by one LZW code run."""
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00"
+    return head + frame * frames + b";"
+
+
+def refused_quickly(data: bytes, suffix: str, match: str) -> None:
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(MobiusError, match=match):
+        decode(data, suffix, "bomb", num_frames=2, resolution=16)
+    elapsed, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert elapsed < 2
+    assert peak < 2**24
+
+
+def test_large_frames_are_refused_before_they_are_decoded() -> None:
+    bomb = gif(9000, 9000, 20)
+    assert len(bomb) < 480
+    refused_quickly(bomb, ".gif", r"bomb has frames of 9000x9000, 81000000 pixels: .*16777216")
+
+
+def test_many_frames_are_refused_before_they_are_counted_out() -> None:
+    refused_quickly(gif(4000, 4000, 200_000), ".gif", r"bomb has 68 or more frames .*1073741824")
+
+
+def test_a_frame_that_enlarges_the_screen_counts() -> None:
+    small = bytearray(gif(9000, 9000, 2))
+    small[6:10] = struct.pack("<HH", 10, 10)
+    refused_quickly(bytes(small), ".gif", "9000x9000")
+
+
+def test_a_large_webp_is_refused_before_its_canvas_is_made() -> None:
+    bomb = bytearray(animation(2))
+    assert bomb[12:16] == b"VP8X"
+    bomb[24:30] = (16383).to_bytes(3, "little") * 2
+    refused_quickly(bytes(bomb), ".webp", "16384x16384")
+
+
+def test_a_large_video_is_refused() -> None:
+    refused_quickly(video(1, size=(8000, 4000)), ".mp4", "8000x4000")
+
+
+def test_large_files_are_refused_unread() -> None:
+    with pytest.raises(MobiusError, match=r"bomb\.gif has 67108865 bytes, .*67108864"):
+        module.check_bytes(2**26 + 1, ".gif", "bomb.gif")
+    module.check_bytes(2**26 + 1, ".mp4", "film.mp4")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_headers_agree_with_the_decoder(kind: str) -> None:
+    data = animation(7, kind, (20, 12))
+    assert read_header(data, 2**30)[1:] == (20, 12, 7, 280)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_no_truncation_is_taken_for_the_whole_clip(kind: str) -> None:
+    data = animation(5, kind)
+    suffix = f".{kind.lower()}"
+    assert numbers(decode(data, suffix, "clip", num_frames=5, resolution=16)) == [0, 1, 2, 3, 4]
+    # A GIF without its last byte, the trailer, still has all frames.
+    for length in range(len(data) - (kind == "GIF")):
+        with pytest.raises(MobiusError, match="clip"):
+            decode(data[:length], suffix, "clip", num_frames=5, resolution=16)
+
+
+def test_other_kinds_are_never_decoded() -> None:
+    with pytest.raises(MobiusError, match="is no clip"):
+        decode(b"", ".pyd", "evil.pyd", num_frames=1, resolution=16)
+    with pytest.raises(MobiusError, match="no GIF, WebP, PNG or JPEG"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n", ".png", "evil.png", num_frames=1, resolution=16)

@@ -1,0 +1,185 @@
+"""Whole runs on tiny models, in this process: what a run leaves, resuming, and what bad input gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from recipes import DS_CONFIGS, losses, metrics, recipe, write
+from safetensors.torch import load_file
+
+from mobius_train import environment
+from mobius_train.config import load
+from mobius_train.errors import MobiusError
+from mobius_train.run import dry_run, train
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train a recipe with changes; returns its output folder."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start(name: str = "out", ds_config: str = "zero2", dry: bool = False, **changes: Any) -> Path:
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+        values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
+        config = load(write(tmp_path / f"{name}.yaml", values))
+        (dry_run if dry else train)(config, DS_CONFIGS / f"{ds_config}.json", environment.prepare())
+        return tmp_path / name
+
+    return start
+
+
+def test_a_run_leaves_what_the_documentation_says(run: Run) -> None:
+    output = run(use_ema=True, checkpointing_steps=2, checkpoints_total_limit=1, validation_steps=2)
+    assert {path.name for path in output.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "logs",
+        "samples",
+        "checkpoint-4",
+        "final",
+    }
+    assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-0", "step-2", "step-4"]
+    shown = {path.suffix for path in (output / "samples" / "step-4").iterdir()}
+    assert shown == {".gif", ".mp4", ".png"}
+    steps = [line for line in metrics(output) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all(line["step_applied"] == 1 and line["gradient_norm"] > 0 for line in steps)
+    assert [line["step"] for line in metrics(output) if "heldout_loss" in line] == [0, 2, 4]
+    assert load(output / "config.yaml").output_dir == output
+    assert any((output / "logs").iterdir())
+
+
+def test_checkpoints_and_final_hold_the_ring_apart_from_an_unchanged_backbone(run: Run, tiny_pipeline: Path) -> None:
+    output = run(checkpointing_steps=4)
+    backbone = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").state_dict()
+    saved = load_file(output / "final" / "unet" / "spatial" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in backbone.items())
+    shapes = {tuple(tensor.shape) for tensor in backbone.values() if tensor.ndim == 4}
+    state = torch.load(output / "checkpoint-4" / "engine" / "mp_rank_00_model_states.pt", weights_only=False)
+    names = set(state["module"])
+    assert any("temp_convs" in name for name in names)
+    assert not any("resnets" in name or "time_embedding" in name for name in names)
+    assert shapes  # the backbone has weights that could have been found
+
+
+@pytest.mark.parametrize("mode", ["serial", "full"])
+def test_serial_and_full_train_what_they_should(run: Run, tiny_pipeline: Path, mode: str) -> None:
+    output = run(mode=mode)
+    before = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").state_dict()
+    after = load_file(output / "final" / "unet" / "unet" / "diffusion_pytorch_model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert bool(changed) == (mode == "full")
+    assert len(losses(output)) == 4
+
+
+def test_stage_one_trains_a_unet_that_stage_two_takes(run: Run, tmp_path: Path) -> None:
+    output = run(
+        "t2i",
+        stage="text-to-image",
+        data={"random_frame": True, "cache_dir": str(tmp_path / "cache")},
+        max_train_steps=2,
+    )
+    assert isinstance(UNet2DConditionModel.from_pretrained(output / "final" / "unet"), UNet2DConditionModel)
+    assert list((output / "samples" / "step-2").glob("*.png"))
+    following = run("t2v", pretrained_model_name_or_path=str(output / "final"), max_train_steps=2)
+    assert len(losses(following)) == 2
+
+
+def test_the_autoencoder_stage(run: Run, tiny_pipeline: Path) -> None:
+    output = run(stage="autoencoder", data={"random_frame": True}, use_ema=True)
+    vae = AutoencoderKL.from_pretrained(output / "final" / "vae")
+    assert vae.config.scaling_factor != 0.18215
+    assert (output / "samples" / "step-4" / "reconstructions.png").exists()
+
+
+def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_path: Path) -> None:
+    online = losses(run("online"))
+    cached = losses(run("cached", data={"cache_dir": str(tmp_path / "cache")}))
+    other = losses(run("other", seed=1))
+    assert online == cached
+    assert online != other
+
+
+@pytest.mark.parametrize("ds_config", ["zero0", "zero2"])
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str) -> None:
+    options = {
+        "checkpointing_steps": 2,
+        "use_ema": True,
+        "gradient_accumulation_steps": 2,
+        "ds_config": ds_config,
+    }
+    whole = run("whole", max_train_steps=4, **options)
+    run("parts", max_train_steps=2, **options)
+    parts = run("parts", max_train_steps=4, resume_from_checkpoint="latest", **options)
+    assert losses(parts) == losses(whole)
+    ring = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
+    expected = load_file(whole / ring)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in load_file(parts / ring).items())
+
+
+def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    run(checkpointing_steps=2, max_train_steps=2)
+    other = tmp_path / "other"
+    UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tiny_pipeline / "unet")).save_pretrained(
+        other / "unet"
+    )
+    with pytest.raises(MobiusError, match="other frozen weights"):
+        run(
+            resume_from_checkpoint="latest",
+            pretrained_model_name_or_path=str(tiny_pipeline),
+            unet_config=dict(UNet2DConditionModel.load_config(other / "unet")),
+            seed=7,
+        )
+
+
+def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(MobiusError, match="3 steps in a row"):
+        # A rate this high makes the weights, and so the loss, overflow after the first step.
+        run(learning_rate=1e30, max_skipped_steps=3, max_train_steps=20, max_grad_norm=0.0, adam_epsilon=1.0)
+    assert "the loss is nan on clip" in caplog.text or "the loss is inf on clip" in caplog.text
+
+
+def test_a_dry_run_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run(dry=True)
+    assert not output.exists()
+    assert "nothing was written" in capsys.readouterr().out
+
+
+def _refused(run: Run, message: str, **changes: Any) -> None:
+    with pytest.raises(MobiusError, match=message):
+        run("refused", **changes)
+
+
+def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path / "absent"))
+    _refused(
+        run,
+        "cross_attention_dim",
+        unet_config={"cross_attention_dim": 100, "block_out_channels": [32, 32, 32, 32]},
+    )
+    _refused(run, "global_batch_size=7", global_batch_size=7)
+    _refused(run, "multiple of 4", data={"resolution": 30})
+    _refused(run, "4 frames|frames", data={"num_frames": 9})
+    _refused(run, "no such checkpoint", resume_from_checkpoint="latest")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    _refused(run, "no clip|empty", data={"train": str(empty)})
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_folder_with_a_run_in_it_is_not_written_over(run: Run) -> None:
+    output = run(max_train_steps=1)
+    before = (output / "metrics.jsonl").read_text()
+    with pytest.raises(MobiusError, match="not empty"):
+        run(max_train_steps=1)
+    assert (output / "metrics.jsonl").read_text() == before
