@@ -45,14 +45,14 @@ def detect(environment: Mapping[str, str]) -> Launch:
         MobiusError: the launcher's variables are incomplete or contradict each other.
     """
     if "RANK" in environment:
-        values = _numbers(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE")
+        rank, local_rank, world_size = _numbers(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE")
         # torchrun says LOCAL_WORLD_SIZE and deepspeed LOCAL_SIZE; by hand, one node is meant.
         names = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment]
-        local_world_size = _numbers(environment, names[0])[0] if names else values[2]
-        return _checked(Launch(*values, local_world_size), "RANK, LOCAL_RANK and WORLD_SIZE")
+        local_world_size = _numbers(environment, names[0])[0] if names else world_size
+        return _checked(Launch(rank, local_rank, world_size, local_world_size), "RANK, LOCAL_RANK and WORLD_SIZE")
     if "SLURM_STEP_ID" in environment or ("SLURM_PROCID" in environment and "SLURM_JOB_ID" not in environment):
-        values = _numbers(environment, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
-        launch = Launch(*values, _tasks_on_this_node(environment, values[2]))
+        rank, local_rank, world_size = _numbers(environment, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+        launch = Launch(rank, local_rank, world_size, _tasks_on_this_node(environment, world_size))
         return _checked(launch, "SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS")
     # The shell of a batch script has Slurm's variables too, but it is not one of the job's tasks.
     if "SLURM_JOB_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":

@@ -141,7 +141,8 @@ class Trainer:
                 self._to.write(self.progress.step, {"heldout_loss": heldout})
                 self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
         shown = Shown()
-        if self._to:
+        # Untrained, the pictures would say nothing new: the model draws what its backbone draws.
+        if self._to and self.progress.step > 0:
             shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
             if shown.figures:
                 self._to.write(self.progress.step, shown.figures)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from tiny import save_clips, save_pipeline
 
 # Nothing here may reach for a model hub, and models this small gain nothing from threads.
@@ -21,3 +23,12 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten GIFs of 4 frames, 32 px, with captions."""
     return save_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gloo group of this process alone, for all runs in it: DeepSpeed takes only one in the life of a process."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+
+import torch.distributed as dist
 
 from mobius_train import environment
 from mobius_train.config import load
@@ -12,11 +13,11 @@ from mobius_train.run import train
 
 if __name__ == "__main__":
     recipe, output, ds_configs, *stages = sys.argv[1:]
-    port = int(os.environ["MASTER_PORT"])
     launch = environment.prepare()
-    for number, stage in enumerate(stages):
-        # A store of its own for each run: the last one's may still be closing.
-        os.environ["MASTER_PORT"] = str(port + 1 + number)
+    # One process group for all runs: DeepSpeed takes only one in the life of a process.
+    dist.init_process_group("gloo")
+    for stage in stages:
         per_rank = 4 // launch.world_size
         config = load(Path(recipe), [f"output_dir={output}/{stage}", f"train_batch_size={per_rank}"])
         train(config, Path(ds_configs) / f"{stage}.json", launch)
+    dist.destroy_process_group()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import av
 import numpy as np
@@ -139,20 +141,25 @@ def _video(data: bytes, demuxer: str, name: str, num_frames: int) -> list[Image.
         raise MobiusError(f"{name} is damaged or no video of its kind: {error}") from error
 
 
-def _count_packets(data: bytes, demuxer: str, name: str) -> int:
-    with av.open(io.BytesIO(data), format=demuxer) as container:
-        if not container.streams.video:
-            raise MobiusError(f"{name} has no picture, only {len(container.streams)} other streams")
-        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
-
-
-def _video_frames(data: bytes, demuxer: str, name: str) -> Iterator[av.VideoFrame]:
+@contextmanager
+def _stream(data: bytes, demuxer: str, name: str) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream, whose announced size is within the limit."""
     with av.open(io.BytesIO(data), format=demuxer) as container:
         if not container.streams.video:
             raise MobiusError(f"{name} has no picture, only {len(container.streams)} other streams")
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # the loader has its own workers
         _check_pixels(stream.codec_context.width, stream.codec_context.height, 1, name)
+        yield container, stream
+
+
+def _count_packets(data: bytes, demuxer: str, name: str) -> int:
+    with _stream(data, demuxer, name) as (container, stream):
+        return sum(packet.size > 0 for packet in container.demux(stream))
+
+
+def _video_frames(data: bytes, demuxer: str, name: str) -> Iterator[av.VideoFrame]:
+    with _stream(data, demuxer, name) as (container, stream):
         for number, frame in enumerate(container.decode(stream), start=1):
             _check_pixels(frame.width, frame.height, number, name)
             yield frame

@@ -94,11 +94,13 @@ def _build(packages: Sequence[Path], work: Path, options: Options) -> dict[int, 
             unreadable[file.key] = str(error)
     chosen = [file for file in files if file.key in headers and _belongs(file.key, headers[file.key], options.subset)]
     unnamed = sorted(file.key for file in chosen if emoji.names(file.key) is None)
-    heldout = emoji.heldout_families([file.key for file in chosen], options.heldout, options.seed) if chosen else set()
+    named = [(file, headers[file.key]) for file in chosen if file.key not in set(unnamed)]
+    keys = [file.key for file, _ in named]
+    heldout = emoji.heldout_families(keys, options.heldout, options.seed) if keys else set()
 
     prepared = []
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        named = [(file, headers[file.key]) for file in chosen if file.key not in set(unnamed)]
+    # Forked, for a spawned process would import all of torch, which it has no use for.
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         results = pool.imap(partial(prepare_file, options=options), named, chunksize=4)
         for result in tqdm(results, total=len(named), desc="preparing emoji", unit="clip"):
             if result.problem is None:

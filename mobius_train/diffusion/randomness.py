@@ -7,6 +7,7 @@ the CPU, whose generator gives the same bits on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ def sample_generator(seed: int, sample_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed - 2**63)
 
 
-def draw(seed: int, sample_indices: Tensor, shape: tuple[int, int, int, int]) -> Draws:
+def draw(seed: int, sample_indices: Tensor, shape: Sequence[int]) -> Draws:
     """The draws of some samples; shape (C, F, h, w)."""
     channels, _, height, width = shape
     rows = []
@@ -45,8 +46,8 @@ def draw(seed: int, sample_indices: Tensor, shape: tuple[int, int, int, int]) ->
         timestep, dropout = torch.rand(2, generator=generator)
         rows.append(
             (
-                torch.randn(shape, generator=generator),
-                torch.randn(shape, generator=generator),
+                torch.randn(*shape, generator=generator),
+                torch.randn(*shape, generator=generator),
                 torch.randn(channels, 1, height, width, generator=generator),
                 torch.randn(channels, 1, 1, 1, generator=generator),
                 timestep,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import deepspeed.ops
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from mobius_train.engine import contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
@@ -20,24 +23,25 @@ from mobius_train.engine.protocol import StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
-# DeepSpeed tells every option at INFO when an engine starts.
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# DeepSpeed tells every option at INFO, and at WARNING of every step that it skipped, which the loop does.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# It calls collectives by names that newer releases of torch deprecate.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TAG = "engine"
-CONTENTS = "engine.json"
 
 
 class DeepSpeedEngine:
-    """ZeRO 0 to 3 over one module.
+    """ZeRO 0 to 3 over one module; the `Engine` protocol says what its methods do.
 
     Args:
-        module: the trained module of a task; it is moved to the device and to the dtype of the settings. Those of its
-            parameters that require a gradient are optimized, the others stay as they are.
+        module: the trained module of a task. It is moved to the device, and cast to the dtype of the
+            settings. Those of its parameters that require a gradient are optimized, in float32.
         ds_config: what `ds_config.resolve` returned.
 
     Raises:
-        MobiusError: nothing requires a gradient, or the GPU has no bfloat16.
+        MobiusError: nothing requires a gradient, or the device cannot compute in the dtype.
     """
 
     def __init__(
@@ -48,28 +52,35 @@ class DeepSpeedEngine:
             raise MobiusError("nothing to train: no parameter of the trained module requires a gradient")
         _check_precision(settings.mixed_precision, distributed.device)
         self.device, self.dtype = distributed.device, DTYPES[settings.mixed_precision]
-        self._settings, self._rank = settings, distributed.rank
+        self._settings, self._rank, self._trained = settings, distributed.rank, trained
         self._stage = int(ds_config["zero_optimization"]["stage"])
-        self._trained = trained
-        self._shapes = {name: list(p.shape) for name, p in trained.items()}
-        # DeepSpeed takes the process group that is there.
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        self._engine, *_ = deepspeed.initialize(
-            model=module.to(self.device),
-            model_parameters=list(trained.values()),
-            config=with_bucket_sizes(ds_config, sum(p.numel() for p in trained.values())),
-            dist_init_required=False,
+        self._contents = contents.Contents(
+            engine="deepspeed",
+            zero_stage=self._stage,
+            mixed_precision=settings.mixed_precision,
+            trained={name: list(p.shape) for name, p in trained.items()},
         )
+        before_cast = {name: p.data for name, p in trained.items()} if self.dtype != torch.float32 else {}
+        config = with_bucket_sizes(ds_config, sum(p.numel() for p in trained.values()))
+        self._engine = _initialize(module.to(self.device), list(trained.values()), self._adapted(config))
         self._masters = masters_of(self._engine, trained, self._stage)
-        self._ema = ExponentialMovingAverage(self._masters.pieces(), settings.ema_decay) if settings.use_ema else None
+        self._start_from(before_cast)
+        self._ema = None
+        if settings.use_ema:
+            self._ema = ExponentialMovingAverage(self._masters.pieces(), settings.ema_decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        # A loss can be infinite and its gradient finite. NaN times a gradient is NaN, which reduction carries to every
-        # rank, so that all of them skip the step; one times a loss is that loss, to the last bit.
-        self._engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan))
+        # A loss can be infinite and its gradient finite. NaN times a gradient is NaN, which reduction
+        # carries to every rank, so that all skip the step; one times a loss is the loss to the last bit.
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        scale = self._loss_scale()
+        if self._stage == 0 and scale is not None:
+            # At this stage DeepSpeed divides gradients by the scale, but does not multiply losses by it.
+            loss = loss.float() * scale
+        self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> StepReport | None:
         if not self._engine.is_gradient_accumulation_boundary():
@@ -77,39 +88,10 @@ class DeepSpeedEngine:
             return None
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        report = self._step_float32() if self._unguarded() else self._step_guarded()
+        report = self._step_plain() if self._plain() else self._step_guarded()
         if report.applied and self._ema is not None:
             self._ema.update(self._masters.pieces())
         return report
-
-    def _unguarded(self) -> bool:
-        """Stage 0 in float32 is torch's own optimizer: nothing measures the gradient or stops a bad one."""
-        return self._stage == 0 and self.dtype == torch.float32
-
-    def _step_float32(self) -> StepReport:
-        # Reduced gradients are the same on all ranks, so all come to the same decision.
-        gradients = [p.grad for p in self._trained.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        applied = math.isfinite(norm)
-        if not applied:
-            for parameter in self._trained.values():
-                parameter.grad = None
-        # Without gradients this only counts the micro-batch.
-        self._engine.step()
-        return StepReport(applied, norm, None)
-
-    def _step_guarded(self) -> StepReport:
-        scale = self._loss_scale()
-        self._engine.step()
-        applied = bool(self._engine.was_step_applied())
-        norm = float(self._engine.get_global_grad_norm()) if applied else math.inf
-        if self._stage == 0 and scale is not None:
-            # Here DeepSpeed gives the norm of the scaled gradient.
-            norm /= scale
-        return StepReport(applied, norm, self._loss_scale())
-
-    def _loss_scale(self) -> float | None:
-        return float(self._engine.optimizer.loss_scale) if self.dtype == torch.float16 else None
 
     def weights(self) -> dict[str, Tensor]:
         return self._masters.gather(self._masters.pieces())
@@ -124,14 +106,14 @@ class DeepSpeedEngine:
         if self._ema is not None:
             self._ema.save(self._ema_path(folder))
         if self._rank == 0:
-            (folder / CONTENTS).write_text(json.dumps(self._contents()), encoding="utf-8")
+            contents.write(folder, self._contents)
 
     def load(self, folder: Path) -> None:
-        self._check_contents(folder)
-        # Frozen parameters are not in the checkpoint, so it cannot be strict; _check_contents is.
+        contents.check(folder, self._contents)
+        # Frozen parameters are not saved, so DeepSpeed must not be strict; the check above is.
         path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if path is None:
-            raise MobiusError(f"{folder} holds no state of DeepSpeed")
+            raise MobiusError(f"{folder} holds no state of DeepSpeed: resume from another checkpoint")
         settings = self._settings
         for group in self._engine.optimizer.param_groups:
             # DeepSpeed restores these too, but the recipe decides.
@@ -140,42 +122,85 @@ class DeepSpeedEngine:
         if self._ema is not None:
             self._ema.load(self._ema_path(folder))
 
-    def _contents(self) -> dict[str, Any]:
-        return {
-            "engine": "deepspeed",
-            "zero_stage": self._stage,
-            "mixed_precision": self._settings.mixed_precision,
-            "trained": self._shapes,
-        }
+    def close(self) -> None:
+        self._engine.destroy()
 
-    def _check_contents(self, folder: Path) -> None:
-        try:
-            saved = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MobiusError(f"cannot read {folder / CONTENTS}: {error}") from error
-        mine = self._contents()
-        for key in ("engine", "zero_stage", "mixed_precision"):
-            if saved.get(key) != mine[key]:
-                raise MobiusError(
-                    f"{folder} was written with {key}={saved.get(key)!r}, and this run has {mine[key]!r}:"
-                    " resume with the same, or start from the exported weights"
-                )
-        if saved.get("trained") != mine["trained"]:
-            names = saved.get("trained", {}).keys() ^ mine["trained"].keys()
-            raise MobiusError(
-                f"{folder} holds other trained parameters than this run's, {len(names)} by name (for example"
-                f" {min(names, default='none; shapes differ')}): resume with the same model and mode"
-            )
+    def _plain(self) -> bool:
+        """Stage 0 in float32 is torch's own optimizer: nothing measures a gradient, or stops a bad one."""
+        return self._stage == 0 and self.dtype == torch.float32
+
+    def _adapted(self, config: dict[str, Any]) -> dict[str, Any]:
+        # Where the norm is measured here, it is clipped by here.
+        return config | {"gradient_clipping": 0.0} if self._plain() else config
+
+    def _start_from(self, weights: dict[str, Tensor]) -> None:
+        """Undo what DeepSpeed does to float32 weights under bf16 and fp16 before the first step.
+
+        It casts the module first, and would take the rounded weights for the float32 ones.
+        """
+        if self._stage == 0 and weights:
+            # It has stepped AdamW on zero gradients here: decayed the weights, and counted a step.
+            self._engine.optimizer.optimizer.state.clear()
+        pieces = self._masters.pieces()
+        for name, weight in weights.items():
+            # Ranks may have drawn other weights; DeepSpeed gave rank 0's to all.
+            whole = weight.to(self.device, torch.float32).contiguous()
+            dist.broadcast(whole, src=0)
+            if name in pieces:
+                pieces[name].copy_(self._masters.cut(name, whole))
+
+    def _step_plain(self) -> StepReport:
+        # Reduced gradients are the same on all ranks, so all come to the same decision.
+        parameters = [p for p in self._trained.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        applied = math.isfinite(norm)
+        if not applied:
+            # AdamW passes over parameters without a gradient: no decay, no moments, no step counted.
+            for parameter in parameters:
+                parameter.grad = None
+        elif self._settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
+        self._engine.step()
+        return StepReport(applied, float(norm), None)
+
+    def _step_guarded(self) -> StepReport:
+        scale = self._loss_scale()
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        norm = float(self._engine.get_global_grad_norm()) if applied else math.inf
+        if self._stage == 0 and scale is not None:
+            # At this stage DeepSpeed gives the norm of the scaled gradient.
+            norm /= scale
+        return StepReport(applied, norm, self._loss_scale())
+
+    def _loss_scale(self) -> float | None:
+        return float(self._engine.optimizer.loss_scale) if self.dtype == torch.float16 else None
 
     def _ema_path(self, folder: Path) -> Path:
         return folder / f"ema-{self._rank:05d}.safetensors"
 
-    def close(self) -> None:
-        self._engine.destroy()
+
+def _initialize(module: nn.Module, parameters: list[nn.Parameter], config: dict[str, Any]) -> Any:
+    if not torch.cuda.is_available():
+        # On CPUs DeepSpeed would compile collectives over shared memory at its first start, for which it
+        # wants a compiler, a writable home and minutes. gloo does the same.
+        deepspeed.ops.__compatible_ops__ = {}
+    # It takes the process group that is there.
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    engine, *_ = deepspeed.initialize(
+        model=module, model_parameters=parameters, config=config, dist_init_required=False
+    )
+    return engine
 
 
 def _check_precision(mixed_precision: str, device: torch.device) -> None:
-    if mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise MobiusError(
-            f"mixed_precision=bf16, but {torch.cuda.get_device_name(device)} has no bfloat16: use mixed_precision=fp16"
-        )
+    accelerator = deepspeed.get_accelerator()
+    supported = {"no": True, "fp16": accelerator.is_fp16_supported(), "bf16": True}
+    name = "this CPU"
+    if device.type == "cuda":
+        # torch would emulate it, at no gain.
+        supported["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(device)
+    if not supported[mixed_precision]:
+        others = " or ".join(precision for precision, there in supported.items() if there)
+        raise MobiusError(f"mixed_precision={mixed_precision}, which {name} cannot compute in: use {others}")

@@ -38,7 +38,10 @@ class Distributed:
         self.is_main = launch.rank == 0
         self.device = _device(launch)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT)
+        # A caller with a process group of its own keeps it: DeepSpeed remembers the first one of a process.
+        self._joined = not dist.is_initialized()
+        if self._joined:
+            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean over all ranks of each value, in one all-reduce; every rank gives the same names in order."""
@@ -59,8 +62,8 @@ class Distributed:
         return box[0]
 
     def close(self) -> None:
-        """Leave the job."""
-        if dist.is_initialized():
+        """Leave the job, if it was joined here."""
+        if self._joined and dist.is_initialized():
             dist.destroy_process_group()
 
     def _reduce(self, values: dict[str, float], operation: Any) -> dict[str, float]:
@@ -77,8 +80,8 @@ def _device(launch: Launch) -> torch.device:
         return torch.device("cpu")
     if launch.local_rank >= torch.cuda.device_count():
         raise MobiusError(
-            f"rank {launch.rank} is number {launch.local_rank} on its node, which has {torch.cuda.device_count()} GPU(s):"
-            " start one rank for each GPU"
+            f"rank {launch.rank} is number {launch.local_rank} (from 0) on its node, which has"
+            f" {torch.cuda.device_count()} GPU(s): start one rank for each GPU"
         )
     device = torch.device("cuda", launch.local_rank)
     torch.cuda.set_device(device)

@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps the float32 weights: which pieces of them a rank holds, and how to put pieces together.
+"""Where DeepSpeed keeps the float32 weights: which pieces of them a rank holds, and how pieces make wholes.
 
-DeepSpeed has a way of its own for each ZeRO stage. A piece is a view of the live master weights; anything else of
-the same shapes, such as their moving average, is gathered in the same way.
+DeepSpeed has a way of its own for each ZeRO stage. A piece is a view of the live master weights; anything
+else of the same shapes, such as their moving average, is gathered in the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class Masters(Protocol):
 
     def pieces(self) -> dict[str, Tensor]:
         """What this rank holds, by the parameter's name; views of any shape and device."""
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's piece of a tensor of the parameter's shape; of a parameter that `pieces` lists."""
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU, on every rank, from every rank's pieces. All ranks call it."""
@@ -38,11 +41,14 @@ class _Whole:
     def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
         low = [p for group in getattr(optimizer, "fp16_groups", []) for p in group]
         high = [p for group in getattr(optimizer, "fp32_groups", []) for p in group]
-        copies = {id(p): copy for p, copy in zip(low, high, strict=True)}
+        copies = {id(p): master for p, master in zip(low, high, strict=True)}
         self._masters = {name: copies.get(id(p), p) for name, p in trained.items()}
 
     def pieces(self) -> dict[str, Tensor]:
         return {name: master.detach() for name, master in self._masters.items()}
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        return whole
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: piece.to("cpu", copy=True) for name, piece in pieces.items()}
@@ -52,42 +58,51 @@ class _Fragmented:
     """Stages 1 and 2: a rank has a range of all parameters laid end to end, so a fragment of some of them."""
 
     def __init__(self, trained: dict[str, nn.Parameter]) -> None:
-        self._trained = trained
+        self._trained: dict[str, Any] = dict(trained)
 
     def pieces(self) -> dict[str, Tensor]:
-        mappings: dict[str, Any] = {name: p._hp_mapping for name, p in self._trained.items()}
+        mappings = {name: p._hp_mapping for name, p in self._trained.items()}
         return {name: m.get_hp_fragment().detach() for name, m in mappings.items() if m is not None}
 
-    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self._whole(p, pieces.get(name)) for name, p in self._trained.items()}
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        address = self._trained[name]._hp_mapping.lp_fragment_address
+        return whole.flatten().narrow(0, address.start, address.numel)
 
-    @staticmethod
-    def _whole(parameter: Any, piece: Tensor | None) -> Tensor:
-        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-        if piece is not None:
-            address = parameter._hp_mapping.lp_fragment_address
-            whole.narrow(0, address.start, address.numel).copy_(piece)
-        dist.all_reduce(whole)
-        return whole.view(parameter.shape).to("cpu", copy=True)
+    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        wholes = {}
+        for name, parameter in self._trained.items():
+            whole = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+            if name in pieces:
+                self.cut(name, whole).copy_(pieces[name])
+            dist.all_reduce(whole)
+            wholes[name] = whole.to("cpu", copy=True)
+        return wholes
 
 
 class _Sharded:
     """Stage 3: every parameter is cut into equal shards, one for each rank, the last one padded."""
 
     def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
-        self._optimizer, self._trained = optimizer, trained
+        self._optimizer = optimizer
+        self._trained: dict[str, Any] = dict(trained)
 
     def pieces(self) -> dict[str, Tensor]:
         # DeepSpeed's public accessor would copy an offloaded shard to the GPU.
         shard = self._optimizer._get_fp32_opt_state_partition
         return {name: shard(p, release_swap_buffers=False)[0].detach() for name, p in self._trained.items()}
 
-    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self._whole(p, pieces[name]) for name, p in self._trained.items()}
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        size = self._trained[name].ds_tensor.ds_numel
+        padded = whole.new_zeros(size * dist.get_world_size())
+        padded[: whole.numel()] = whole.flatten()
+        return padded.narrow(0, dist.get_rank() * size, size)
 
-    @staticmethod
-    def _whole(parameter: Any, piece: Tensor) -> Tensor:
-        shard = piece.to(parameter.device).contiguous()
-        whole = torch.empty(shard.numel() * dist.get_world_size(), dtype=shard.dtype, device=shard.device)
-        dist.all_gather_into_tensor(whole, shard)
-        return whole.narrow(0, 0, parameter.ds_numel).view(parameter.ds_shape).to("cpu", copy=True)
+    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        wholes = {}
+        for name, parameter in self._trained.items():
+            shard = pieces[name].to(parameter.device)
+            shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+            dist.all_gather(shards, shard)
+            whole = torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
+            wholes[name] = whole.to("cpu", copy=True)
+        return wholes

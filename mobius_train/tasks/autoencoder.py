@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -123,18 +123,21 @@ class AutoencoderTask:
             first_frame=self.config.data.random_frame,
         )
 
+    def _vae(self, weights: Weights) -> AutoencoderKL:
+        return cast(Autoencoding, self._inference.model(weights)).vae
+
     @torch.no_grad()
     def show(self, weights: Weights, folder: Path) -> Shown:
         """Held-out (or training) clips above their reconstructions."""
-        model = self._inference.model(weights)
-        clips = self.heldout or self.train
+        vae = self._vae(weights)
+        clips = self.train if self.heldout is None else self.heldout
         rows: list[Tensor] = []
         captions: list[str] = []
         for index in range(min(6, len(clips))):
             clip = clips[index]
             pixels = to_pixels(clip.frames).to(self.distributed.device)
-            posterior = model.vae.encode(pixels).latent_dist
-            rows += [clip.frames, to_frames(model.vae.decode(posterior.mean).sample).cpu()]
+            posterior = vae.encode(pixels).latent_dist
+            rows += [clip.frames, to_frames(vae.decode(posterior.mean).sample).cpu()]
             captions += [clip.caption, "reconstructed"]
         path = folder / "reconstructions.png"
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ class AutoencoderTask:
     @torch.no_grad()
     def export(self, weights: Weights, folder: Path) -> None:
         """Write vae/, its scaling_factor set so that the training clips' latents have unit variance."""
-        vae = self._inference.model(weights).vae
+        vae = self._vae(weights)
         count = min(256, len(self.train))
         step = len(self.train) // count
         means = torch.cat(

@@ -6,6 +6,7 @@ Legend: B clips, C latent channels, F frames, h, w latent size; L text tokens, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mobius_train.config import RunConfig
 from mobius_train.data import cache
-from mobius_train.data.batch import ClipBatch, EncodedBatch
+from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import Collate, Samples, heldout_batches, training_batches
 from mobius_train.diffusion.objective import DiffusionObjective
@@ -71,7 +72,7 @@ class DiffusionTask:
             cache.build(
                 folder,
                 clips.keys,
-                lambda index, clips=clips: self.encoders.encode(clips[index]),
+                partial(self._encode, clips),
                 rank=self.distributed.rank,
                 world_size=self.distributed.world_size,
                 name=name,
@@ -79,6 +80,9 @@ class DiffusionTask:
             self.distributed.barrier()
             self._samples[name] = cache.LatentCache(folder)
         self._collate = EncodedBatch.collate
+
+    def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
+        return self.encoders.encode(clips[index])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:
         train = self._samples["train"]

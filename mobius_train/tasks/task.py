@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 Weights = dict[str, Tensor]
 
 
-class Total(NamedTuple):
+@dataclass(frozen=True)
+class Total:
     """A sum and how many were summed: this rank's share of a mean."""
 
     sum: float
@@ -32,11 +33,13 @@ class Shown:
 class Task(Protocol):
     """A stage of the method: its trained module, its data, its loss, its pictures."""
 
-    trained: nn.Module
-    """What the engine wraps."""
+    @property
+    def trained(self) -> nn.Module:
+        """What the engine wraps."""
 
-    frozen_hash: str
-    """Identifies the weights that the trained ones belong to and that no checkpoint holds."""
+    @property
+    def frozen_hash(self) -> str:
+        """Identifies the weights that the trained ones belong to and that no checkpoint holds."""
 
     def prepare_data(self) -> None:
         """Slow preparation before training, such as the latent cache; every rank calls it."""

@@ -44,14 +44,14 @@ def test_a_truncated_video_gives_an_error_or_all_its_frames() -> None:
     """What lies behind the last frame, the table for seeking, may be lost; a frame may not."""
     data = video(10, ".webm")
     refused = 0
-    for length in range(0, len(data), 97):
+    for length in range(0, len(data), 53):
         try:
             frames = decode(data[:length], ".webm", "cut.webm", num_frames=10, resolution=16)
         except MobiusError:
             refused += 1
         else:
             assert numbers(frames) == list(range(10))
-    assert refused > 10
+    assert refused > 0
 
 
 def test_a_playlist_under_the_name_of_a_video_opens_nothing(tmp_path: Path) -> None:
@@ -128,8 +128,14 @@ def test_a_large_webp_is_refused_before_its_canvas_is_made() -> None:
     refused_quickly(bytes(bomb), ".webp", "16384x16384")
 
 
-def test_a_large_video_is_refused() -> None:
-    refused_quickly(video(1, size=(8000, 4000)), ".mp4", "8000x4000")
+def test_a_large_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = video(3)
+    monkeypatch.setattr(module, "MAX_CLIP_PIXELS", 32 * 32 * 3)
+    assert len(decode(film, ".mp4", "film", num_frames=3, resolution=16)) == 3
+    monkeypatch.setattr(module, "MAX_CLIP_PIXELS", 32 * 32 * 3 - 1)
+    refused_quickly(film, ".mp4", "3 or more frames of 32x32")
+    monkeypatch.setattr(module, "MAX_FRAME_PIXELS", 32 * 32 - 1)
+    refused_quickly(film, ".mp4", "frames of 32x32, 1024 pixels")
 
 
 def test_large_files_are_refused_unread() -> None:

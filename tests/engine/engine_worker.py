@@ -1,0 +1,184 @@
+"""Started on several ranks by test_deepspeed.py: goes through ZeRO stages and precisions in one launch.
+
+    engine_worker.py <ds_configs> <folder> <name>[,<name>...]
+
+Rank 0 writes <folder>/<world size>-ranks.json: what each case saw, by `<ds_config>-<precision>`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mobius_train import environment
+
+launch = environment.prepare()  # before torch and DeepSpeed are imported
+
+# ruff: noqa: E402
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from mobius_train.checkpoint import checkpoint
+from mobius_train.engine import distributed as ranks
+from mobius_train.engine.deepspeed import DeepSpeedEngine
+from mobius_train.engine.ds_config import read, resolve
+from mobius_train.engine.settings import EngineSettings
+from mobius_train.errors import MobiusError
+
+# DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
+type(get_accelerator()).is_fp16_supported = lambda self: True
+
+WIDTH, GLOBAL_BATCH, STEPS, BAD_STEP, SAVED_STEP, DECAY = 6, 8, 6, 2, 4, 0.9
+
+
+class Layered(nn.Module):
+    """Like the ring: takes a generator of features and a number; like a serial model: has frozen parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.register_buffer("offset", torch.full((WIDTH,), 0.1))
+
+    def forward(self, stream: Iterator[Tensor], num_frames: int) -> Tensor:
+        h: Tensor | None = None
+        for layer, feature in zip(self.layers, stream, strict=True):
+            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + self.offset.to(feature.dtype)
+        assert h is not None
+        return h * num_frames
+
+
+def settings(precision: Any, world_size: int, max_grad_norm: float = 0.5) -> EngineSettings:
+    accumulation = 2
+    return EngineSettings(
+        micro_batch_size=GLOBAL_BATCH // accumulation // world_size,
+        gradient_accumulation_steps=accumulation,
+        mixed_precision=precision,
+        learning_rate=1e-2,
+        adam_beta1=0.9,
+        adam_beta2=0.99,
+        adam_epsilon=1e-8,
+        adam_weight_decay=0.01,
+        max_grad_norm=max_grad_norm,
+        seed=0,
+        use_ema=True,
+        ema_decay=DECAY,
+    )
+
+
+def module(seed: int) -> Layered:
+    """Frozen weights are the same for all seeds: they are in no checkpoint, so a resumed run brings its own."""
+    torch.manual_seed(0)
+    made = Layered()
+    torch.manual_seed(seed)
+    for layer in made.layers:
+        layer.reset_parameters()  # type: ignore[operator]
+    return made
+
+
+def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> DeepSpeedEngine:
+    chosen = settings(precision, distributed.world_size)
+    ds_config = resolve(read(Path(sys.argv[1]) / f"{name}.json"), chosen, distributed.world_size)
+    return DeepSpeedEngine(module(seed), chosen, ds_config, distributed)
+
+
+def step(engine: DeepSpeedEngine, number: int, distributed: ranks.Distributed, bad: float | None = None) -> Any:
+    """One optimizer step on the global batch of this number; `bad` stands in the last rank's last loss."""
+    samples = torch.randn(2, GLOBAL_BATCH // 2, 3, WIDTH, generator=torch.Generator().manual_seed(number))
+    per_rank = GLOBAL_BATCH // 2 // distributed.world_size
+    total, report = 0.0, None
+    for micro in range(2):
+        assert report is None
+        mine = samples[micro, distributed.rank * per_rank :][:per_rank].to(engine.dtype)
+        loss = engine((mine[:, i] for i in range(3)), num_frames=2).float().square().mean()
+        if bad is not None and micro == 1 and distributed.rank == distributed.world_size - 1:
+            # Infinity added leaves the gradient finite, NaN multiplied does not.
+            loss = loss + bad if bad == float("inf") else loss * bad
+        engine.backward(loss)
+        report = engine.step(1e-2 * (1 + number % 2))
+        total += float(loss.detach()) / 2
+    assert report is not None
+    return distributed.mean({"loss": total})["loss"], report
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def average(average: dict[str, Tensor], weights: dict[str, Tensor], update: int) -> dict[str, Tensor]:
+    decay = min(DECAY, (1 + update) / (10 + update))
+    return {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+
+
+def flat(weights: dict[str, Tensor]) -> list[float]:
+    return torch.cat([weights[name].flatten() for name in sorted(weights)]).tolist()
+
+
+def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed) -> dict[str, Any]:
+    seen: dict[str, Any] = {"losses": [], "norms": [], "kept": [], "not_applied": [], "ema_error": 0.0}
+    # Ranks that start from other weights: rank 0's count.
+    engine = make(name, precision, distributed, seed=distributed.rank)
+    given = {n: p.detach().clone() for n, p in module(0).named_parameters() if p.requires_grad}
+    seen["starts_from_given_weights"] = same(engine.weights(), given)
+    plain = engine.weights()
+    for number in range(STEPS):
+        if number == BAD_STEP:
+            for bad in (float("nan"), float("inf")):
+                weights, averaged = engine.weights(), engine.averaged_weights()
+                _, report = step(engine, number, distributed, bad)
+                seen["not_applied"].append(not report.applied and not report.gradient_norm < float("inf"))
+                seen["kept"].append(same(engine.weights(), weights) and same(engine.averaged_weights(), averaged))
+        loss, report = step(engine, number, distributed)
+        assert report.applied
+        assert (report.loss_scale is None) == (precision != "fp16")
+        seen["losses"].append(loss)
+        seen["norms"].append(report.gradient_norm)
+        plain = average(plain, engine.weights(), update=number + 1)
+        seen["ema_error"] = max(
+            seen["ema_error"], *(float((plain[n] - a).abs().max()) for n, a in engine.averaged_weights().items())
+        )
+        if number + 1 == SAVED_STEP:
+            progress = {"step": number + 1}
+            saved = checkpoint.save(folder, number + 1, engine, progress, "hash", None, distributed)
+    last, last_average = engine.weights(), engine.averaged_weights()
+    seen["weights"] = flat(last)
+    seen["moved"] = not same(last, given)
+    engine.close()
+
+    engine = make(name, precision, distributed, seed=7)
+    seen["differs_before_loading"] = not same(engine.weights(), last)
+    seen["progress"] = checkpoint.load(saved, engine, "hash", distributed)
+    for number in range(SAVED_STEP, STEPS):
+        loss, report = step(engine, number, distributed)
+        seen.setdefault("resumed", []).append((loss, report.gradient_norm))
+    seen["resumed_exactly"] = (
+        same(engine.weights(), last)
+        and same(engine.averaged_weights(), last_average)
+        and [tuple(pair) for pair in zip(seen["losses"], seen["norms"], strict=True)][SAVED_STEP:] == seen["resumed"]
+    )
+    try:
+        checkpoint.load(saved, engine, "other", distributed)
+    except MobiusError as error:
+        seen["refused"] = str(error)
+    engine.close()
+    return seen
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[2]), sys.argv[3].split(",")
+    distributed = ranks.start(launch)
+    seen = {}
+    for pair in names:
+        name, precision = pair.split(":")
+        seen[pair] = case(name, precision, folder / f"{distributed.world_size}-{name}-{precision}", distributed)
+    if distributed.is_main:
+        (folder / f"{distributed.world_size}-ranks.json").write_text(json.dumps(seen))
+    distributed.close()
+
+
+if __name__ == "__main__":
+    main()
