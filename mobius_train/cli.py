@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,30 @@ def run(main: Callable[[], object]) -> NoReturn:
 
     Any other exception keeps its traceback, and exits non-zero too.
     """
+    sys.exit(_exit_code(main))
+
+
+def run_rank(main: Callable[[], object]) -> NoReturn:
+    """As `run`, for a process that joins a job.
+
+    It leaves without the interpreter's shutdown: DeepSpeed keeps references to process groups, so that gloo's threads
+    outlive them, and one that lets go of a tensor during the shutdown aborts the process after all its work is done.
+    """
+    code = _exit_code(main)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_code(main: Callable[[], object]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         main()
     except MobiusError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
 
 
 def check_output_folder(folder: Path, overwrite: bool = False) -> None:

@@ -74,10 +74,11 @@ def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
         # Tokenizers that have run in the parent would warn of every data worker.
         "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "false"),
     }
+    if launch.world_size == 1:
+        # `deepspeed` gives every job port 29500, which another one on this machine may have.
+        return needed | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment and "RANK" in environment:
         return needed
-    if launch.world_size == 1:
-        return needed | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
     if "MASTER_ADDR" not in environment and launch.local_world_size < launch.world_size:
         raise MobiusError(
             "MASTER_ADDR is not set, and the ranks are on several nodes: export the first one's name, in a Slurm script"

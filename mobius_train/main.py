@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from mobius_train import environment
-from mobius_train.cli import run
+from mobius_train.cli import run_rank
 from mobius_train.config import load
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_rank(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from launching import clean_environment, free_port
 
 REPOSITORY = Path(__file__).parent.parent
 DS_CONFIGS = REPOSITORY / "ds_configs"
@@ -51,21 +52,13 @@ def start(
     main = str(REPOSITORY / "mobius_train" / "main.py")
     scripts = Path(sys.executable).parent
     command = {
-        "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", str(ranks), main],
+        "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), main],
         "torchrun": [str(scripts / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", "0", main],
         "python": [sys.executable, main],
     }[launcher]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment = clean_environment(HF_HUB_OFFLINE="1", PATH=f"{scripts}:{os.environ['PATH']}")
     return subprocess.run(
-        [
-            *command,
-            "--deepspeed",
-            str(DS_CONFIGS / f"{ds_config}.json"),
-            "--config",
-            str(recipe_path),
-            *arguments,
-        ],
+        [*command, "--deepspeed", str(DS_CONFIGS / f"{ds_config}.json"), "--config", str(recipe_path), *arguments],
         capture_output=True,
         text=True,
         timeout=600,

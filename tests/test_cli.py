@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,3 +48,19 @@ def test_a_full_output_folder_is_refused_unless_asked_for(tmp_path: Path) -> Non
         check_output_folder(kept, overwrite=True)
     check_output_folder(tmp_path, overwrite=True)
     assert kept.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "out", "err"),
+    [
+        ("print('done')", 0, "done\n", ""),
+        ("raise MobiusError('no shards')", 1, "", "error: no shards\n"),
+    ],
+)
+def test_a_rank_leaves_with_what_it_printed_and_without_a_shutdown(body: str, code: int, out: str, err: str) -> None:
+    script = (
+        "import atexit\nfrom mobius_train.cli import run_rank\nfrom mobius_train.errors import MobiusError\n"
+        f"atexit.register(print, 'shut down')\ndef main():\n    {body}\nrun_rank(main)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (code, out, err)

@@ -7,34 +7,19 @@ three steps of AdamW that is some 1e-6 of the loss; a wrong sample or a wrong me
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-5
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _launch(ranks: int, recipe_path: Path, output: Path) -> None:
-    scripts = Path(sys.executable).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{scripts}:{os.environ['PATH']}"}
     worker = Path(__file__).parent / "ranks_worker.py"
-    launcher = [str(scripts / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(_free_port())]
-    arguments = [str(worker), str(recipe_path), str(output), str(DS_CONFIGS), *STAGES]
-    result = subprocess.run(
-        [*launcher, *arguments], capture_output=True, text=True, env=environment, timeout=600, check=False
-    )
+    result = launch(ranks, worker, str(recipe_path), str(output), str(DS_CONFIGS), *STAGES, timeout=600)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
 

@@ -157,6 +157,7 @@ class DiffusionTask:
             max_text_tokens=self.encoders.text.max_tokens,
             num_frames=1 if self.config.stage == "text-to-image" else self.config.data.num_frames,
             resolution=self.config.data.resolution,
+            guidance_scale=self.config.validation.guidance_scale,
             frame_noise_correlation=self.config.objective.frame_noise_correlation,
         )
 
@@ -168,7 +169,6 @@ class DiffusionTask:
             prompt=validation.prompts,
             negative_prompt=validation.negative_prompt,
             num_inference_steps=validation.num_inference_steps,
-            guidance_scale=validation.guidance_scale,
             seed=validation.seed,
             output_type="uint8",
         ).frames

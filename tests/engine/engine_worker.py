@@ -23,6 +23,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from mobius_train.checkpoint import checkpoint
+from mobius_train.cli import run_rank
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import read, resolve
@@ -82,8 +83,10 @@ def module(seed: int) -> Layered:
 
 def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> DeepSpeedEngine:
     chosen = settings(precision, distributed.world_size)
-    ds_config = resolve(read(Path(sys.argv[1]) / f"{name}.json"), chosen, distributed.world_size)
-    return DeepSpeedEngine(module(seed), chosen, ds_config, distributed)
+    ds_json = read(Path(sys.argv[1]) / f"{name}.json")
+    # From 2^16 the first steps would be those that the loss scaler skips.
+    ds_json["fp16"] |= {"initial_scale_power": 8}
+    return DeepSpeedEngine(module(seed), chosen, resolve(ds_json, chosen, distributed.world_size), distributed)
 
 
 def step(engine: DeepSpeedEngine, number: int, distributed: ranks.Distributed, bad: float | None = None) -> Any:
@@ -181,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_rank(main)

@@ -81,6 +81,11 @@ def test_a_single_process_meets_itself() -> None:
     assert int(port) > 1024
 
 
+def test_a_single_rank_of_a_launcher_does_too() -> None:
+    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert _prepared(**launcher).split()[-1] != "29500"
+
+
 def test_srun_on_several_nodes_wants_to_know_the_first() -> None:
     several = {
         "SLURM_JOB_ID": "7",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -15,6 +16,13 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what a launcher or an earlier test has left in it."""
     kept = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES and not k.startswith("SLURM_")}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)} | changes
+
+
+def free_port() -> int:
+    """A port that nothing listens on; DeepSpeed's launcher takes 29500 whether it is free or not."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def launch(
