@@ -162,7 +162,8 @@ def _refused(run: Run, message: str, **changes: Any) -> None:
 
 
 def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path / "absent"))
+    _refused(run, "there is no model folder", pretrained_model_name_or_path=str(tmp_path / "absent"))
+    _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path))
     _refused(
         run,
         "cross_attention_dim",

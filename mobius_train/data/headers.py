@@ -43,7 +43,9 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         # Both formats are opened lazily: the size is known before anything is decoded.
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return Header("still", *image.size)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError("no GIF, WebP, PNG or JPEG") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from mobius_train.errors import MobiusError
+from mobius_train.sources import check_local
 
 logger = logging.getLogger(__name__)
 
@@ -110,17 +112,12 @@ def load_text_encoder(
     Raises:
         MobiusError: nothing loadable lies there.
     """
-    source = (
-        _package_folder(name_or_path.removeprefix("package:")) if name_or_path.startswith("package:") else name_or_path
-    )
-    folder = Path(source)
-    model_source, tokenizer_source = source, source
-    if (folder / "text_encoder").is_dir():
-        model_source, tokenizer_source = str(folder / "text_encoder"), str(folder / "tokenizer")
+    source = name_or_path
+    if name_or_path.startswith("package:"):
+        source = _package_folder(name_or_path.removeprefix("package:"))
+    check_local(source)
     try:
-        kind = CLASSES.get(AutoConfig.from_pretrained(model_source).model_type, AutoModel)
-        model, info = kind.from_pretrained(model_source, dtype=dtype, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+        model, info, tokenizer = _load_pair(source, dtype)
     except (OSError, ValueError) as error:
         raise MobiusError(
             f"cannot load a text encoder from {name_or_path!r}: {str(error).splitlines()[0]}"
@@ -136,6 +133,20 @@ def load_text_encoder(
     if isinstance(model, ChineseCLIPModel):
         model = model.text_model
     return TextEncoder(model, tokenizer, device, max_tokens)
+
+
+def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any], PreTrainedTokenizerBase]:
+    """Encoder, loading report and tokenizer, from a pipeline's subfolders where it has them."""
+    subfolders = {"model": "text_encoder", "tokenizer": "tokenizer"}
+    try:
+        config = AutoConfig.from_pretrained(source, subfolder=subfolders["model"])
+    except (OSError, ValueError):
+        subfolders = {"model": "", "tokenizer": ""}
+        config = AutoConfig.from_pretrained(source)
+    kind = CLASSES.get(config.model_type, AutoModel)
+    model, info = kind.from_pretrained(source, subfolder=subfolders["model"], dtype=dtype, output_loading_info=True)
+    # A pipeline's tokenizer/ has no config.json of its own, for which a hub would be asked.
+    return model, info, AutoTokenizer.from_pretrained(source, subfolder=subfolders["tokenizer"], config=config)
 
 
 def _package_folder(package: str) -> str:

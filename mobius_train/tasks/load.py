@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from mobius_train.errors import MobiusError
+from mobius_train.sources import check_local
 
 Part = TypeVar("Part")
 
@@ -28,6 +29,7 @@ def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | Non
             raise MobiusError(f"{subfolder}_config is no configuration of {kind.__name__}: {error}") from error
     if name_or_path is None:
         raise MobiusError(f"no {subfolder}: set pretrained_model_name_or_path, or {subfolder}_config for a new one")
+    check_local(name_or_path)
     # Masters are float32 whatever the files hold; schedulers have no dtype.
     options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False} if issubclass(kind, torch.nn.Module) else {}
     try:

@@ -4,6 +4,7 @@ import io
 import struct
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,13 @@ def test_a_large_webp_is_refused_before_its_canvas_is_made() -> None:
     assert bomb[12:16] == b"VP8X"
     bomb[24:30] = (16383).to_bytes(3, "little") * 2
     refused_quickly(bytes(bomb), ".webp", "16384x16384")
+
+
+def test_a_large_png_is_refused_as_large() -> None:
+    bomb = bytearray(animation(1, "PNG"))
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    refused_quickly(bytes(bomb), ".png", r"3600000000 pixels")
 
 
 def test_a_large_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
