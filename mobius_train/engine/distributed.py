@@ -45,11 +45,9 @@ class Distributed:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean over all ranks of each value, in one all-reduce; every rank gives the same names in order."""
-        return {name: total / self.world_size for name, total in self._reduce(values, dist.ReduceOp.SUM).items()}
-
-    def maximum(self, values: dict[str, float]) -> dict[str, float]:
-        """The maximum over all ranks of each value, in one all-reduce."""
-        return self._reduce(values, dist.ReduceOp.MAX)
+        totals = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return dict(zip(values, (totals / self.world_size).tolist(), strict=True))
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -65,11 +63,6 @@ class Distributed:
         """Leave the job, if it was joined here."""
         if self._joined and dist.is_initialized():
             dist.destroy_process_group()
-
-    def _reduce(self, values: dict[str, float], operation: Any) -> dict[str, float]:
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, operation)
-        return dict(zip(values, tensor.tolist(), strict=True))
 
 
 def _device(launch: Launch) -> torch.device:

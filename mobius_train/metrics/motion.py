@@ -6,20 +6,9 @@ Samples whose figure is far below the data's are stills; far above, they flicker
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-class MotionComparison(NamedTuple):
-    """Mean frame difference of real clips and of samples, in grey levels (0 to 255)."""
-
-    data: float
-    samples: float
-
-    def __str__(self) -> str:
-        return f"mean absolute frame difference: data {self.data:.2f}, samples {self.samples:.2f} (of 255)"
 
 
 def frame_difference(frames: Tensor) -> float:
@@ -48,8 +37,3 @@ def mean_frame_difference(clips: Iterable[Tensor]) -> float:
     if not differences:
         raise ValueError("mean_frame_difference of no clips")
     return sum(differences) / len(differences)
-
-
-def compare_motion(data: Iterable[Tensor], samples: Iterable[Tensor]) -> MotionComparison:
-    """The figure of real clips and of samples, side by side; (F, 3, H, W) uint8 each."""
-    return MotionComparison(mean_frame_difference(data), mean_frame_difference(samples))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mobius_train.metrics.motion import compare_motion, frame_difference, mean_frame_difference
+from mobius_train.metrics.motion import frame_difference, mean_frame_difference
 
 
 def clip_of(*levels: int) -> torch.Tensor:
@@ -22,12 +22,6 @@ def test_a_still_clip_has_none() -> None:
 
 def test_every_clip_counts_the_same() -> None:
     assert mean_frame_difference([clip_of(0, 2), clip_of(0, 4, 0, 4)]) == pytest.approx(3)
-
-
-def test_data_and_samples_side_by_side() -> None:
-    comparison = compare_motion([clip_of(0, 6)], [clip_of(0, 1)])
-    assert comparison == (6, 1)
-    assert str(comparison) == "mean absolute frame difference: data 6.00, samples 1.00 (of 255)"
 
 
 @pytest.mark.parametrize("frames", [clip_of(1), clip_of(1, 2).float(), clip_of(1, 2)[0]])
