@@ -141,10 +141,9 @@ def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) ->
     if heldout:
         print(f"  held-out loss      {heldout[0]:.5f} before, {heldout[-1]:.5f} after")
     if shown.figures:
-        print(
-            f"  frame difference   {shown.figures['frame_difference/samples']:.2f} in the samples,"
-            f" {shown.figures['frame_difference/data']:.2f} in the data (mean |change| of 0..255)"
-        )
+        for name, meaning in (("frame_difference", "frame to frame"), ("half_clip_difference", "over half a clip")):
+            samples, data = shown.figures[f"{name}/samples"], shown.figures[f"{name}/data"]
+            print(f"  {meaning:<18} {samples:.2f} in the samples, {data:.2f} in the data (mean |change| of 0..255)")
     for path in shown.paths:
         print(f"  {path.suffix[1:]:<18} {path}")
     print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")

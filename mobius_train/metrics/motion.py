@@ -1,39 +1,47 @@
-"""How much a clip moves: the mean absolute difference of neighbouring frames.
+"""How much a clip moves: the mean absolute difference of its frames.
 
-Samples whose figure is far below the data's are stills; far above, they flicker.
+Samples whose figure is far below the data's are stills; far above, they flicker. Motion goes on from frame to frame, so
+over half a clip it adds up; where frames differ at random, the figure is the same over any distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import mean
 
 import torch
 from torch import Tensor
 
 
-def frame_difference(frames: Tensor) -> float:
-    """Mean |x_{f+1} - x_f| over frames, channels and pixels of one clip, in grey levels (0 to 255).
+def frame_difference(frames: Tensor, distance: int = 1) -> float:
+    """Mean |x_{f+d} - x_f| over frames, channels and pixels of one clip, in grey levels (0 to 255).
 
     Args:
         frames: (F, 3, H, W) uint8.
+        distance: d, in frames, less than F.
 
     Raises:
-        ValueError: fewer than two frames, or not uint8.
+        ValueError: too few frames, or not uint8.
     """
-    if frames.ndim != 4 or frames.shape[0] < 2 or frames.dtype != torch.uint8:
+    if frames.ndim != 4 or len(frames) <= distance or frames.dtype != torch.uint8:
         raise ValueError(
-            f"frame_difference wants two or more uint8 frames (F, 3, H, W), got {tuple(frames.shape)} {frames.dtype}"
+            f"frame_difference wants more than {distance} uint8 frames (F, 3, H, W),"
+            f" got {tuple(frames.shape)} {frames.dtype}"
         )
-    return frames.float().diff(dim=0).abs().mean().item()
+    return (frames[distance:].float() - frames[:-distance].float()).abs().mean().item()
 
 
-def mean_frame_difference(clips: Iterable[Tensor]) -> float:
-    """The mean of frame_difference over clips, each (F, 3, H, W) uint8. Every clip counts the same.
+def motion(clips: Iterable[Tensor]) -> dict[str, float]:
+    """The figures of some clips, each (F, 3, H, W) uint8 with F > 1; every clip counts the same.
+
+    Returns:
+        `frame_difference` of neighbouring frames, `half_clip_difference` of frames F // 2 apart.
 
     Raises:
         ValueError: no clip.
     """
-    differences = [frame_difference(frames) for frames in clips]
-    if not differences:
-        raise ValueError("mean_frame_difference of no clips")
-    return sum(differences) / len(differences)
+    pairs = [(frame_difference(frames), frame_difference(frames, len(frames) // 2)) for frames in clips]
+    if not pairs:
+        raise ValueError("the motion of no clips")
+    neighbours, halves = zip(*pairs, strict=True)
+    return {"frame_difference": mean(neighbours), "half_clip_difference": mean(halves)}

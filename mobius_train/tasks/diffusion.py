@@ -23,7 +23,7 @@ from mobius_train.diffusion.randomness import draw
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.engine.distributed import Distributed
 from mobius_train.media import write_clips
-from mobius_train.metrics.motion import mean_frame_difference
+from mobius_train.metrics.motion import motion
 from mobius_train.models import Denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.task import Inference, Shown, Total, Weights
@@ -172,10 +172,10 @@ class DiffusionTask:
             seed=validation.seed,
             output_type="uint8",
         ).frames
-        figures = {}
+        figures: dict[str, float] = {}
         if clips.shape[1] > 1:
-            figures["frame_difference/samples"] = mean_frame_difference(clips)
-            figures["frame_difference/data"] = mean_frame_difference(self._some_training_clips(64))
+            for source, shown in (("samples", clips), ("data", self._some_training_clips(64))):
+                figures |= {f"{name}/{source}": value for name, value in motion(shown).items()}
         return Shown(write_clips(list(clips), validation.prompts, folder), figures)
 
     def _some_training_clips(self, count: int) -> Iterator[Tensor]:

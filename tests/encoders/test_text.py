@@ -98,7 +98,7 @@ def test_the_text_tower_of_chinese_clip_keeps_its_weights(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="no model folder .*absent"):
+    with pytest.raises(MobiusError, match=r"no model folder .*absent"):
         load_text_encoder(str(tmp_path / "absent"), CPU)
     for source in (str(tmp_path), "no-such-model", "package:no_such_package", "package:yaml"):
         with pytest.raises(MobiusError, match="text encoder"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mobius_train.metrics.motion import frame_difference, mean_frame_difference
+from mobius_train.metrics.motion import frame_difference, motion
 
 
 def clip_of(*levels: int) -> torch.Tensor:
@@ -21,15 +21,20 @@ def test_a_still_clip_has_none() -> None:
 
 
 def test_every_clip_counts_the_same() -> None:
-    assert mean_frame_difference([clip_of(0, 2), clip_of(0, 4, 0, 4)]) == pytest.approx(3)
+    assert motion([clip_of(0, 2), clip_of(0, 4, 0, 4)])["frame_difference"] == pytest.approx(3)
+
+
+def test_motion_adds_up_over_half_a_clip_and_flicker_does_not() -> None:
+    assert motion([clip_of(0, 1, 2, 3, 4, 5, 6, 7)]) == {"frame_difference": 1, "half_clip_difference": 4}
+    assert motion([clip_of(0, 5, 5, 0, 5, 0, 0, 5)])["half_clip_difference"] == 5
 
 
 @pytest.mark.parametrize("frames", [clip_of(1), clip_of(1, 2).float(), clip_of(1, 2)[0]])
 def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="two or more uint8 frames"):
+    with pytest.raises(ValueError, match="more than 1 uint8 frames"):
         frame_difference(frames)
 
 
 def test_no_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="no clips"):
-        mean_frame_difference([])
+        motion([])
