@@ -75,8 +75,10 @@ def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "false"),
     }
     if launch.world_size == 1:
-        # `deepspeed` gives every job port 29500, which another one on this machine may have.
-        return needed | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
+        # `deepspeed` gives every job port 29500, which another one on this machine may have. torchrun would have
+        # the process ask a store of its own there.
+        own_store = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+        return needed | own_store | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment and "RANK" in environment:
         return needed
     if "MASTER_ADDR" not in environment and launch.local_world_size < launch.world_size:
