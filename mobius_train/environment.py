@@ -31,11 +31,16 @@ def prepare() -> Launch:
     """
     launch = detect(os.environ)
     os.environ |= _needed(launch, os.environ)
+    choose_accelerator()
+    return launch
+
+
+def choose_accelerator() -> None:
+    """Tell DeepSpeed of a machine without GPU, of which it warns when it finds out by itself."""
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    return launch
 
 
 def detect(environment: Mapping[str, str]) -> Launch:

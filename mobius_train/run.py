@@ -8,9 +8,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import diffusers
-import transformers
-
 from mobius_train.checkpoint import checkpoint
 from mobius_train.config import RunConfig
 from mobius_train.engine import distributed as ranks
@@ -21,6 +18,7 @@ from mobius_train.engine.settings import EngineSettings
 from mobius_train.environment import Launch
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.quiet import quiet_libraries
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
@@ -31,7 +29,7 @@ logger = logging.getLogger(__name__)
 def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     """Train, and print where the results are."""
     started = time.monotonic()
-    _quiet_libraries()
+    quiet_libraries()
     ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
         _check_batch_sizes(config, distributed.world_size)
@@ -55,7 +53,7 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
 
 def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
-    _quiet_libraries()
+    quiet_libraries()
     ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
         _check_batch_sizes(config, distributed.world_size)
@@ -90,14 +88,6 @@ def engine_settings(config: RunConfig) -> EngineSettings:
         use_ema=config.use_ema,
         ema_decay=config.ema_decay,
     )
-
-
-def _quiet_libraries() -> None:
-    """Loading bars and hints of the model libraries would bury what the run has to say."""
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _count(task: Task, trained: bool) -> int:

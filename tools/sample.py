@@ -12,6 +12,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.media import FORMATS, write_clips
 from mobius_train.metrics.motion import frame_difference
 from mobius_train.pipeline import load_pipeline
+from mobius_train.quiet import quiet_libraries
 
 
 def parse() -> argparse.Namespace:
@@ -53,6 +54,7 @@ def main() -> None:
     arguments = parse()
     prompts = read_prompts(arguments)
     check_output_folder(arguments.output, arguments.overwrite)
+    quiet_libraries()
     pipeline = load_pipeline(arguments.model, arguments.device)
     if arguments.spatial_only:
         pipeline = pipeline.spatial_only()
