@@ -44,7 +44,11 @@ ALLOWED: dict[str, Any] = {
     "torch.Size": torch.Size,
     "collections.OrderedDict": dict,
     # Where the checkpoint once lay.
-    **{f"{module}.{name}Path": PurePosixPath for module in ("pathlib", "pathlib._local") for name in ("Posix", "Windows")},
+    **{
+        f"{module}.{name}Path": PurePosixPath
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Posix", "Windows")
+    },
     **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
 }
 
@@ -136,7 +140,10 @@ class _Reader(FileSystemReader):
                 raise ValueError("it describes no checkpoint")
             storage = dict(found.storage_data)
             for info in storage.values():
-                if Path(info.relative_path).name != info.relative_path or not (self._folder / info.relative_path).is_file():
+                if (
+                    Path(info.relative_path).name != info.relative_path
+                    or not (self._folder / info.relative_path).is_file()
+                ):
                     raise ValueError(f"it names {info.relative_path!r}, which is no file beside it")
                 if getattr(info, "transform_descriptors", None):
                     raise ValueError("its tensors went through extensions of the writer, which are not supported")

@@ -52,8 +52,8 @@ def unreadable(path: Path, error: BaseException) -> MobiusError:
     reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
     if "nsupported" in reason or "forbidden" in reason:
         return MobiusError(
-            f"{path} is refused: it is a pickle that asks for code beside tensors ({reason}), and nothing of it was run."
-            " Get the weights as safetensors, or from a source that you can make write plain tensors"
+            f"{path} is refused: it is a pickle that asks for code beside tensors ({reason}), and nothing of it was"
+            " run. Get the weights as safetensors, or from a source that you can make write plain tensors"
         )
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return MobiusError(f"{path} cannot be read: {first[:300]}. It is damaged, cut short, or of another kind")

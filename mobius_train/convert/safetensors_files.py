@@ -93,7 +93,9 @@ def _expected(
         tensor = cast(tensor, dtype)
         meta = outstanding.pop(name, None)
         if meta is None or (meta.shape, meta.dtype) != (tensor.shape, tensor.dtype):
-            raise MobiusError(f"{name!r} came twice, or is not what was announced: {tuple(tensor.shape)} {tensor.dtype}")
+            raise MobiusError(
+                f"{name!r} came twice, or is not what was announced: {tuple(tensor.shape)} {tensor.dtype}"
+            )
         yield name, tensor
     if outstanding:
         raise MobiusError(f"{len(outstanding)} tensors never came, {next(iter(outstanding))!r} among them")

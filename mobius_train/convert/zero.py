@@ -89,7 +89,9 @@ def open_zero(folder: Path) -> ZeroWeights:
         ) from error
 
 
-def _assemble(optimizer_files: list[Path], model_files: list[Path], states: list[Any], models: list[Any]) -> ZeroWeights:
+def _assemble(
+    optimizer_files: list[Path], model_files: list[Path], states: list[Any], models: list[Any]
+) -> ZeroWeights:
     optimizers = [state["optimizer_state_dict"] for state in states]
     if "zero_stage" not in optimizers[0]:
         raise MobiusError(f"{optimizer_files[0]} is no ZeRO state: stage 0 keeps whole weights in its model_states")
@@ -98,8 +100,8 @@ def _assemble(optimizer_files: list[Path], model_files: list[Path], states: list
     world_size = max(count) if isinstance(count, list) else int(count)
     if world_size != len(states):
         raise MobiusError(
-            f"{optimizer_files[0].parent} was written by {world_size} ranks and holds the optim_states of {len(states)}:"
-            " some files are missing, or are left from another run"
+            f"{optimizer_files[0].parent} was written by {world_size} ranks and holds the optim_states of"
+            f" {len(states)}: some files are missing, or are left from another run"
         )
     if stage == 3 and len(models) != world_size:
         raise MobiusError(
