@@ -90,7 +90,7 @@ def open_checkpoint(source: Path, weights: str, tag: str | None, report: Report)
 
 def _different(weights: Weights, files: list[Path], dtype: torch.dtype) -> list[str]:
     """Names of tensors that are other in the files than in the checkpoint."""
-    places = {}
+    places: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)

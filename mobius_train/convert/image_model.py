@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from mobius_train.convert import compare
 from mobius_train.convert.output import finished_folder
-from mobius_train.convert.parts import load_components, load_model, other_parts
+from mobius_train.convert.parts import load_assembly, load_components, load_model, other_parts
 from mobius_train.convert.report import Report
 from mobius_train.models import ParallelUNet, SerialUNet, check_backbone, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
@@ -46,11 +46,11 @@ def from_image_model(
         components = load_components(source, text_encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            kind = ParallelUNet if mode == "parallel" else SerialUNet
+            kind: Any = ParallelUNet if mode == "parallel" else SerialUNet
             model = kind.from_unet2d(unet)
         TextToVideoPipeline(unet=model, **components, num_frames=num_frames).save_pretrained(folder)
 
-        written = kind.from_pretrained(folder / "unet")
+        written = load_assembly(kind, folder / "unet")
         kept, new = (written.spatial, written.ring) if mode == "parallel" else (written.unet, written.temporal)
         place = "spatial" if mode == "parallel" else "unet"
         report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{place}"))

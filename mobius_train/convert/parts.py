@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from mobius_train.convert.pickles import UNREADABLE
 from mobius_train.encoders.text import load_text_encoder
 from mobius_train.errors import MobiusError
+from mobius_train.models.assembly import Assembly
 from mobius_train.tasks.load import load_part
 
 Model = TypeVar("Model", bound=torch.nn.Module)
+Assembled = TypeVar("Assembled", bound=Assembly)
 PIPELINE = "model_index.json"
 
 
@@ -66,6 +68,15 @@ def load_model(kind: type[Model], folder: Path) -> Model:
             f" fit, {'; '.join(problems[:5])}"
         )
     return model.eval().requires_grad_(False)
+
+
+def load_assembly(kind: type[Assembled], folder: Path) -> Assembled:
+    """A ParallelUNet or SerialUNet, each of its parts as `load_model` loads it."""
+    found = model_class(folder)
+    if found != kind.__name__:
+        raise MobiusError(f"{folder} holds a {found}, not a {kind.__name__}")
+    parts: dict[str, Any] = {name: load_model(part, folder / name) for name, part in kind.parts.items()}
+    return kind(**parts).eval().requires_grad_(False)
 
 
 def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class _Shard:
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._file.seek(self._places[name])
-        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def sync(self) -> None:
         self._file.flush()

@@ -16,7 +16,7 @@ from torch import nn
 
 from mobius_train.convert import compare
 from mobius_train.convert.output import finished_folder
-from mobius_train.convert.parts import is_pipeline, load_components, load_model, model_class, other_parts
+from mobius_train.convert.parts import is_pipeline, load_assembly, load_components, load_model, model_class, other_parts
 from mobius_train.convert.report import Report
 from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
 from mobius_train.convert.unet3d import to_unet3d
@@ -56,7 +56,7 @@ def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None
         report.raise_problems()
         _save(parallel, source, folder, text_encoder, report)
 
-        written = ParallelUNet.from_pretrained(_unet_folder(folder))
+        written = load_assembly(ParallelUNet, _unet_folder(folder))
         report.mapped.append((f"{len(temporal)} temporal tensors", "ring"))
         report.mapped.append((f"{len(serial.unet.state_dict())} tensors of the 2D layers", "spatial"))
         report.made += [
@@ -83,10 +83,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        found = _unet_folder(source)
-        if model_class(found) != ParallelUNet.__name__:
-            raise MobiusError(f"{found} holds a {model_class(found)}, not a ParallelUNet")
-        parallel = ParallelUNet.from_pretrained(found)
+        parallel = load_assembly(ParallelUNet, _unet_folder(source))
         names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
         ring = parallel.ring.state_dict()
         unet3d = to_unet3d(parallel.spatial, {name: ring[name] for name in names})
@@ -123,7 +120,7 @@ def load_serial(folder: Path) -> SerialUNet:
     if kind == UNet3DConditionModel.__name__:
         return SerialUNet.from_unet3d(load_model(UNet3DConditionModel, folder))
     if kind == SerialUNet.__name__:
-        return SerialUNet.from_pretrained(folder).eval().requires_grad_(False)
+        return load_assembly(SerialUNet, folder)
     raise MobiusError(f"{folder} holds a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
 
 

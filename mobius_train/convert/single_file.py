@@ -128,7 +128,7 @@ def _fingerprints(name: str, tensor: Tensor) -> set[str]:
 def _digest(tensor: Tensor) -> str:
     """Of the values, whatever the shape: 1x1 convolutions become linear layers."""
     values = tensor.float() if tensor.is_floating_point() else tensor
-    return hashlib.sha256(values.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(values.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _left_out(name: str, report: Report) -> None:

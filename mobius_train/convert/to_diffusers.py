@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mobius_train.convert import compare
 from mobius_train.convert.output import finished_folder
+from mobius_train.convert.parts import is_pipeline, load_assembly, load_model, model_class
 from mobius_train.convert.report import Report
 from mobius_train.convert.stock_pipeline import stock_components
 from mobius_train.convert.unet3d import to_unet3d
@@ -45,7 +46,14 @@ def to_diffusers(source: Path, destination: Path) -> Report:
     Raises:
         MobiusError: see `write_pipeline`; or no pipeline lies there.
     """
-    return write_pipeline(load_pipeline(source, "cpu"), source, destination)
+    pipeline = load_pipeline(source, "cpu")
+    folder = next(path for path in (source / "final", source) if is_pipeline(path)) / "unet"
+    # diffusers initialises what it does not find in a file.
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (ParallelUNet, SerialUNet)}
+    kind = kinds.get(model_class(folder))
+    unet = load_model(UNet2DConditionModel, folder) if kind is None else load_assembly(kind, folder)
+    pipeline.register_modules(unet=unet)
+    return write_pipeline(pipeline, source, destination)
 
 
 def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Path) -> Report:

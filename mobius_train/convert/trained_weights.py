@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import build_denoiser
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.build import DTYPES
-from mobius_train.tasks.load import load_part
+from mobius_train.tasks.load import load_part, load_unet
 
 
 def pipeline_of(config: RunConfig, weights: Weights) -> TextToVideoPipeline:
@@ -37,7 +37,7 @@ def pipeline_of(config: RunConfig, weights: Weights) -> TextToVideoPipeline:
     if config.stage == "autoencoder":
         raise MobiusError("stage 'autoencoder' makes no pipeline: its final/ is an AutoencoderKL of diffusers")
     source = config.pretrained_model_name_or_path
-    unet = load_part(UNet2DConditionModel, "unet", config.unet_config, source)
+    unet = load_unet(config.unet_config, source)
     scheduler = load_part(DDPMScheduler, "scheduler", config.scheduler_config, source)
     vae = load_part(AutoencoderKL, "vae", None, config.vae_name_or_path or source)
     text_source = config.text_encoder_name_or_path or source
