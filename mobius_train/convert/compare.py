@@ -13,6 +13,8 @@ from mobius_train.models import ImageUNet, weights_hash
 FRAMES, LATENT_SIZE, TOKENS = 3, 16, 8
 # Kernels may sum in another order; a wrong weight is many times this.
 TOLERANCE = 1e-4
+# The same after some steps of sampling with guidance, each of which amplifies it.
+SAMPLING_TOLERANCE = 1e-3
 
 
 @torch.no_grad()

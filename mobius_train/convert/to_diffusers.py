@@ -79,8 +79,8 @@ def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Pat
         report.mapped += [(part, part) for part in PARTS]
         apart = _samples_apart(written, pipeline)
         report.require(
-            apart <= compare.TOLERANCE,
-            f"{type(written).__name__} of diffusers, read back, samples the latents that ours does (apart {apart:.1e})",
+            apart <= compare.SAMPLING_TOLERANCE,
+            f"the {type(written).__name__} that diffusers reads back samples what ours does (apart {apart:.1e})",
         )
         report.raise_problems()
     return report

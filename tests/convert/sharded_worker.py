@@ -15,7 +15,6 @@ from typing import Any
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": os.environ["WORLD_SIZE"]}
 
-# ruff: noqa: E402
 import deepspeed
 import deepspeed.ops
 import torch

@@ -45,7 +45,9 @@ def test_equals_zero_to_fp32_tensor_for_tensor(sharded: Path, stage: str, tmp_pa
     frozen = [what for what, _ in report.left_out if what.startswith("frozen.")]
     assert bool(frozen) == (stage == "zero1") == ("frozen.weight" not in written)
     # The folder of the tag itself will do, and so will the tag.
-    for number, (source, tag) in enumerate([(sharded / stage / "global_step1", None), (sharded / stage, "global_step1")]):
+    for number, (source, tag) in enumerate(
+        [(sharded / stage / "global_step1", None), (sharded / stage, "global_step1")]
+    ):
         consolidate(source, tmp_path / f"{number}.safetensors", tag=tag)
         assert (tmp_path / f"{number}.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
