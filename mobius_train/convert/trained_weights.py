@@ -72,20 +72,19 @@ def open_safetensors(path: Path) -> Weights:
     if path.name.endswith(".index.json"):
         files = sorted(path.parent.glob(path.name.removesuffix(".safetensors.index.json") + "-*-of-*.safetensors"))
     layout: dict[str, Tensor] = {}
-    places: dict[str, Path] = {}
     for file in files:
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
                     layout[name] = opened.get_tensor(name).to("meta")
-                    places[name] = file
         except (*UNREADABLE, SafetensorError) as error:
             raise unreadable(file, error) from error
 
     def read() -> Iterator[tuple[str, Tensor]]:
-        for name, file in places.items():
+        for file in files:
             with safe_open(file, "pt") as opened:
-                yield name, opened.get_tensor(name)
+                for name in opened.keys():  # noqa: SIM118
+                    yield name, opened.get_tensor(name)
 
     return Weights(layout, read)
 

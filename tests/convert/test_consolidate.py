@@ -45,11 +45,10 @@ def test_equals_zero_to_fp32_tensor_for_tensor(sharded: Path, stage: str, tmp_pa
     frozen = [what for what, _ in report.left_out if what.startswith("frozen.")]
     assert bool(frozen) == (stage == "zero1") == ("frozen.weight" not in written)
     # The folder of the tag itself will do, and so will the tag.
-    for number, (source, tag) in enumerate(
-        [(sharded / stage / "global_step1", None), (sharded / stage, "global_step1")]
-    ):
-        consolidate(source, tmp_path / f"{number}.safetensors", tag=tag)
-        assert (tmp_path / f"{number}.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    for source, tag in ((sharded / stage / "global_step1", None), (sharded / stage, "global_step1")):
+        again = tmp_path / f"{tag}.safetensors"
+        consolidate(source, again, tag=tag)
+        assert again.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -166,5 +165,5 @@ def test_missing_and_foreign_files_are_named(small: Path, sharded: Path) -> None
     with pytest.raises(MobiusError, match="holds no model_states"):
         consolidate(small, small / "whole.safetensors")
     (small / "latest").write_text("../../somewhere")
-    with pytest.raises(MobiusError, match="latest holds '../../somewhere'"):
+    with pytest.raises(MobiusError, match=r"latest holds '\.\./\.\./somewhere'"):
         consolidate(small, small / "whole.safetensors")

@@ -16,11 +16,17 @@ from mobius_train.pipeline import TextToVideoPipeline
 
 
 def unet3d() -> UNet3DConditionModel:
-    """ModelScope's layout: four levels, heads of one size, two layers in a block."""
+    """ModelScope's layout with fewer levels: heads of one size."""
     torch.manual_seed(4)
     return moved(
         UNet3DConditionModel(
-            sample_size=8, block_out_channels=(32, 32, 64, 64), cross_attention_dim=WIDTH, attention_head_dim=32
+            sample_size=8,
+            block_out_channels=(32, 64, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=32,
         )
     )
 
