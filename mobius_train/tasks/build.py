@@ -5,8 +5,10 @@ Everything that can be wrong in the input is found here, before anything slow st
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler
 
 from mobius_train.config import RunConfig
 from mobius_train.data.clips import ClipDataset, open_clips
@@ -19,7 +21,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import build_denoiser
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.diffusion import DiffusionTask
-from mobius_train.tasks.load import load_part
+from mobius_train.tasks.load import load_part, load_unet
 from mobius_train.tasks.task import Task
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +43,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         _check_resolution(config, vae)
         return AutoencoderTask(config, vae, train, heldout, distributed, dtype)
 
-    unet = load_part(UNet2DConditionModel, "unet", config.unet_config, config.pretrained_model_name_or_path)
+    unet = load_unet(config.unet_config, config.pretrained_model_name_or_path)
     scheduler = load_part(DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path)
     objective = DiffusionObjective(scheduler, config.objective)
     vae = load_part(AutoencoderKL, "vae", None, config.vae_name_or_path or config.pretrained_model_name_or_path)
@@ -79,7 +81,7 @@ def _check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
         )
 
 
-def _check_fit(unet: UNet2DConditionModel, vae: AutoencoderKL, text_width: int, text_source: str) -> None:
+def _check_fit(unet: Any, vae: AutoencoderKL, text_width: int, text_source: str) -> None:
     if unet.config.in_channels != vae.config.latent_channels:
         raise MobiusError(
             f"the UNet takes {unet.config.in_channels} channels but the autoencoder gives"

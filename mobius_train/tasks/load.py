@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from mobius_train.errors import MobiusError
+from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.sources import check_local
 
 Part = TypeVar("Part")
+VIDEO_MODELS: dict[str, type[ParallelUNet] | type[SerialUNet]] = {
+    kind.__name__: kind for kind in (ParallelUNet, SerialUNet)
+}
+
+
+def load_unet(
+    new_config: dict[str, Any] | None, name_or_path: str | None
+) -> UNet2DConditionModel | ParallelUNet | SerialUNet:
+    """The UNet that a run starts from: a 2D one, or the text-to-video model of a pipeline folder of ours.
+
+    Raises:
+        MobiusError: see `load_part`.
+    """
+    folder = Path(name_or_path or "") / "unet"
+    if new_config is None and name_or_path is not None and (folder / "config.json").is_file():
+        try:
+            kind = VIDEO_MODELS.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise MobiusError(f"{folder / 'config.json'} does not say what model this is: {error!r}") from error
+        if kind is not None:
+            return kind.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    return load_part(UNet2DConditionModel, "unet", new_config, name_or_path)
 
 
 def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:

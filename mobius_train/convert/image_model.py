@@ -1,0 +1,69 @@
+"""From a text-to-image model to the starting point of text-to-video training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from mobius_train.convert import compare
+from mobius_train.convert.output import finished_folder
+from mobius_train.convert.parts import load_assembly, load_components, load_model, other_parts
+from mobius_train.convert.report import Report
+from mobius_train.models import ParallelUNet, SerialUNet, check_backbone, weights_hash
+from mobius_train.pipeline import TextToVideoPipeline
+
+PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+
+
+def from_image_model(
+    source: Path,
+    destination: Path,
+    mode: Literal["parallel", "serial"],
+    text_encoder: str | None = None,
+    num_frames: int = 8,
+    seed: int = 0,
+) -> Report:
+    """Write a text-to-video pipeline that draws on every frame what the source draws.
+
+    Args:
+        source: a diffusers pipeline folder, Stable Diffusion 1.x or 2.x.
+        destination: a pipeline folder, as a run's final/.
+        mode: parallel puts a new ring beside the UNet, serial new temporal layers in it.
+        text_encoder: in the place of the source's own: a folder, or package:NAME.
+        num_frames: of a clip, where sampling does not say.
+        seed: of the new layers.
+
+    Raises:
+        MobiusError: a part is missing, damaged or unsupported, or what was written predicts something else.
+    """
+    report = Report(source, destination)
+    with finished_folder(destination) as folder:
+        unet = load_model(UNet2DConditionModel, source / "unet")
+        check_backbone(unet)
+        components = load_components(source, text_encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            kind: Any = ParallelUNet if mode == "parallel" else SerialUNet
+            model = kind.from_unet2d(unet)
+        TextToVideoPipeline(unet=model, **components, num_frames=num_frames).save_pretrained(folder)
+
+        written = load_assembly(kind, folder / "unet")
+        kept, new = (written.spatial, written.ring) if mode == "parallel" else (written.unet, written.temporal)
+        place = "spatial" if mode == "parallel" else "unet"
+        report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{place}"))
+        report.mapped += [(part, part) for part in sorted(PARTS - {"unet"})]
+        report.left_out += [(part, "not needed to make clips") for part in other_parts(source, PARTS)]
+        report.made.append(
+            (f"{len(new.state_dict())} tensors of the {type(new).__name__}", f"initialised, seed {seed}")
+        )
+        report.require(weights_hash(kept) == weights_hash(unet), "the 2D weights read back have the source's hash")
+        apart = compare.distance(compare.prediction(written), compare.prediction_of_stills(unet))
+        report.require(
+            apart <= compare.TOLERANCE,
+            f"read back, it predicts on every frame what the 2D UNet does (apart {apart:.1e})",
+        )
+        report.raise_problems()
+    return report

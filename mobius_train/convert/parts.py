@@ -1,0 +1,109 @@
+"""Loading models of diffusers from a stranger's folder: nothing missing, nothing ignored, no code run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from safetensors import SafetensorError
+
+from mobius_train.convert.pickles import UNREADABLE
+from mobius_train.encoders.text import load_text_encoder
+from mobius_train.errors import MobiusError
+from mobius_train.models.assembly import Assembly
+from mobius_train.tasks.load import load_part
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+Assembled = TypeVar("Assembled", bound=Assembly)
+PIPELINE = "model_index.json"
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / PIPELINE).is_file()
+
+
+def model_class(folder: Path) -> str:
+    """The name of the class that a model folder was saved by.
+
+    Raises:
+        MobiusError: there is no config.json that says so.
+    """
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MobiusError(
+            f"{path} does not say what model this is ({error!r}): give a folder in diffusers layout"
+        ) from (error)
+
+
+def load_model(kind: type[Model], folder: Path) -> Model:
+    """A model of exactly this class, in float32, all of whose weights are in the folder, and no others.
+
+    Raises:
+        MobiusError: it is of another class, a weight is missing or left over, or a file is damaged.
+    """
+    found = model_class(folder)
+    if found != kind.__name__:
+        raise MobiusError(f"{folder} holds a {found}, not a {kind.__name__}")
+    loader: Any = kind
+    try:
+        model, info = loader.from_pretrained(
+            folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True, output_loading_info=True
+        )
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MobiusError(
+            f"the {found} in {folder} does not load: {reason}. Its weights are in {_files(folder)}"
+        ) from (error)
+    problems = [f"{name} is missing" for name in info["missing_keys"]]
+    problems += [f"{name} is no weight of this model" for name in info["unexpected_keys"]]
+    problems += [f"{entry[0]} has another shape" for entry in info["mismatched_keys"]]
+    if problems:
+        raise MobiusError(
+            f"{_files(folder)} and {folder / 'config.json'} do not belong together: {len(problems)} weights do not"
+            f" fit, {'; '.join(problems[:5])}"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_assembly(kind: type[Assembled], folder: Path) -> Assembled:
+    """A ParallelUNet or SerialUNet, each of its parts as `load_model` loads it."""
+    found = model_class(folder)
+    if found != kind.__name__:
+        raise MobiusError(f"{folder} holds a {found}, not a {kind.__name__}")
+    parts: dict[str, Any] = {name: load_model(part, folder / name) for name, part in kind.parts.items()}
+    return kind(**parts).eval().requires_grad_(False)
+
+
+def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, Any]:
+    """Autoencoder, text encoder, tokenizer and scheduler of a pipeline folder.
+
+    Args:
+        text_encoder: another folder, or package:NAME, in the place of the pipeline's own.
+
+    Raises:
+        MobiusError: one of them is missing, or does not load.
+    """
+    vae = load_model(AutoencoderKL, folder / "vae")
+    text = load_text_encoder(text_encoder or str(folder), torch.device("cpu"))
+    scheduler = load_part(DDPMScheduler, "scheduler", None, str(folder))
+    return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
+
+
+def other_parts(folder: Path, taken: set[str]) -> list[str]:
+    """Parts of a pipeline folder beside those `taken`, as its index lists them."""
+    try:
+        index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+        named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    except (OSError, ValueError, AttributeError, IndexError) as error:
+        raise MobiusError(f"{folder / PIPELINE} is no index of a pipeline: {error!r}") from error
+    return [name for name in named if name not in taken]
+
+
+def _files(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    return ", ".join(str(folder / name) for name in names) or f"no file of {folder}"

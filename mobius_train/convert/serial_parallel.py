@@ -1,0 +1,173 @@
+"""Temporal weights from a serial text-to-video model to a ring beside its 2D layers, and back.
+
+Both have TC, TA and transformer_in of the same shapes under the same names, so these go over as they are, hash for
+hash. What they compute with them is not the same, since they are connected in another way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
+from torch import nn
+
+from mobius_train.convert import compare
+from mobius_train.convert.output import finished_folder
+from mobius_train.convert.parts import is_pipeline, load_assembly, load_components, load_model, model_class, other_parts
+from mobius_train.convert.report import Report
+from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
+from mobius_train.convert.unet3d import to_unet3d
+from mobius_train.errors import MobiusError
+from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.pipeline import TextToVideoPipeline
+
+PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+OTHER_TOPOLOGY = (
+    "the weights are the same and the predictions are not: in a serial model each layer's time goes through the next"
+    " spatial layer, in a parallel one beside it. On fixed inputs they are {:.0%} of the largest value apart; train the"
+    " result before you judge it"
+)
+
+
+def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None = None, seed: int = 0) -> Report:
+    """A serial model's temporal weights in a ring beside its 2D layers.
+
+    Args:
+        source: a UNet3DConditionModel of diffusers (ModelScope's) or a SerialUNet: its folder, or its pipeline's.
+        destination: a ParallelUNet's folder, or its pipeline's.
+        text_encoder: of a pipeline, in the place of its own.
+        seed: of the ring's layers that a serial model does not have.
+
+    Raises:
+        MobiusError: the source is damaged, of another kind, or a weight of it finds no place.
+    """
+    report = Report(source, destination)
+    with finished_folder(destination) as folder:
+        serial = load_serial(_unet_folder(source))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parallel = ParallelUNet.from_unet2d(serial.unet)
+        temporal = serial.temporal.state_dict()
+        homeless = parallel.ring.load_state_dict(temporal, strict=False).unexpected_keys
+        report.problems += [f"{name} has no place in the ring" for name in homeless]
+        report.raise_problems()
+        _save(parallel, source, folder, text_encoder, report)
+
+        written = load_assembly(ParallelUNet, _unet_folder(folder))
+        report.mapped.append((f"{len(temporal)} temporal tensors", "ring"))
+        report.mapped.append((f"{len(serial.unet.state_dict())} tensors of the 2D layers", "spatial"))
+        report.made += [
+            (f"{count} ring tensors, {kind}", ORIGINS[kind]) for kind, count in _ring_only(parallel, serial).items()
+        ]
+        _same(report, "temporal", written.ring, serial.temporal)
+        _same(report, "2D", written.spatial, serial.unet)
+        apart = compare.distance(compare.prediction(written), compare.prediction(serial))
+        report.notes.append(OTHER_TOPOLOGY.format(apart))
+        report.raise_problems()
+    return report
+
+
+def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None = None) -> Report:
+    """A ring's temporal weights between its 2D layers, as diffusers' UNet3DConditionModel.
+
+    Args:
+        source: a ParallelUNet's folder, or its pipeline's, such as a run's final/.
+        destination: a UNet3DConditionModel's folder, or a TextToVideoSDPipeline's.
+        text_encoder: of a pipeline, in the place of its own.
+
+    Raises:
+        MobiusError: the source is damaged or of another kind, or diffusers' class cannot express it.
+    """
+    report = Report(source, destination)
+    with finished_folder(destination) as folder:
+        parallel = load_assembly(ParallelUNet, _unet_folder(source))
+        names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
+        ring = parallel.ring.state_dict()
+        unet3d = to_unet3d(parallel.spatial, {name: ring[name] for name in names})
+        _save(unet3d, source, folder, text_encoder, report)
+
+        written = load_model(UNet3DConditionModel, _unet_folder(folder))
+        report.mapped.append((f"{len(names)} temporal tensors of the ring", "temporal layers"))
+        report.mapped.append((f"{len(parallel.spatial.state_dict())} tensors of the spatial UNet", "2D layers"))
+        report.left_out += [
+            (f"{count} ring tensors, {kind}", "serial models have no such layer of their own")
+            for kind, count in _ring_only(parallel, names).items()
+        ]
+        serial = SerialUNet.from_unet3d(written)
+        _same(report, "temporal", serial.temporal, parallel.ring, names)
+        same = compare.distance(
+            compare.prediction_of_stills(serial.unet), compare.prediction_of_stills(parallel.spatial)
+        )
+        report.require(
+            same <= compare.TOLERANCE, f"its 2D layers predict what the spatial UNet does (apart {same:.1e})"
+        )
+        apart = compare.distance(compare.prediction(written), compare.prediction(parallel))
+        report.notes.append(OTHER_TOPOLOGY.format(apart))
+        report.raise_problems()
+    return report
+
+
+def load_serial(folder: Path) -> SerialUNet:
+    """A serial model from its folder, of diffusers or ours.
+
+    Raises:
+        MobiusError: it holds another model, or is damaged.
+    """
+    kind = model_class(folder)
+    if kind == UNet3DConditionModel.__name__:
+        return SerialUNet.from_unet3d(load_model(UNet3DConditionModel, folder))
+    if kind == SerialUNet.__name__:
+        return load_assembly(SerialUNet, folder)
+    raise MobiusError(f"{folder} holds a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
+
+
+ORIGINS = {
+    "samplers": "copies of the 2D UNet's",
+    "output head": "copies of the 2D UNet's",
+    "fusion": "the identity on the spatial branch: a new ring has no say before it is trained",
+    "projections where TC changes channels": "initialised at random",
+}
+
+
+def _kind_of(name: str) -> str:
+    if "samplers." in name:
+        return "samplers"
+    if name.startswith("fusion."):
+        return "fusion"
+    if ".projection." in name:
+        return "projections where TC changes channels"
+    return "output head"
+
+
+def _ring_only(parallel: ParallelUNet, serial: Any) -> Counter[str]:
+    shared = serial.temporal.state_dict().keys() if isinstance(serial, SerialUNet) else serial
+    return Counter(_kind_of(name) for name in parallel.ring.state_dict() if name not in shared)
+
+
+def _same(report: Report, what: str, written: nn.Module, source: nn.Module, names: Any = None) -> None:
+    names = list(source.state_dict() if names is None else names)
+    one, other = compare.hash_of(written, names), compare.hash_of(source, names)
+    report.require(one == other, f"the {what} weights read back have the source's hash, {other[:12]}…")
+
+
+def _unet_folder(folder: Path) -> Path:
+    return folder / "unet" if is_pipeline(folder) else folder
+
+
+def _save(model: Any, source: Path, folder: Path, text_encoder: str | None, report: Report) -> None:
+    """Write the model, and around it the pipeline if the source is one."""
+    if not is_pipeline(source):
+        model.save_pretrained(folder)
+        return
+    components = load_components(source, text_encoder)
+    if isinstance(model, UNet3DConditionModel):
+        stock = stock_components(components, text_tokens_of(source), report)
+        TextToVideoSDPipeline(unet=model, **stock).save_pretrained(folder)
+    else:
+        tokens = text_tokens_of(source)
+        TextToVideoPipeline(unet=model, **components, max_text_tokens=tokens).save_pretrained(folder)
+    report.mapped += [(part, part) for part in sorted(PARTS - {"unet"})]
+    report.left_out += [(part, "not needed to make clips") for part in other_parts(source, PARTS)]

@@ -1,0 +1,41 @@
+"""The components of our pipeline so that diffusers' own pipelines condition and sample as ours does."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobius_train.convert.parts import PIPELINE
+from mobius_train.convert.report import Report
+from mobius_train.diffusion.sampler import sampling_scheduler
+from mobius_train.encoders.text import TextEncoder
+
+
+def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
+    """vae, text_encoder, tokenizer and scheduler; what is set in them for diffusers is noted in the report.
+
+    Here a caption's padding is masked and its length is a setting of ours; diffusers reads both from the components.
+    """
+    text_encoder = components["text_encoder"]
+    tokens = TextEncoder(text_encoder, components["tokenizer"], torch.device("cpu"), max_text_tokens).max_tokens
+    tokenizer = copy.deepcopy(components["tokenizer"])
+    tokenizer.model_max_length = tokens
+    text_encoder.config.use_attention_mask = True
+    report.notes.append(
+        f"text_encoder/config.json has use_attention_mask=true and the tokenizer a maximum of {tokens} tokens, as here"
+    )
+    return {
+        "vae": components["vae"],
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "scheduler": sampling_scheduler(components["scheduler"]),
+    }
+
+
+def text_tokens_of(folder: Path) -> int | None:
+    """The length of captions that a pipeline folder of ours states; none in others."""
+    return json.loads((folder / PIPELINE).read_text(encoding="utf-8")).get("max_text_tokens")

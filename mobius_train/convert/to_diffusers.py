@@ -1,0 +1,164 @@
+"""From what a run made to a folder that diffusers opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    TextToVideoSDPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+
+from mobius_train.convert import compare
+from mobius_train.convert.output import finished_folder
+from mobius_train.convert.parts import is_pipeline, load_assembly, load_model, model_class
+from mobius_train.convert.report import Report
+from mobius_train.convert.stock_pipeline import stock_components
+from mobius_train.convert.unet3d import to_unet3d
+from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
+
+# diffusers makes the class in this file of a folder, when it is asked to trust it.
+CUSTOM_PIPELINE = "pipeline.py"
+CUSTOM_PIPELINE_CODE = f'''"""DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True).
+
+The package mobius_train must be installed.
+"""
+
+from {TextToVideoPipeline.__module__} import TextToVideoPipeline
+
+__all__ = ["TextToVideoPipeline"]
+'''
+PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")
+
+
+def to_diffusers(source: Path, destination: Path) -> Report:
+    """The pipeline of a run as a folder for diffusers; which class it has is in the report.
+
+    Args:
+        source: a run's output_dir, its final/, or any folder of our pipeline.
+
+    Raises:
+        MobiusError: see `write_pipeline`; or no pipeline lies there.
+    """
+    pipeline = load_pipeline(source, "cpu")
+    folder = next(path for path in (source / "final", source) if is_pipeline(path)) / "unet"
+    # diffusers initialises what it does not find in a file.
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (ParallelUNet, SerialUNet)}
+    kind = kinds.get(model_class(folder))
+    unet = load_model(UNet2DConditionModel, folder) if kind is None else load_assembly(kind, folder)
+    pipeline.register_modules(unet=unet)
+    return write_pipeline(pipeline, source, destination)
+
+
+def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Path) -> Report:
+    """Write our pipeline for diffusers, read it back, and compare the latents that both sample.
+
+    A parallel model becomes a folder of TextToVideoPipeline, a serial one of diffusers' TextToVideoSDPipeline, a
+    text-to-image model of diffusers' StableDiffusionPipeline.
+
+    Raises:
+        MobiusError: diffusers cannot express the model, or samples something else from what was written.
+    """
+    report = Report(source, destination)
+    pipeline.set_progress_bar_config(disable=True)
+    with finished_folder(destination) as folder:
+        if isinstance(pipeline.unet, SerialUNet):
+            written = _write_serial(pipeline, folder, report)
+        elif isinstance(pipeline.unet, UNet2DConditionModel):
+            written = _write_image(pipeline, folder, report)
+        else:
+            written = _write_parallel(pipeline, folder, report)
+        written.set_progress_bar_config(disable=True)
+        report.mapped.append((f"unet ({type(pipeline.unet).__name__})", f"unet ({type(written.unet).__name__})"))
+        report.mapped += [(part, part) for part in PARTS]
+        apart = _samples_apart(written, pipeline)
+        report.require(
+            apart <= compare.SAMPLING_TOLERANCE,
+            f"the {type(written).__name__} that diffusers reads back samples what ours does (apart {apart:.1e})",
+        )
+        report.raise_problems()
+    return report
+
+
+def _write_parallel(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
+    pipeline.save_pretrained(folder)
+    (folder / CUSTOM_PIPELINE).write_text(CUSTOM_PIPELINE_CODE, encoding="utf-8")
+    written = DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True, local_files_only=True
+    )
+    report.made.append((CUSTOM_PIPELINE, "three lines that import our pipeline class"))
+    assert isinstance(pipeline.unet, ParallelUNet)
+    expected = weights_hash(pipeline.unet)
+    report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
+    report.notes.append(
+        "load it by TextToVideoPipeline.from_pretrained(folder), or by DiffusionPipeline.from_pretrained(folder,"
+        " custom_pipeline=folder, trust_remote_code=True); both need mobius_train"
+    )
+    return written
+
+
+def _write_serial(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
+    unet3d = to_unet3d(pipeline.unet.unet, pipeline.unet.temporal.state_dict()).to(pipeline.unet.dtype)
+    stock = stock_components(pipeline.components, pipeline.config.max_text_tokens, report)
+    TextToVideoSDPipeline(unet=unet3d, **stock).save_pretrained(folder)
+    written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    expected = weights_hash(unet3d)
+    report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
+    apart = compare.distance(compare.prediction(written.unet), compare.prediction(pipeline.unet))
+    report.require(apart <= compare.TOLERANCE, f"UNet3DConditionModel predicts what ours does (apart {apart:.1e})")
+    _leave_out_settings(pipeline, report)
+    report.notes.append("load it by DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
+    return written
+
+
+def _write_image(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
+    StableDiffusionPipeline(
+        unet=pipeline.unet,
+        **stock_components(pipeline.components, pipeline.config.max_text_tokens, report),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    expected = weights_hash(pipeline.unet)
+    report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
+    _leave_out_settings(pipeline, report)
+    report.notes.append("load it by DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
+    return written
+
+
+def _leave_out_settings(pipeline: TextToVideoPipeline, report: Report) -> None:
+    names = ("num_frames", "resolution", "guidance_scale", "frame_noise_correlation")
+    report.left_out += [
+        (f"{name}={pipeline.config[name]}", "diffusers' pipeline has no such setting: give it in the call")
+        for name in names
+    ]
+
+
+def _samples_apart(written: Any, ours: TextToVideoPipeline) -> float:
+    """How far apart the latents are that both draw from the same noise and prompt."""
+    still = isinstance(ours.unet, UNet2DConditionModel)
+    latents = _noise(ours, 1 if still else compare.FRAMES)
+    expected = compare.sampled(ours, latents, guidance_scale=3.0)
+    if still:
+        size = latents.shape[-1] * written.vae_scale_factor
+        drawn = compare.sampled(written, latents.squeeze(2), guidance_scale=3.0, height=size, width=size)
+        return compare.distance(drawn.unsqueeze(2), expected)
+    if isinstance(written, TextToVideoSDPipeline):
+        size = latents.shape[-1] * written.vae_scale_factor
+        return compare.distance(
+            compare.sampled(written, latents, guidance_scale=3.0, height=size, width=size), expected
+        )
+    return compare.distance(compare.sampled(written, latents, guidance_scale=3.0), expected)
+
+
+def _noise(pipeline: TextToVideoPipeline, frames: int) -> Tensor:
+    size = compare.LATENT_SIZE
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, pipeline.unet.config.in_channels, frames, size, size, generator=generator)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from mobius_train.convert.image_model import from_image_model
+from mobius_train.errors import MobiusError
+from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.pipeline import load_pipeline
+from mobius_train.tasks.load import load_unet
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+def test_every_frame_is_what_the_image_model_draws(
+    stable_diffusion: dict[str, Path], kind: str, mode: str, tmp_path: Path
+) -> None:
+    source = stable_diffusion[kind]
+    report = from_image_model(source, tmp_path / "video", mode, num_frames=3)
+    assert len(report.checks) == 2
+    assert not report.problems
+    noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
+    video = load_pipeline(tmp_path / "video", "cpu")
+    assert isinstance(video.unet, ParallelUNet if mode == "parallel" else SerialUNet)
+    clip = video("dog", latents=noise, **options).frames
+    stock = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    stock.scheduler = video.scheduler
+    # Here padding is masked.
+    stock.text_encoder.config.use_attention_mask = True
+    for frame in range(3):
+        still = stock("dog", latents=noise[:, :, frame], height=32, width=32, **options).images
+        torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-4)
+
+
+def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    for mode, kind in (("parallel", ParallelUNet), ("serial", SerialUNet)):
+        from_image_model(stable_diffusion["sd15"], tmp_path / mode, mode)
+        assert isinstance(load_unet(None, str(tmp_path / mode)), kind)
+
+
+def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(path)
+    without = {name: tensor for name, tensor in whole.items() if name != "conv_in.bias"}
+    for state, complaint in (
+        (without, "conv_in.bias is missing"),
+        (whole | {"extra": torch.ones(1)}, "extra is no weight of this model"),
+    ):
+        save_file(state, path)
+        with pytest.raises(MobiusError, match=complaint):
+            from_image_model(folder, tmp_path / "out", "parallel")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_a_backbone_is_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
+    with pytest.raises(MobiusError):
+        from_image_model(folder, tmp_path / "out", "parallel")
+    with pytest.raises(MobiusError, match="not empty"):
+        from_image_model(stable_diffusion["sd15"], folder, "parallel")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, TextToVideoSDPipeline, UNet2DConditionModel
+from recipes import recipe
+from safetensors.torch import save_file
+from video_models import moved, parallel, save_final, serial
+
+from mobius_train.config import RunConfig
+from mobius_train.convert.compare import SAMPLING_TOLERANCE, distance
+from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
+from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.errors import MobiusError
+from mobius_train.models import weights_hash
+from mobius_train.pipeline import TextToVideoPipeline
+
+OPTIONS = {"num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "d o g", "output_type": "latent"}
+
+
+def noise(frames: int) -> torch.Tensor:
+    # At 8x8 the deepest level is one pixel, where normalisation turns rounding into noise.
+    return torch.randn(1, 4, frames, 16, 16, generator=torch.Generator().manual_seed(9))
+
+
+def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    run = save_final(serial(stable_diffusion["sd21"]), stable_diffusion["sd21"], tmp_path / "run")
+    report = to_diffusers(run, tmp_path / "plain")
+    assert len(report.checks) == 3
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "plain")
+    assert type(stock) is TextToVideoSDPipeline
+    ours = TextToVideoPipeline.from_pretrained(run / "final")
+    # A prompt that is longer than what the model was trained on, and one that is shorter.
+    for prompt in ("d o g " * 9, "dog"):
+        expected = ours(prompt, latents=noise(3), **OPTIONS).frames
+        drawn = stock(prompt, latents=noise(3), height=64, width=64, **OPTIONS).frames
+        assert distance(drawn, expected) < SAMPLING_TOLERANCE
+    # The comparison sees how the text is encoded.
+    stock.text_encoder.config.use_attention_mask = False
+    drawn = stock("dog", latents=noise(3), height=64, width=64, **OPTIONS).frames
+    assert distance(drawn, expected) > 5 * SAMPLING_TOLERANCE
+    text = (tmp_path / "plain" / "model_index.json").read_text()
+    assert "mobius" not in text
+
+
+def test_diffusers_makes_our_pipeline_when_it_is_trusted(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    run = save_final(parallel(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
+    to_diffusers(run, tmp_path / "out")
+    folder = str(tmp_path / "out")
+    loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    ours = TextToVideoPipeline.from_pretrained(folder)
+    assert type(loaded).__name__ == type(ours).__name__ == "TextToVideoPipeline"
+    assert loaded.config.num_frames == 3
+    expected = TextToVideoPipeline.from_pretrained(run / "final")("dog", **OPTIONS).frames
+    assert torch.equal(loaded("dog", **OPTIONS).frames, expected)
+    assert torch.equal(ours("dog", **OPTIONS).frames, expected)
+
+
+def test_an_image_model_of_ours_is_stable_diffusion(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    unet = moved(UNet2DConditionModel.from_pretrained(stable_diffusion["sd15"] / "unet"))
+    to_diffusers(save_final(unet, stable_diffusion["sd15"], tmp_path / "run"), tmp_path / "out")
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(stock) is StableDiffusionPipeline
+    assert weights_hash(stock.unet) == weights_hash(unet)
+
+
+def test_a_serial_model_that_diffusers_cannot_express_is_refused(
+    stable_diffusion: dict[str, Path], tmp_path: Path
+) -> None:
+    run = save_final(serial(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
+    with pytest.raises(MobiusError, match="heads of sizes"):
+        to_diffusers(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+def test_trained_weights_and_a_recipe_make_the_pipeline(
+    stable_diffusion: dict[str, Path], mode: str, tmp_path: Path
+) -> None:
+    source = stable_diffusion["sd21"]
+    values = recipe(source, tmp_path, tmp_path / "run", mode=mode, text_encoder_name_or_path=None, max_text_tokens=9)
+    config = RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(values)))
+    model = (parallel if mode == "parallel" else serial)(source)
+    # What an engine wraps, and what of it is trained.
+    trained = model.ring if mode == "parallel" else model
+    state = {name: t for name, t in trained.state_dict().items() if mode == "parallel" or name.startswith("temporal.")}
+    if mode == "serial":
+        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(source / "unet").state_dict())
+    save_file(state, tmp_path / "trained.safetensors")
+    pipeline = pipeline_of(config, open_safetensors(tmp_path / "trained.safetensors"))
+    assert weights_hash(pipeline.unet) == weights_hash(model)
+    assert pipeline.config.max_text_tokens == 9
+    report = write_pipeline(pipeline, tmp_path / "trained.safetensors", tmp_path / "out")
+    assert not report.problems
+
+    name, tensor = next(iter(state.items()))
+    for wrong, complaint in (
+        ({n: t for n, t in state.items() if n != name}, f"{name} is missing"),
+        (state | {"extra": tensor.clone()}, "extra is no trained weight"),
+        (state | {name: torch.ones(3, 5)}, f"{name} is \\(3, 5\\)"),
+    ):
+        save_file(wrong, tmp_path / "wrong.safetensors")
+        with pytest.raises(MobiusError, match=complaint):
+            pipeline_of(config, open_safetensors(tmp_path / "wrong.safetensors"))

@@ -1,0 +1,94 @@
+"""Convert models and checkpoints; each command checks what it wrote and reports all that it did not carry over."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mobius_train.cli import run
+from mobius_train.config import load
+from mobius_train.convert.consolidate import DTYPES, MODEL, consolidate
+from mobius_train.convert.image_model import from_image_model
+from mobius_train.convert.report import Report
+from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
+from mobius_train.convert.single_file import from_single_file
+from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
+from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.quiet import quiet_libraries
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "from-image-model", help="a Stable Diffusion 1.x or 2.x folder of diffusers → a new text-to-video pipeline"
+    )
+    command.add_argument("--mode", choices=("parallel", "serial"), default="parallel", help="default: %(default)s")
+    command.add_argument("--num-frames", type=int, default=8, help="of a clip (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the new layers (default: %(default)s)")
+    _add_paths(command, "pipeline folder", "pipeline folder", text_encoder=True)
+
+    command = commands.add_parser(
+        "serial-to-parallel", help="a UNet3DConditionModel (ModelScope's) or SerialUNet → its weights in a ring"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the ring's other layers (default: %(default)s)")
+    _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
+
+    command = commands.add_parser("parallel-to-serial", help="a ParallelUNet → its weights in a UNet3DConditionModel")
+    _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
+
+    command = commands.add_parser("consolidate", help="a DeepSpeed ZeRO or FSDP checkpoint → one safetensors file")
+    command.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s")
+    command.add_argument("--weights", default=MODEL, help="entry of the checkpoint (default: %(default)s)")
+    command.add_argument("--tag", help="of a DeepSpeed folder with several (default: what its file latest says)")
+    command.add_argument("--max-shard-size", default="5GB", help="of one file (default: %(default)s)")
+    _add_paths(command, "the checkpoint's folder", "NAME.safetensors")
+
+    command = commands.add_parser("to-diffusers", help="what a run made → a pipeline folder for diffusers")
+    command.add_argument("--config", type=Path, help="config.yaml of the run, where SOURCE is a .safetensors file")
+    _add_paths(command, "a run's folder, its final/, or its consolidated weights", "pipeline folder")
+
+    command = commands.add_parser("from-single-file", help="a .safetensors or .ckpt of Stable Diffusion → a folder")
+    command.add_argument("--config", type=Path, required=True, help="local pipeline folder of the same family")
+    _add_paths(command, "the file", "pipeline folder")
+    return parser.parse_args()
+
+
+def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_encoder: bool = False) -> None:
+    command.add_argument("source", type=Path, help=source)
+    command.add_argument("output", type=Path, help=output)
+    if text_encoder:
+        command.add_argument("--text-encoder", help="folder or package:NAME, in the place of the pipeline's own")
+
+
+def convert(arguments: argparse.Namespace) -> Report:
+    source, output = arguments.source, arguments.output
+    match arguments.command:
+        case "from-image-model":
+            return from_image_model(
+                source, output, arguments.mode, arguments.text_encoder, arguments.num_frames, arguments.seed
+            )
+        case "serial-to-parallel":
+            return serial_to_parallel(source, output, arguments.text_encoder, arguments.seed)
+        case "parallel-to-serial":
+            return parallel_to_serial(source, output, arguments.text_encoder)
+        case "to-diffusers" if arguments.config is not None:
+            pipeline = pipeline_of(load(arguments.config), open_safetensors(source))
+            return write_pipeline(pipeline, source, output)
+        case "to-diffusers":
+            return to_diffusers(source, output)
+        case "from-single-file":
+            return from_single_file(source, arguments.config, output)
+        case _:
+            dtype = DTYPES[arguments.dtype]
+            return consolidate(source, output, dtype, arguments.weights, arguments.tag, arguments.max_shard_size)
+
+
+def main() -> None:
+    quiet_libraries()
+    print("\n".join(convert(parse()).lines()))
+
+
+if __name__ == "__main__":
+    run(main)
