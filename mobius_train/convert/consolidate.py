@@ -57,6 +57,9 @@ def consolidate(
     different = _different(opened, files, dtype)
     report.require(not different, f"{len(opened.layout)} tensors read back equal the checkpoint's, bit for bit")
     report.problems += [f"{name} differs" for name in different]
+    if different:
+        for file in (*files, destination.with_name(f"{destination.name}.index.json")):
+            file.unlink(missing_ok=True)
     report.raise_problems()
     return report
 

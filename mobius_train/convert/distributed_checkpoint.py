@@ -118,8 +118,8 @@ class _Reader(FileSystemReader):
 
     def tensor(self, name: str, meta: Tensor) -> Tensor:
         """One whole tensor, put together from the ranks' shards."""
-        whole = torch.empty_like(meta, device="cpu")
         try:
+            whole = torch.empty_like(meta, device="cpu")
             with warnings.catch_warnings():
                 # It says that no process group is there, and that it reads in one process: so it is meant.
                 warnings.simplefilter("ignore")

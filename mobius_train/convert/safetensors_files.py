@@ -50,6 +50,9 @@ def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str)
         MobiusError: a file cannot be written, or `weights` yields something else than its layout says.
     """
     wanted = {name: cast(tensor, dtype) for name, tensor in weights.layout.items()}
+    foreign = [f"{name} ({tensor.dtype})" for name, tensor in wanted.items() if tensor.dtype not in DTYPES]
+    if foreign:
+        raise MobiusError(f"{foreign[0]}: tensors of this dtype cannot be written to {path}")
     pattern = path.name.removesuffix(".safetensors").replace("{", "{{").replace("}", "}}") + "{suffix}.safetensors"
     try:
         split = split_torch_state_dict_into_shards(wanted, filename_pattern=pattern, max_shard_size=max_shard_size)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mobius_train.convert.consolidate import consolidate
+from mobius_train.convert.safetensors_files import write
+from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
 pytestmark = pytest.mark.distributed
@@ -113,6 +116,20 @@ def test_fsdp(sharded: Path, tmp_path: Path) -> None:
     assert same(load_file(tmp_path / "ema.safetensors"), {name: t * 0.5 for name, t in expected.items()})
     with pytest.raises(MobiusError, match="holds ema, model, optim, step, and no 'raw'"):
         consolidate(sharded / "fsdp", tmp_path / "raw.safetensors", weights="raw")
+
+
+def test_a_write_that_went_wrong_is_found_out(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_and_flip_a_bit(weights: Weights, path: Path, *options: Any) -> list[Path]:
+        files = write(weights, path, *options)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        return files
+
+    monkeypatch.setattr("mobius_train.convert.consolidate.write", write_and_flip_a_bit)
+    with pytest.raises(MobiusError, match=r"the check failed(.|\n)* differs"):
+        consolidate(sharded / "fsdp", tmp_path / "whole.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_refuses_what_is_no_checkpoint_and_writes_over_nothing(sharded: Path, tmp_path: Path) -> None:

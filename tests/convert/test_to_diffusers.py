@@ -12,7 +12,7 @@ from video_models import moved, parallel, save_final, serial
 
 from mobius_train.config import RunConfig
 from mobius_train.convert.compare import SAMPLING_TOLERANCE, distance
-from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
+from mobius_train.convert.to_diffusers import to_diffusers
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
@@ -93,8 +93,6 @@ def test_trained_weights_and_a_recipe_make_the_pipeline(
     pipeline = pipeline_of(config, open_safetensors(tmp_path / "trained.safetensors"))
     assert weights_hash(pipeline.unet) == weights_hash(model)
     assert pipeline.config.max_text_tokens == 9
-    report = write_pipeline(pipeline, tmp_path / "trained.safetensors", tmp_path / "out")
-    assert not report.problems
 
     name, tensor = next(iter(state.items()))
     for wrong, complaint in (

@@ -83,3 +83,17 @@ def test_an_engine_in_place_of_the_trained_module_gets_the_gradient(
 def test_unsupported_backbones_are_refused_before_anything_is_built() -> None:
     with pytest.raises(MobiusError, match="num_class_embeds"):
         build_denoiser(tiny_unet("emoji", num_class_embeds=3), "text-to-video", "parallel", False)
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial", "full"])
+def test_a_video_model_goes_on_in_its_own_mode(mode: str) -> None:
+    model = (ParallelUNet if mode == "parallel" else SerialUNet).from_unet2d(tiny_unet("sd1"))
+    denoiser = build_denoiser(model, "text-to-video", mode, True)
+    assert denoiser is model
+    fresh = build_denoiser(tiny_unet("sd1"), "text-to-video", mode, True)
+    trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
+    assert {name for name, p in denoiser.named_parameters() if p.requires_grad} == trained
+    assert denoiser.training
+    for stage, other in (("text-to-image", mode), ("text-to-video", "serial" if mode == "parallel" else "parallel")):
+        with pytest.raises(MobiusError, match="cannot go on"):
+            build_denoiser(model, stage, other, False)
