@@ -12,12 +12,19 @@ import json
 import sys
 from pathlib import Path
 
-from engine_worker import IDENTITY, SAVED_STEP, STEPS, flat, launch, make, same, step  # first: it sets the environment
+from engine_worker import IDENTITY, SAVED_STEP, STEPS, launch, make, same, step  # first: it sets the environment
 
-from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.cli import run_rank
 from mobius_train.engine import distributed as ranks
+from mobius_train.engine.protocol import Piece
+
+
+def _saved(checkpoint: Checkpoint, name: str, piece: Piece) -> bool:
+    saved = piece._replace(data=torch.full_like(piece.data, torch.nan))
+    checkpoint.fill(name, saved)
+    return torch.equal(saved.data, piece.data)
 
 
 def main() -> None:
@@ -35,10 +42,10 @@ def main() -> None:
             mine = {
                 "differs_before_loading": not before,
                 "same_weights": same(engine.weights(), weights) and same(engine.averaged_weights(), averages),
+                "same_pieces": all(_saved(checkpoint, n, piece) for n, piece in engine.pieces().items()),
                 "scalars": engine.scalars() == checkpoint.state.scalars,
             }
             mine["losses"] = [step(engine, number, distributed)[0] for number in range(SAVED_STEP, STEPS)]
-            mine["weights"] = flat(engine.weights())
             seen[f"{source}>{stage}"] = mine
             engine.close()
     if distributed.is_main:

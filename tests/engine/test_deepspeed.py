@@ -111,11 +111,12 @@ def test_a_state_moves_to_any_number_of_ranks_and_any_stage(
             # The state itself moves bit for bit; what follows differs as on other ranks from the start.
             assert mine["differs_before_loading"], where
             assert mine["same_weights"], where
+            assert mine["same_pieces"], where
+            # Stage 0's loss scaler has no hysteresis to save.
+            assert mine["scalars"] or precision == "fp16", where
             assert mine["losses"] == pytest.approx(
                 seen[int(then)][f"{stage}:{precision}"]["losses"][4:], rel=TOLERANCE[precision]
             ), where
-            if (int(then), stage) == (ranks, move.partition(">")[2]):
-                assert mine["weights"] == seen[ranks][f"{stage}:{precision}"]["weights"], where
 
 
 def test_the_control_precisions_differ(seen: dict[int, dict[str, Any]]) -> None:
