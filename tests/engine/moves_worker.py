@@ -14,6 +14,8 @@ from pathlib import Path
 
 from engine_worker import IDENTITY, SAVED_STEP, STEPS, launch, make, same, step  # first: it sets the environment
 
+import torch
+
 from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.cli import run_rank
