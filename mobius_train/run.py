@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from contextlib import closing
 from pathlib import Path
@@ -26,8 +25,6 @@ from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
 from mobius_train.versions import versions
 
-logger = logging.getLogger(__name__)
-
 
 def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     """Train, and print where the results are."""
@@ -46,7 +43,8 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
             progress = Progress(**resume(folder, engine, identity, distributed))
-            logger.info("resumed from %s at step %d", folder, progress.step)
+            if distributed.is_main:
+                print(f"resumed from {folder}", flush=True)
         task.prepare_data()
         # The folder is made when nothing in the input can be wrong any more.
         _claim(output_dir, identity.config, distributed)

@@ -8,6 +8,8 @@ A source is <ranks>-<ds_config>-<precision>, a run folder that engine_worker.py 
 
 from __future__ import annotations
 
+# ruff: noqa: I001 (the worker comes first)
+
 import json
 import sys
 from pathlib import Path
