@@ -12,7 +12,7 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor
 
-from mobius_train.checkpoint.format import CONFIG, State
+from mobius_train.checkpoint.format import CONFIG, State, random_file, read_json
 from mobius_train.checkpoint.verify import Range, index, problems
 from mobius_train.engine.protocol import Piece
 from mobius_train.errors import MobiusError
@@ -43,9 +43,23 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved recipe, as its YAML has it."""
-        values: dict[str, Any] = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+        """The resolved recipe, as its YAML has it.
+
+        Raises:
+            MobiusError: it is no YAML mapping.
+        """
+        path = self.folder / CONFIG
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise MobiusError(f"{path}: not YAML ({error})") from error
+        if not isinstance(values, dict):
+            raise MobiusError(f"{path}: not a YAML mapping")
         return values
+
+    def random_states(self, rank: int) -> dict[str, Any]:
+        """The random states of one of the ranks that wrote it."""
+        return read_json(self.folder / random_file(rank, self.state.world_size))
 
     @cached_property
     def index(self) -> dict[str, list[Range]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mobius_train.checkpoint import random_states
 from mobius_train.checkpoint.folders import checkpoints, pointed
-from mobius_train.checkpoint.format import LATEST, NAME, State, random_file, read_json
+from mobius_train.checkpoint.format import LATEST, NAME, State
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
@@ -63,7 +63,7 @@ def resume(folder: Path, engine: Engine, identity: Identity, distributed: Distri
     contents.check(str(folder), state.contents, engine.contents())
     engine.restore(checkpoint.fill, state.scalars)
     if state.world_size == distributed.world_size:
-        random_states.put(read_json(folder / random_file(distributed.rank, state.world_size)))
+        random_states.put(checkpoint.random_states(distributed.rank))
     return state.progress
 
 

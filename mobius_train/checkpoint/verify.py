@@ -19,6 +19,8 @@ def problems(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
     """
     try:
         manifest = Manifest.read(folder)
+        if manifest.step != step_of(folder):
+            return [f"{folder / MANIFEST}: it is that of step {manifest.step}"]
         damaged = list(_files(folder, manifest, rank, world_size))
         return damaged or list(_structure(folder, manifest))
     except MobiusError as error:
@@ -43,8 +45,6 @@ def _files(folder: Path, manifest: Manifest, rank: int, world_size: int) -> Iter
 
 def _structure(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Do files that are as the manifest has them make a checkpoint?"""
-    if manifest.step != step_of(folder):
-        yield f"{folder / MANIFEST}: it is that of step {manifest.step}"
     state = State.read(folder)
     if state.progress.get("step") != manifest.step:
         yield f"{folder / STATE}: it is that of step {state.progress.get('step')}"
