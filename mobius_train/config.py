@@ -120,7 +120,10 @@ class RunConfig(Section):
     max_skipped_steps: int = Field(10, ge=1, description="stop after so many non-finite steps in a row")
 
     checkpointing_steps: int | None = Field(None, ge=1)
-    checkpoints_total_limit: int | None = Field(None, ge=1)
+    checkpoints_total_limit: int | None = Field(None, ge=1, description="keep the newest; none: all")
+    checkpoints_keep_every: int | None = Field(
+        None, ge=1, description="checkpoints at multiples of so many steps are kept for ever, beyond the limit"
+    )
     resume_from_checkpoint: str | None = Field(None, description="latest, or checkpoint-<n>")
     validation_steps: int | None = Field(None, ge=1, description="none: before and after only")
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)

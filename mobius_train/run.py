@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from contextlib import closing
 from pathlib import Path
 
-from mobius_train.checkpoint import checkpoint
+from mobius_train.checkpoint.resume import find, resume
+from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
+from mobius_train.durable import replace_file
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.distributed import Distributed
@@ -22,8 +23,7 @@ from mobius_train.quiet import quiet_libraries
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
-
-logger = logging.getLogger(__name__)
+from mobius_train.versions import versions
 
 
 def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
@@ -35,18 +35,22 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         _check_batch_sizes(config, distributed.world_size)
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         output_dir = _output_dir(config, distributed)
-        resume = config.resume_from_checkpoint
-        folder = None if resume is None else checkpoint.find(output_dir, resume)
+        name = config.resume_from_checkpoint
+        folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
         engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
         progress = Progress()
+        identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = Progress(**checkpoint.load(folder, engine, task.frozen_hash, distributed))
-            logger.info("resumed from %s at step %d", folder, progress.step)
+            progress = Progress(**resume(folder, engine, identity, distributed))
+            if distributed.is_main:
+                print(f"resumed from {folder}", flush=True)
         task.prepare_data()
         # The folder is made when nothing in the input can be wrong any more.
-        _claim(output_dir, config, distributed)
-        shown = Trainer(config, task, engine, distributed, output_dir, progress).train()
+        _claim(output_dir, identity.config, distributed)
+        retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
+        with Saver(output_dir, engine, identity, retention, distributed) as saver:
+            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
 
@@ -94,8 +98,12 @@ def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
 
 
+def _global_batch_size(config: RunConfig, world_size: int) -> int:
+    return config.train_batch_size * config.gradient_accumulation_steps * world_size
+
+
 def _check_batch_sizes(config: RunConfig, world_size: int) -> None:
-    product = config.train_batch_size * config.gradient_accumulation_steps * world_size
+    product = _global_batch_size(config, world_size)
     if config.global_batch_size not in (None, product):
         raise MobiusError(
             f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
@@ -115,12 +123,21 @@ def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
     return output_dir
 
 
-def _claim(output_dir: Path, config: RunConfig, distributed: Distributed) -> None:
+def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
+    return Identity(
+        config=config.model_copy(update={"output_dir": output_dir}).dump(),
+        global_batch_size=_global_batch_size(config, distributed.world_size),
+        frozen_sha256=task.frozen_hash,
+        frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
+        versions=versions(),
+    )
+
+
+def _claim(output_dir: Path, config: str, distributed: Distributed) -> None:
     """Make the output folder, with the resolved configuration in it."""
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        resolved = config.model_copy(update={"output_dir": output_dir})
-        (output_dir / "config.yaml").write_text(resolved.dump(), encoding="utf-8")
+        replace_file(output_dir / "config.yaml", config)
     distributed.barrier()
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobius_train.checkpoint import checkpoint
+from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.protocol import Engine, StepReport
@@ -43,9 +43,11 @@ class Trainer:
         distributed: Distributed,
         output_dir: Path,
         progress: Progress,
+        saver: Saver,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
+        self.saver = saver
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
 
@@ -63,8 +65,9 @@ class Trainer:
                 if self._to:
                     self._to.step(progress.step, metrics)
                 last = progress.step == config.max_train_steps
+                self.saver.poll()
                 if _due(config.checkpointing_steps, progress.step):
-                    self._save()
+                    self.saver.save(asdict(progress))
                 if _due(config.validation_steps, progress.step) and not last:
                     self._validate()
                     if self._to:
@@ -121,6 +124,7 @@ class Trainer:
             return
         self.progress.skipped_in_a_row += 1
         if self.progress.skipped_in_a_row >= self.config.max_skipped_steps:
+            self.saver.wait()
             raise MobiusError(
                 f"{self.progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient (the last at step"
                 f" {self.progress.step}); none was applied. The samples are named above; lower learning_rate, or"
@@ -148,17 +152,6 @@ class Trainer:
                 self._to.write(self.progress.step, shown.figures)
         self.distributed.barrier()
         return shown
-
-    def _save(self) -> None:
-        checkpoint.save(
-            self.output_dir,
-            self.progress.step,
-            self.engine,
-            asdict(self.progress),
-            self.task.frozen_hash,
-            self.config.checkpoints_total_limit,
-            self.distributed,
-        )
 
     def _sinks(self) -> Any:
         if not self.distributed.is_main:

@@ -1,1 +1,1 @@
-"""Saving a run's state, and going on from it."""
+"""Checkpoints: a run's state as safetensors and JSON, written crash-safe, verified before it is read."""

@@ -1,14 +1,10 @@
-"""What an engine's folder in a checkpoint holds, so that it is not loaded into something else."""
+"""What an engine's state belongs to, so that it is not loaded into something else."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from mobius_train.errors import MobiusError
-
-FILE = "engine.json"
 
 
 @dataclass(frozen=True)
@@ -18,35 +14,33 @@ class Contents:
     engine: str
     zero_stage: int
     mixed_precision: str
+    use_ema: bool
     trained: dict[str, list[int]]
 
+    def tensors(self) -> dict[str, list[int]]:
+        """The shapes of all tensors of the state, by `<kind>/<parameter>`."""
+        kinds = ("weights", "exp_avg", "exp_avg_sq", *(("average",) if self.use_ema else ()))
+        return {f"{kind}/{name}": shape for kind in kinds for name, shape in self.trained.items()}
 
-def write(folder: Path, contents: Contents) -> None:
-    """Put it beside the state."""
-    (folder / FILE).write_text(json.dumps(asdict(contents)), encoding="utf-8")
 
-
-def check(folder: Path, mine: Contents) -> None:
-    """Compare with what this run would have written.
+def check(where: str, saved: Contents, mine: Contents) -> None:
+    """Compare what was saved `where` with this run. Another engine or ZeRO stage takes it over.
 
     Raises:
-        MobiusError: something differs, or nothing can be read.
+        MobiusError: the state cannot be that of this run.
     """
-    try:
-        saved = Contents(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise MobiusError(f"cannot read {folder / FILE}: {error}; resume from another checkpoint") from error
-    for key in ("engine", "zero_stage", "mixed_precision"):
-        then, now = getattr(saved, key), getattr(mine, key)
-        if then != now:
-            raise MobiusError(
-                f"{folder} was written with {key}={then!r}, and this run has {now!r}: resume with the same"
-            )
+    if saved.mixed_precision != mine.mixed_precision:
+        raise MobiusError(
+            f"{where} was written with mixed_precision={saved.mixed_precision!r}, and this run has"
+            f" {mine.mixed_precision!r}: resume with the same"
+        )
     differing = [
         name for name in {**saved.trained, **mine.trained} if saved.trained.get(name) != mine.trained.get(name)
     ]
     if differing:
         raise MobiusError(
-            f"{folder} holds other trained parameters than this run's: {len(differing)} differ, the first is"
+            f"{where} holds other trained parameters than this run's: {len(differing)} differ, the first is"
             f" {differing[0]}; resume with the same model and mode"
         )
+    if mine.use_ema and not saved.use_ema:
+        raise MobiusError(f"{where} was written without use_ema: there is no average to go on with; set use_ema=false")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mobius_train.engine import contents
+from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
-from mobius_train.engine.masters import masters_of
-from mobius_train.engine.protocol import StepReport
+from mobius_train.engine.masters import MOMENTS, masters_of
+from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
@@ -29,7 +29,8 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TAG = "engine"
+# Attributes of DeepSpeed's loss scalers.
+LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedEngine:
@@ -52,12 +53,13 @@ class DeepSpeedEngine:
             raise MobiusError("nothing to train: no parameter of the trained module requires a gradient")
         _check_precision(settings.mixed_precision, distributed.device)
         self.device, self.dtype = distributed.device, DTYPES[settings.mixed_precision]
-        self._settings, self._rank, self._trained = settings, distributed.rank, trained
+        self._settings, self._trained = settings, trained
         self._stage = int(ds_config["zero_optimization"]["stage"])
-        self._contents = contents.Contents(
+        self._contents = Contents(
             engine="deepspeed",
             zero_stage=self._stage,
             mixed_precision=settings.mixed_precision,
+            use_ema=settings.use_ema,
             trained={name: list(p.shape) for name, p in trained.items()},
         )
         before_cast = {name: p.data for name, p in trained.items()} if self.dtype != torch.float32 else {}
@@ -67,7 +69,7 @@ class DeepSpeedEngine:
         self._start_from(before_cast)
         self._ema = None
         if settings.use_ema:
-            self._ema = ExponentialMovingAverage(self._masters.pieces(), settings.ema_decay)
+            self._ema = ExponentialMovingAverage(self._tensors(), settings.ema_decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
@@ -90,40 +92,58 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         report = self._step_plain() if self._plain() else self._step_guarded()
         if report.applied and self._ema is not None:
-            self._ema.update(self._masters.pieces())
+            self._ema.update(self._tensors())
         return report
 
     def weights(self) -> dict[str, Tensor]:
-        return self._masters.gather(self._masters.pieces())
+        return self._masters.gather(self._tensors())
 
     def averaged_weights(self) -> dict[str, Tensor]:
         if self._ema is None:
             raise ValueError("there are no averaged weights without use_ema")
         return self._masters.gather(self._ema.pieces)
 
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-        if self._ema is not None:
-            self._ema.save(self._ema_path(folder))
-        if self._rank == 0:
-            contents.write(folder, self._contents)
+    def contents(self) -> Contents:
+        return self._contents
 
-    def load(self, folder: Path) -> None:
-        contents.check(folder, self._contents)
-        # Frozen parameters are not saved, so DeepSpeed must not be strict; the check above is.
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-        if path is None:
-            raise MobiusError(f"{folder} holds no state of DeepSpeed: resume from another checkpoint")
-        settings = self._settings
-        for group in self._engine.optimizer.param_groups:
-            # DeepSpeed restores these too, but the recipe decides.
-            group["betas"] = (settings.adam_beta1, settings.adam_beta2)
-            group["eps"], group["weight_decay"] = settings.adam_epsilon, settings.adam_weight_decay
+    def pieces(self) -> dict[str, Piece]:
+        return {name: self._masters.share(piece) for name, piece in self._held().items()}
+
+    def scalars(self) -> Scalars:
+        scalars: Scalars = {"adam_step": self._masters.adam_step}
         if self._ema is not None:
-            self._ema.load(self._ema_path(folder))
+            scalars["ema_updates"] = self._ema.updates
+        scaler = self._loss_scaler()
+        return scalars | {name: getattr(scaler, name) for name in LOSS_SCALER if hasattr(scaler, name)}
+
+    def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
+        for name, piece in self._held().items():
+            fill(name, piece)
+        self._masters.refresh()
+        self._masters.adam_step = int(scalars["adam_step"])
+        if self._ema is not None:
+            self._ema.updates = int(scalars["ema_updates"])
+        scaler = self._loss_scaler()
+        for name in LOSS_SCALER:
+            # At stage 0 DeepSpeed's scaler has no hysteresis.
+            if hasattr(scaler, name) and name in scalars:
+                setattr(scaler, name, scalars[name])
 
     def close(self) -> None:
         self._engine.destroy()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: piece.data for name, piece in self._masters.pieces().items()}
+
+    def _held(self) -> dict[str, Piece]:
+        """All state that this rank holds."""
+        weights = self._masters.pieces()
+        held = {f"weights/{name}": piece for name, piece in weights.items()}
+        for moment in MOMENTS:
+            held |= {f"{moment}/{name}": piece for name, piece in self._masters.pieces(moment).items()}
+        if self._ema is not None:
+            held |= {f"average/{name}": weights[name]._replace(data=data) for name, data in self._ema.pieces.items()}
+        return held
 
     def _plain(self) -> bool:
         """Stage 0 in float32 is torch's own optimizer: nothing measures a gradient, or stops a bad one."""
@@ -147,7 +167,8 @@ class DeepSpeedEngine:
             whole = weight.to(self.device, torch.float32).contiguous()
             dist.broadcast(whole, src=0)
             if name in pieces:
-                pieces[name].copy_(self._masters.cut(name, whole))
+                piece = pieces[name]
+                piece.data.copy_(whole.flatten()[piece.start :][: len(piece.data)])
 
     def _step_plain(self) -> StepReport:
         # Reduced gradients are the same on all ranks, so all come to the same decision.
@@ -173,11 +194,15 @@ class DeepSpeedEngine:
             norm /= scale
         return StepReport(applied, norm, self._loss_scale())
 
+    def _loss_scaler(self) -> Any:
+        """What scales losses under fp16, else None."""
+        if self.dtype != torch.float16:
+            return None
+        optimizer = self._engine.optimizer
+        return optimizer.loss_scale_config if self._stage == 0 else optimizer.loss_scaler
+
     def _loss_scale(self) -> float | None:
         return float(self._engine.optimizer.loss_scale) if self.dtype == torch.float16 else None
-
-    def _ema_path(self, folder: Path) -> Path:
-        return folder / f"ema-{self._rank:05d}.safetensors"
 
 
 def _initialize(module: nn.Module, parameters: list[nn.Parameter], config: dict[str, Any]) -> Any:

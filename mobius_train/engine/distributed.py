@@ -59,6 +59,12 @@ class Distributed:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def close(self) -> None:
         """Leave the job, if it was joined here."""
         if self._joined and dist.is_initialized():

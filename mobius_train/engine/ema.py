@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from mobius_train.errors import MobiusError
-
-UPDATES = "number_of_updates"
 
 
 class ExponentialMovingAverage:
@@ -35,22 +28,3 @@ class ExponentialMovingAverage:
         if self.pieces:
             new = [pieces[name] for name in self.pieces]
             torch._foreach_lerp_(list(self.pieces.values()), new, 1 - decay)
-
-    def save(self, path: Path) -> None:
-        """Write this rank's pieces, as safetensors."""
-        save_file({**self.pieces, UPDATES: torch.tensor(self.updates)}, path)
-
-    def load(self, path: Path) -> None:
-        """Read this rank's pieces back.
-
-        Raises:
-            MobiusError: the file is missing, or holds other pieces.
-        """
-        if not path.is_file():
-            raise MobiusError(f"{path} is missing: the checkpoint was written without use_ema; set use_ema=false")
-        state = load_file(path)
-        self.updates = int(state.pop(UPDATES))
-        if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in self.pieces.items()}:
-            raise MobiusError(f"{path} holds the average of other weights than those trained here")
-        for name, piece in self.pieces.items():
-            piece.copy_(state[name])

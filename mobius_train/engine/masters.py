@@ -1,29 +1,21 @@
-"""Where DeepSpeed keeps the float32 weights: which pieces of them a rank holds, and how pieces make wholes.
+"""Where DeepSpeed keeps the float32 weights and Adam's moments: which pieces of them a rank holds.
 
-DeepSpeed has a way of its own for each ZeRO stage. A piece is a view of the live master weights; anything
-else of the same shapes, such as their moving average, is gathered in the same way.
+DeepSpeed has a way of its own for each ZeRO stage. A piece is a range of a flattened whole, as a view of the live
+state; anything else of the same ranges, such as the weights' moving average, is gathered in the same way.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mobius_train.engine.protocol import Piece
 
-class Masters(Protocol):
-    """The float32 weights of the trained parameters, as one ZeRO stage spreads them over the ranks."""
-
-    def pieces(self) -> dict[str, Tensor]:
-        """What this rank holds, by the parameter's name; views of any shape and device."""
-
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's piece of a tensor of the parameter's shape; of a parameter that `pieces` lists."""
-
-    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the CPU, on every rank, from every rank's pieces. All ranks call it."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Masters:
@@ -31,78 +23,149 @@ def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Mas
     if stage == 3:
         return _Sharded(engine.optimizer, trained)
     if stage in (1, 2):
-        return _Fragmented(trained)
+        return _Fragmented(engine.optimizer, trained)
     return _Whole(engine.optimizer, trained)
 
 
-class _Whole:
-    """Stage 0: the parameters themselves, or under fp16 and bf16 their float32 copies."""
-
-    def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
-        low = [p for group in getattr(optimizer, "fp16_groups", []) for p in group]
-        high = [p for group in getattr(optimizer, "fp32_groups", []) for p in group]
-        copies = {id(p): master for p, master in zip(low, high, strict=True)}
-        self._masters = {name: copies.get(id(p), p) for name, p in trained.items()}
-
-    def pieces(self) -> dict[str, Tensor]:
-        return {name: master.detach() for name, master in self._masters.items()}
-
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        return whole
-
-    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: piece.to("cpu", copy=True) for name, piece in pieces.items()}
-
-
-class _Fragmented:
-    """Stages 1 and 2: a rank has a range of all parameters laid end to end, so a fragment of some of them."""
-
-    def __init__(self, trained: dict[str, nn.Parameter]) -> None:
-        self._trained: dict[str, Any] = dict(trained)
-
-    def pieces(self) -> dict[str, Tensor]:
-        mappings = {name: p._hp_mapping for name, p in self._trained.items()}
-        return {name: m.get_hp_fragment().detach() for name, m in mappings.items() if m is not None}
-
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        address = self._trained[name]._hp_mapping.lp_fragment_address
-        return whole.flatten().narrow(0, address.start, address.numel)
-
-    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        wholes = {}
-        for name, parameter in self._trained.items():
-            whole = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
-            if name in pieces:
-                self.cut(name, whole).copy_(pieces[name])
-            dist.all_reduce(whole)
-            wholes[name] = whole.to("cpu", copy=True)
-        return wholes
-
-
-class _Sharded:
-    """Stage 3: every parameter is cut into equal shards, one for each rank, the last one padded."""
+class Masters(ABC):
+    """The float32 weights of the trained parameters and their moments, as one ZeRO stage spreads them over ranks."""
 
     def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
         self._optimizer = optimizer
         self._trained: dict[str, Any] = dict(trained)
 
-    def pieces(self) -> dict[str, Tensor]:
-        # DeepSpeed's public accessor would copy an offloaded shard to the GPU.
-        shard = self._optimizer._get_fp32_opt_state_partition
-        return {name: shard(p, release_swap_buffers=False)[0].detach() for name, p in self._trained.items()}
+    @abstractmethod
+    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
+        """What this rank holds of the weights, or of one of Adam's moments, by the parameter's name."""
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        size = self._trained[name].ds_tensor.ds_numel
-        padded = whole.new_zeros(size * dist.get_world_size())
-        padded[: whole.numel()] = whole.flatten()
-        return padded.narrow(0, dist.get_rank() * size, size)
+    @abstractmethod
+    def refresh(self) -> None:
+        """Make the weights that compute follow the float32 ones, after these were written to. All ranks call it."""
+
+    def share(self, piece: Piece) -> Piece:
+        """The part of a piece that this rank saves, so that every element is saved once."""
+        return piece
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU, on every rank, from flat tensors of the ranges of `pieces`. All ranks call it."""
         wholes = {}
+        mine = self.pieces()
         for name, parameter in self._trained.items():
-            shard = pieces[name].to(parameter.device)
-            shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
-            dist.all_gather(shards, shard)
-            whole = torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
-            wholes[name] = whole.to("cpu", copy=True)
+            shape = _shape(parameter)
+            whole = torch.zeros(shape.numel(), dtype=torch.float32, device=parameter.device)
+            if name in mine:
+                whole[mine[name].start :][: len(pieces[name])].copy_(pieces[name])
+            dist.all_reduce(whole)
+            wholes[name] = whole.view(shape).to("cpu", copy=True)
         return wholes
+
+    @property
+    def adam_step(self) -> int:
+        """How often Adam has stepped; the same for all parameters, each of which has a gradient in every step."""
+        return max((int(self._adam(key)["step"]) for key in self._keys()), default=0)
+
+    @adam_step.setter
+    def adam_step(self, step: int) -> None:
+        for key in self._keys():
+            self._adam(key)["step"].fill_(step)
+
+    def _keys(self) -> list[Tensor]:
+        """The tensors that Adam steps."""
+        return [key for group in self._optimizer.param_groups for key in group["params"]]
+
+    def _adam(self, key: Tensor) -> dict[str, Tensor]:
+        """Adam's state of a tensor that it steps; torch makes it at the first step, and so would it be then."""
+        adam = getattr(self._optimizer, "optimizer", self._optimizer)
+        state: dict[str, Tensor] = adam.state[key]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state |= {moment: torch.zeros_like(key) for moment in MOMENTS}
+        return state
+
+
+class _Whole(Masters):
+    """Stage 0: the parameters themselves, or under fp16 and bf16 their float32 copies; whole on every rank."""
+
+    def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
+        super().__init__(optimizer, trained)
+        low = [p for group in getattr(optimizer, "fp16_groups", []) for p in group]
+        high = [p for group in getattr(optimizer, "fp32_groups", []) for p in group]
+        copies = {id(p): master for p, master in zip(low, high, strict=True)}
+        self._masters = {name: copies.get(id(p), p) for name, p in trained.items()}
+
+    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
+        tensors = {
+            name: master if moment is None else self._adam(master)[moment] for name, master in self._masters.items()
+        }
+        return {name: Piece(tuple(t.shape), 0, t.detach().view(-1)) for name, t in tensors.items()}
+
+    def refresh(self) -> None:
+        for name, parameter in self._trained.items():
+            parameter.data.copy_(self._masters[name].data)
+
+    def share(self, piece: Piece) -> Piece:
+        size, ranks, rank = len(piece.data), dist.get_world_size(), dist.get_rank()
+        start, end = size * rank // ranks, size * (rank + 1) // ranks
+        return Piece(piece.shape, start, piece.data[start:end])
+
+    def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: piece.view(self._masters[name].shape).to("cpu", copy=True) for name, piece in pieces.items()}
+
+
+class _Fragmented(Masters):
+    """Stages 1 and 2: a rank has a range of all parameters laid end to end, so a fragment of some of them."""
+
+    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
+        pieces = {}
+        for name, parameter in self._trained.items():
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                flat = self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                flat = flat.detach() if moment is None else self._adam(flat)[moment]
+                address = mapping.hp_fragment_address
+                fragment = flat.narrow(0, address.start, address.numel)
+                pieces[name] = Piece(tuple(parameter.shape), mapping.lp_fragment_address.start, fragment)
+        return pieces
+
+    def refresh(self) -> None:
+        self._optimizer.update_lp_params()
+
+    def _keys(self) -> list[Tensor]:
+        return list(self._optimizer.single_partition_of_fp32_groups)
+
+
+class _Sharded(Masters):
+    """Stage 3: every parameter is cut into equal shards, one for each rank, the last ones padded."""
+
+    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
+        for key in self._keys():
+            self._adam(key)
+        pieces = {}
+        for name, parameter in self._trained.items():
+            # DeepSpeed's public accessor would copy an offloaded shard to the GPU.
+            shard, _ = self._optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=moment
+            )
+            start = parameter.ds_tensor.ds_numel * dist.get_rank()
+            size = min(len(shard), parameter.ds_numel - start)
+            if size > 0:
+                pieces[name] = Piece(tuple(parameter.ds_shape), start, shard.detach()[:size])
+        return pieces
+
+    def refresh(self) -> None:
+        optimizer = self._optimizer
+        for number, high in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[number].data.copy_(high.data)
+            optimizer._unflatten_partitioned_parameters(number)
+        # Small parameters stay whole on every rank.
+        persistent = optimizer.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def _keys(self) -> list[Tensor]:
+        return list(self._optimizer.fp32_partitioned_groups_flat)
+
+
+def _shape(parameter: Any) -> torch.Size:
+    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape

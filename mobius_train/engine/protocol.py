@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from mobius_train.engine.contents import Contents
 
 
 class StepReport(NamedTuple):
@@ -18,6 +20,20 @@ class StepReport(NamedTuple):
     """L2 norm over all parameters of the mean gradient of all ranks, before clipping; inf or nan if not applied."""
     loss_scale: float | None
     """The next step's under fp16, else None."""
+
+
+class Piece(NamedTuple):
+    """What a rank holds of a tensor."""
+
+    shape: tuple[int, ...]
+    """The whole tensor's."""
+    start: int
+    """Where the piece starts in the whole, flattened."""
+    data: Tensor
+    """1-D, float32: a view of the live state, on any device."""
+
+
+Scalars = dict[str, int | float]
 
 
 class Engine(Protocol):
@@ -46,14 +62,23 @@ class Engine(Protocol):
     def averaged_weights(self) -> dict[str, Tensor]:
         """As `weights`, of their exponential moving average; the settings must have use_ema."""
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights, optimizer state and average. All ranks call it."""
+    def contents(self) -> Contents:
+        """How its state is made."""
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote on as many ranks, to continue exactly. All ranks call it.
+    def pieces(self) -> dict[str, Piece]:
+        """This rank's share of the state, by `<kind>/<parameter>`: each element is one rank's.
 
-        Raises:
-            MobiusError: the folder does not hold this engine's kind of state, or that of another module.
+        The kinds are weights, exp_avg, exp_avg_sq (Adam's moments) and, with use_ema, average.
+        """
+
+    def scalars(self) -> Scalars:
+        """The rest of the state, the same on all ranks."""
+
+    def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
+        """Take over the state of any engine of the same trained parameters. All ranks call it.
+
+        Args:
+            fill: writes the saved state of that name into the piece, on any number of ranks and however it was sharded.
         """
 
     def close(self) -> None:

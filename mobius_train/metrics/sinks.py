@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from mobius_train.durable import replace_file
 
 Metrics = Mapping[str, float]
 Sink = Callable[[int, Metrics], None]
@@ -22,6 +25,7 @@ class Sinks:
         self._stack = ExitStack()
         logs = output_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
+        _drop_after(output_dir / "metrics.jsonl", first_step)
         # Line buffered: a killed run keeps every finished line.
         self._jsonl = self._stack.enter_context((output_dir / "metrics.jsonl").open("a", buffering=1, encoding="utf-8"))
         self._tensorboard = SummaryWriter(str(logs), purge_step=first_step) if tensorboard else None
@@ -72,3 +76,18 @@ class Sinks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Leave out the lines of later steps, which a resumed run takes again, and one that a kill has torn."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    replace_file(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from mobius_train.checkpoint import checkpoint
+from mobius_train.checkpoint.folders import folder_of
+from mobius_train.checkpoint.resume import find, resume
+from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.cli import run_rank
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
@@ -33,6 +36,7 @@ from mobius_train.errors import MobiusError
 # DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
 type(get_accelerator()).is_fp16_supported = lambda self: True
 
+IDENTITY = Identity("", 8, "hash", "source", {})
 WIDTH, GLOBAL_BATCH, STEPS, BAD_STEP, SAVED_STEP, DECAY = 6, 8, 6, 2, 4, 0.9
 
 
@@ -128,6 +132,7 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
     given = {n: p.detach().clone() for n, p in module(0).named_parameters() if p.requires_grad}
     seen["starts_from_given_weights"] = same(engine.weights(), given)
     plain = engine.weights()
+    saver = Saver(folder, engine, IDENTITY, Retention(), distributed)
     for number in range(STEPS):
         if number == BAD_STEP:
             for bad in (float("nan"), float("inf")):
@@ -145,8 +150,10 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
             seen["ema_error"], *(float((plain[n] - a).abs().max()) for n, a in engine.averaged_weights().items())
         )
         if number + 1 == SAVED_STEP:
-            progress = {"step": number + 1}
-            saved = checkpoint.save(folder, number + 1, engine, progress, "hash", None, distributed)
+            # Training goes on while it is written.
+            saver.save({"step": number + 1})
+        saver.poll()
+    saver.wait()
     last, last_average = engine.weights(), engine.averaged_weights()
     seen["weights"] = flat(last)
     seen["moved"] = not same(last, given)
@@ -154,7 +161,9 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
 
     engine = make(name, precision, distributed, seed=7)
     seen["differs_before_loading"] = not same(engine.weights(), last)
-    seen["progress"] = checkpoint.load(saved, engine, "hash", distributed)
+    saved = find(folder, "latest", distributed)
+    assert saved == folder_of(folder, SAVED_STEP)
+    seen["progress"] = resume(saved, engine, IDENTITY, distributed)
     for number in range(SAVED_STEP, STEPS):
         loss, report = step(engine, number, distributed)
         seen.setdefault("resumed", []).append((loss, report.gradient_norm))
@@ -164,7 +173,7 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
         and [tuple(pair) for pair in zip(seen["losses"], seen["norms"], strict=True)][SAVED_STEP:] == seen["resumed"]
     )
     try:
-        checkpoint.load(saved, engine, "other", distributed)
+        resume(saved, engine, replace(IDENTITY, frozen_sha256="other"), distributed)
     except MobiusError as error:
         seen["refused"] = str(error)
     engine.close()

@@ -32,9 +32,13 @@ def _each(seen: dict[int, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> dict[int, dict[str, Any]]:
     """What the worker saw, by number of ranks and case."""
-    folder = tmp_path_factory.mktemp("engine")
     worker = Path(__file__).parent / "engine_worker.py"
     for ranks in RANKS:
         result = launch(ranks, worker, str(REPOSITORY / "ds_configs"), str(folder), ",".join(CASES))
@@ -73,6 +77,46 @@ def test_the_global_batch_decides_and_not_how_it_is_spread(seen: dict[int, dict[
             mine = seen[ranks][f"{stage}:{precision}"]
             assert mine["losses"] == pytest.approx(reference["losses"], rel=tolerance), (ranks, stage)
             assert mine["norms"] == pytest.approx(reference["norms"], rel=tolerance), (ranks, stage)
+
+
+# All to all in float32; in 16 bits each stage from the one before it and from fewer or more ranks.
+MOVES = [(f"{ranks}-{stage}-no", STAGES[:4]) for ranks in RANKS for stage in STAGES[:4]]
+MOVES += [("2-zero1-bf16", ("zero3", "zero0")), ("4-zero3_offload-fp16", ("zero2", "zero3"))]
+MOVES += [("1-zero0-fp16", ("zero1", "zero3_offload")), ("4-zero2_offload-bf16", ("zero3", "zero2_offload"))]
+
+
+@pytest.fixture(scope="module")
+def moved(seen: dict[int, dict[str, Any]], folder: Path) -> dict[int, dict[str, Any]]:
+    """What went on from each saved state of `seen` on each number of ranks, by number of ranks and move."""
+    worker, found = Path(__file__).parent / "moves_worker.py", {}
+    for ranks in RANKS:
+        found[ranks] = {}
+        for stages in sorted({stages for _, stages in MOVES}):
+            sources = ",".join(source for source, targets in MOVES if targets == stages)
+            arguments = (str(REPOSITORY / "ds_configs"), str(folder), sources, ",".join(stages))
+            result = launch(ranks, worker, *arguments)
+            assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+            found[ranks] |= json.loads((folder / f"{ranks}-moves.json").read_text())
+    return found
+
+
+def test_a_state_moves_to_any_number_of_ranks_and_any_stage(
+    seen: dict[int, dict[str, Any]], moved: dict[int, dict[str, Any]]
+) -> None:
+    for ranks, moves in moved.items():
+        assert len(moves) == sum(len(stages) for _, stages in MOVES)
+        for move, mine in moves.items():
+            where = f"{move} on {ranks} rank(s)"
+            then, stage, precision = move.partition(">")[0].split("-")
+            # The state itself moves bit for bit; what follows differs as on other ranks from the start.
+            assert mine["differs_before_loading"], where
+            assert mine["same_weights"], where
+            assert mine["same_pieces"], where
+            # Stage 0's loss scaler has no hysteresis to save.
+            assert mine["scalars"] or precision == "fp16", where
+            assert mine["losses"] == pytest.approx(
+                seen[int(then)][f"{stage}:{precision}"]["losses"][4:], rel=TOLERANCE[precision]
+            ), where
 
 
 def test_the_control_precisions_differ(seen: dict[int, dict[str, Any]]) -> None:

@@ -1,0 +1,172 @@
+"""Saving while training goes on.
+
+Training waits for the copy of a rank's share into host memory. A thread of each rank then writes, hashes and syncs
+its files in the temporary folder. Threads use no collectives, whose order on all ranks is that of the main threads:
+at step boundaries these ask whether all ranks have written. Then a thread of rank 0 writes the manifest and publishes
+the checkpoint, or, if any rank has failed, all ranks say so, and training goes on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mobius_train.checkpoint import folders, random_states
+from mobius_train.checkpoint.format import CONFIG, MANIFEST, STATE, Manifest, State, random_file, shard_file
+from mobius_train.checkpoint.shard import HostCopy
+from mobius_train.durable import File, write_file
+from mobius_train.engine.distributed import Distributed
+from mobius_train.engine.protocol import Engine
+
+logger = logging.getLogger(__name__)
+
+Files = dict[str, File]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all checkpoints of a run have in common; the fields are those of `State`."""
+
+    config: str
+    """The resolved recipe, as YAML."""
+    global_batch_size: int
+    frozen_sha256: str
+    frozen_source: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `total_limit` (none: all), and those of every `keep_every` steps for ever."""
+
+    total_limit: int | None = None
+    keep_every: int | None = None
+
+
+@dataclass
+class _Save:
+    """A save on its way: first all ranks write, then rank 0 publishes."""
+
+    step: int
+    work: Future[Files]
+    publishing: bool = False
+
+
+class Saver:
+    """Writes checkpoints of an engine beside the training; one is on its way at a time.
+
+    All ranks call all methods, at the same step. As a context, it ends by waiting for the last save; after an error,
+    which may be one rank's alone, a job of several ranks only waits for its own threads.
+    """
+
+    def __init__(
+        self, output_dir: Path, engine: Engine, identity: Identity, retention: Retention, distributed: Distributed
+    ) -> None:
+        self._output_dir, self._engine, self._distributed = output_dir, engine, distributed
+        self._identity, self._retention = identity, retention
+        self._host = HostCopy()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._save: _Save | None = None
+        if distributed.is_main:
+            folders.remove_leftovers(output_dir)
+        distributed.barrier()
+
+    def save(self, progress: dict[str, Any]) -> float:
+        """Start to write checkpoint-<progress["step"]>; returns for how many seconds training was held."""
+        started = time.perf_counter()
+        self.wait()
+        self._host.take(self._engine.pieces())
+        rank, ranks = self._distributed.rank, self._distributed.world_size
+        texts = {random_file(rank, ranks): json.dumps(random_states.take())}
+        if self._distributed.is_main:
+            texts |= {STATE: self._state(progress).dump(), CONFIG: self._identity.config}
+        step = progress["step"]
+        folder = folders.temporary_of(self._output_dir, step)
+        self._save = _Save(step, self._thread.submit(self._write, folder, shard_file(rank, ranks), texts))
+        return time.perf_counter() - started
+
+    def poll(self) -> None:
+        """At a step boundary: go on with a save that all ranks have written."""
+        if self._save is not None:
+            busy = self._distributed.mean({"busy": float(not self._save.work.done())})["busy"]
+            if busy == 0:
+                self._advance(self._save)
+
+    def wait(self) -> None:
+        """Until no save is on its way."""
+        while self._save is not None:
+            self._advance(self._save)
+
+    def _advance(self, save: _Save) -> None:
+        """Agree about what every rank has done, and do what follows."""
+        outcomes = self._distributed.gather_objects(_outcome(save.work))
+        failures = [f"rank {rank}: {outcome}" for rank, outcome in enumerate(outcomes) if isinstance(outcome, str)]
+        self._save = None
+        if failures:
+            logger.error("checkpoint-%d was not saved, training goes on: %s", save.step, "; ".join(failures))
+            if self._distributed.is_main:
+                shutil.rmtree(folders.temporary_of(self._output_dir, save.step), ignore_errors=True)
+        elif not save.publishing:
+            files = {name: file for outcome in outcomes for name, file in outcome.items()}
+            act: Callable[..., Files] = self._publish if self._distributed.is_main else _nothing
+            self._save = _Save(save.step, self._thread.submit(act, save.step, files), publishing=True)
+
+    def _write(self, folder: Path, shard: str, texts: dict[str, str]) -> Files:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {name: write_file(folder / name, [text.encode()]) for name, text in texts.items()}
+        return files | {shard: self._host.write(folder / shard)}
+
+    def _publish(self, step: int, files: Files) -> Files:
+        temporary = folders.temporary_of(self._output_dir, step)
+        write_file(temporary / MANIFEST, [Manifest(step, files).dump().encode()])
+        folders.publish(self._output_dir, step)
+        try:
+            keep = folders.folder_of(self._output_dir, step)
+            folders.prune(self._output_dir, keep, self._retention.total_limit, self._retention.keep_every)
+        except OSError as error:
+            logger.warning("an old checkpoint was not removed: %s", error)
+        return files
+
+    def _state(self, progress: dict[str, Any]) -> State:
+        return State(
+            progress=progress,
+            global_batch_size=self._identity.global_batch_size,
+            world_size=self._distributed.world_size,
+            contents=self._engine.contents(),
+            scalars=self._engine.scalars(),
+            frozen_sha256=self._identity.frozen_sha256,
+            frozen_source=self._identity.frozen_source,
+            versions=self._identity.versions,
+        )
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None or self._distributed.world_size == 1:
+                self.wait()
+        finally:
+            self._thread.shutdown(wait=True)
+
+
+def _outcome(work: Future[Files]) -> Files | str:
+    """What came of it, when it is done; a failure as its message, so that no traceback goes through a collective."""
+    error = work.exception()
+    if error is None:
+        return work.result()
+    return str(error) if isinstance(error, OSError) else repr(error)
+
+
+def _nothing(step: int, files: Files) -> Files:
+    return files

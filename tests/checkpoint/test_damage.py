@@ -1,0 +1,252 @@
+"""Damaged and hostile checkpoints: passed over by `latest`, refused by name, and each time the file is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made import IDENTITY, Numbers, make, seal
+from safetensors.torch import save_file
+
+from mobius_train.checkpoint.format import files_of
+from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.checkpoint.resume import find, resume
+from mobius_train.checkpoint.saver import Identity
+from mobius_train.checkpoint.verify import problems
+from mobius_train.engine.contents import check
+from mobius_train.engine.distributed import Distributed
+from mobius_train.errors import MobiusError
+
+FILES = sorted(files_of(2) | {"manifest.json"})
+SHARD, OTHER_SHARD = "rank-00001-of-00002.safetensors", "rank-00000-of-00002.safetensors"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def flip(path: Path) -> None:
+    """One bit of a digit or a tensor, so that JSON stays JSON."""
+    content = bytearray(path.read_bytes())
+    place = len(content) - 1 if path.suffix == ".safetensors" else next(i for i, b in enumerate(content) if b in b"024")
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def swap(path: Path) -> None:
+    """The same file of the step before."""
+    shutil.copy(path.parent.parent / "checkpoint-2" / path.name, path)
+
+
+EACH = [(damage, name) for damage in (truncate, empty, remove, flip, swap) for name in FILES]
+# The recipe and random states of this process do not change from step to step.
+EACH = [pair for pair in EACH if pair[0] is not swap or pair[1].startswith(("rank", "state", "manifest"))]
+
+
+@pytest.mark.parametrize(("damage", "name"), EACH, ids=lambda value: getattr(value, "__name__", value))
+def test_any_damage_to_any_file_is_told_and_the_checkpoint_before_is_taken(
+    damage: Callable[[Path], None], name: str, tmp_path: Path, alone: Distributed, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = make(tmp_path, 2), make(tmp_path, 4)
+    assert find(tmp_path, "latest", alone) == bad
+    damage(bad / name)
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path, "latest", alone) == good
+    assert name in caplog.text
+    with pytest.raises(MobiusError, match=name):
+        find(tmp_path, "checkpoint-4", alone)
+    with pytest.raises(MobiusError, match=name):
+        open_checkpoint(bad)
+    engine = Numbers()
+    resume(good, engine, IDENTITY, alone)
+    assert all(torch.equal(engine.state[name], tensor) for name, tensor in Numbers(2).state.items())
+
+
+class Command:
+    """A pickle that would run a command."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pickle_in_place_of_any_file_runs_no_command(name: str, tmp_path: Path, alone: Distributed) -> None:
+    bad, proof = make(tmp_path, 4), tmp_path / "proof"
+    hostile = pickle.dumps(Command(proof))
+    (bad / name).write_bytes(hostile)
+    if name != "manifest.json":
+        # The manifest agrees with it.
+        seal(bad)
+    if name in ("config.yaml", "random-00000-of-00002.json", "random-00001-of-00002.json"):
+        checkpoint = open_checkpoint(bad)
+        with pytest.raises(MobiusError, match=name):
+            _ = checkpoint.config if name == "config.yaml" else checkpoint.random_states(int(name[11]))
+    else:
+        with pytest.raises(MobiusError, match=name):
+            find(tmp_path, "latest", alone)
+    assert not proof.exists()
+    # The control: unpickled, it does.
+    pickle.loads(hostile)
+    assert proof.exists()
+
+
+def test_yaml_that_would_run_a_command_does_not(tmp_path: Path) -> None:
+    folder, proof = make(tmp_path, 4), tmp_path / "proof"
+    (folder / "config.yaml").write_text(f"!!python/object/apply:os.system ['touch {proof}']\n")
+    seal(folder)
+    with pytest.raises(MobiusError, match=r"config\.yaml"):
+        _ = open_checkpoint(folder).config
+    assert not proof.exists()
+
+
+def test_a_checkpoint_of_another_number_of_ranks_than_it_says(tmp_path: Path) -> None:
+    folder = make(tmp_path, 4, ranks=2, world_size=4)
+    assert "manifest.json" in problems(folder)[0]
+    assert "4 rank(s)" in problems(folder)[0]
+
+
+def test_a_renamed_checkpoint(tmp_path: Path) -> None:
+    folder = make(tmp_path, 4).rename(tmp_path / "checkpoint-6")
+    assert problems(folder) == [f"{folder}/manifest.json: it is that of step 4"]
+
+
+def _edit(folder: Path, change: Callable[[dict], object]) -> str:  # type: ignore[type-arg]
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return problems(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["files"].pop(SHARD), "manifest.json"),
+        (lambda m: m["files"].clear(), "manifest.json"),
+        (lambda m: m["files"].update({"../../escape": m["files"][SHARD]}), "escape"),
+        (lambda m: m["files"].update({"/etc/passwd": m["files"][SHARD]}), "passwd"),
+        (lambda m: m["files"][SHARD].update(bytes=1), SHARD),
+        (lambda m: m["files"][SHARD].update(sha256="0" * 64), SHARD),
+        (lambda m: m["files"][SHARD].update(more=1), "manifest.json"),
+        (lambda m: m.update(files=[]), "manifest.json"),
+        (lambda m: m.update(step="4"), "manifest.json"),
+        (lambda m: m.update(format=2), "manifest.json"),
+        (lambda m: m.update(more=2), "manifest.json"),
+    ],
+)
+def test_an_edited_manifest(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    assert message in _edit(make(tmp_path, 4), change)
+
+
+def test_a_file_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path, 4)
+    (folder / SHARD).rename(tmp_path / "elsewhere")
+    (folder / SHARD).symlink_to(tmp_path / "elsewhere")
+    assert SHARD in problems(folder)[0]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weights/ring.a": torch.zeros(3)},
+        {"weights/ring.a": torch.zeros(5, 3)},
+        {"weights/ring.a": torch.zeros(3, dtype=torch.float64)},
+    ],
+)
+def test_tensors_that_are_no_ranges(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    folder = make(tmp_path, 4)
+    pieces = json.dumps({"weights/ring.a": [13, [5, 3]]})
+    save_file(tensors, folder / SHARD, {"pieces": pieces})
+    seal(folder)
+    assert SHARD in problems(folder)[0]
+
+
+def test_ranges_that_make_no_whole(tmp_path: Path) -> None:
+    folder = make(tmp_path, 4)
+    shutil.copy(folder / OTHER_SHARD, folder / SHARD)
+    seal(folder)
+    assert "ring.a" in problems(folder)[0]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["checkpoint-9", "../checkpoint-4", "/etc", "checkpoint-4/../checkpoint-4", "checkpoint-04", "", "\0", "x" * 9999],
+)
+def test_a_pointer_to_nowhere_or_outside_is_not_followed(
+    target: str, tmp_path: Path, alone: Distributed, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, 2)
+    newest = make(tmp_path / "run", 4)
+    make(tmp_path / "run", 2)
+    (tmp_path / "run" / "latest").write_text(target)
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path / "run", "latest", alone) == newest
+    assert "latest names" in caplog.text
+
+
+def test_a_missing_pointer(tmp_path: Path, alone: Distributed, caplog: pytest.LogCaptureFixture) -> None:
+    newest = make(tmp_path, 4)
+    (tmp_path / "latest").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path, "latest", alone) == newest
+    assert "latest is missing" in caplog.text
+
+
+def test_when_all_are_damaged_all_are_named(tmp_path: Path, alone: Distributed) -> None:
+    truncate(make(tmp_path, 2) / SHARD)
+    empty(make(tmp_path, 4) / "state.json")
+    with pytest.raises(MobiusError, match=r"(?s)checkpoint-4/state\.json.*checkpoint-2/" + SHARD):
+        find(tmp_path, "latest", alone)
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path: Path, alone: Distributed) -> None:
+    make(tmp_path, 4).rename(tmp_path / ".checkpoint-4.tmp")
+    with pytest.raises(MobiusError, match="no such checkpoint"):
+        find(tmp_path, "latest", alone)
+
+
+@pytest.mark.parametrize(
+    ("engine", "identity", "message"),
+    [
+        (Numbers(), replace(IDENTITY, frozen_sha256="1" * 64, frozen_source="other/backbone"), "other/backbone"),
+        (Numbers(precision="bf16"), IDENTITY, "mixed_precision='no'"),
+        (Numbers(shapes={"ring.a": [5, 3], "ring.c": [7]}), IDENTITY, "the first is ring.b"),
+        (Numbers(shapes={"ring.a": [3, 5], "ring.b": [7]}), IDENTITY, "the first is ring.a"),
+        (Numbers(), replace(IDENTITY, global_batch_size=6), "gradient_accumulation_steps = 8"),
+    ],
+)
+def test_a_good_checkpoint_of_another_run_is_refused_and_nothing_is_loaded(
+    engine: Numbers, identity: Identity, message: str, tmp_path: Path, alone: Distributed
+) -> None:
+    folder = make(tmp_path, 4)
+    before = {name: tensor.clone() for name, tensor in engine.state.items()}
+    with pytest.raises(MobiusError, match=message):
+        resume(folder, engine, identity, alone)
+    assert all(torch.equal(engine.state[name], tensor) for name, tensor in before.items())
+
+
+def test_an_average_that_was_not_saved(tmp_path: Path, alone: Distributed) -> None:
+    without = Numbers(use_ema=False).contents()
+    folder = make(tmp_path, 4, ranks=1)
+    resume(folder, Numbers(use_ema=False), IDENTITY, alone)
+    with pytest.raises(MobiusError, match="use_ema"):
+        check("saved", without, Numbers().contents())

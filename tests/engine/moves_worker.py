@@ -1,0 +1,61 @@
+"""Started on several ranks by test_deepspeed.py: goes on from what other ranks and stages saved in engine_worker.py.
+
+    moves_worker.py <ds_configs> <folder> <source>[,<source>...] <stage>[,<stage>...]
+
+A source is <ranks>-<ds_config>-<precision>, a run folder that engine_worker.py left. Rank 0 writes
+<folder>/<world size>-moves.json: what was seen, by `<source>><ds_config>`.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: I001 (the worker comes first)
+
+import json
+import sys
+from pathlib import Path
+
+from engine_worker import IDENTITY, SAVED_STEP, STEPS, launch, make, same, step  # first: it sets the environment
+
+import torch
+
+from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
+from mobius_train.checkpoint.resume import find, resume
+from mobius_train.cli import run_rank
+from mobius_train.engine import distributed as ranks
+from mobius_train.engine.protocol import Piece
+
+
+def _saved(checkpoint: Checkpoint, name: str, piece: Piece) -> bool:
+    saved = piece._replace(data=torch.full_like(piece.data, torch.nan))
+    checkpoint.fill(name, saved)
+    return torch.equal(saved.data, piece.data)
+
+
+def main() -> None:
+    folder, sources, stages = Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
+    distributed = ranks.start(launch)
+    seen = {}
+    for source in sources:
+        saved = find(folder / source, "latest", distributed)
+        checkpoint = open_checkpoint(saved)
+        weights, averages = dict(checkpoint.weights()), dict(checkpoint.weights(averaged=True))
+        for stage in stages:
+            engine = make(stage, source.rpartition("-")[2], distributed, seed=7)
+            before = same(engine.weights(), weights)
+            resume(saved, engine, IDENTITY, distributed)
+            mine = {
+                "differs_before_loading": not before,
+                "same_weights": same(engine.weights(), weights) and same(engine.averaged_weights(), averages),
+                "same_pieces": all(_saved(checkpoint, n, piece) for n, piece in engine.pieces().items()),
+                "scalars": engine.scalars() == checkpoint.state.scalars,
+            }
+            mine["losses"] = [step(engine, number, distributed)[0] for number in range(SAVED_STEP, STEPS)]
+            seen[f"{source}>{stage}"] = mine
+            engine.close()
+    if distributed.is_main:
+        (folder / f"{distributed.world_size}-moves.json").write_text(json.dumps(seen))
+    distributed.close()
+
+
+if __name__ == "__main__":
+    run_rank(main)

@@ -1,0 +1,52 @@
+"""Say what a folder is: a checkpoint, a run, a pipeline …, its step and parts, and whether it verifies.
+
+No tensor is loaded and nothing is unpickled. It exits 1 if something is damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mobius_train.checkpoint.inspect import inspect
+from mobius_train.cli import run
+from mobius_train.errors import MobiusError
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="print everything, shapes included, as JSON")
+    return parser.parse_args()
+
+
+def show(report: dict[str, Any], indent: str = "") -> None:
+    step = "" if report["step"] is None else f", step {report['step']}"
+    print(f"{indent}{report['path']}: {report.get('class') or report['kind']}{step}")
+    for key in ("engine", "ranks", "global_batch_size", "frozen", "latest", "note"):
+        if key in report:
+            print(f"{indent}  {key}: {report[key]}")
+    for part in report["parts"]:
+        count = f", {len(part['tensors'])} tensors" if "tensors" in part else ""
+        print(f"{indent}  {part['name']}: {part['bytes'] / 1e6:.3f} MB{count}")
+    for folder in report.get("folders", []):
+        show(folder, indent + "  ")
+    if report["kind"] == "checkpoint":
+        print(f"{indent}  {'DAMAGED' if report['problems'] else 'verified: every file is as it was written'}")
+
+
+def main() -> None:
+    arguments = parse()
+    report = inspect(arguments.folder)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
+    if report["problems"]:
+        raise MobiusError("damaged:\n" + "\n".join(f"  - {problem}" for problem in report["problems"]))
+
+
+if __name__ == "__main__":
+    run(main)
