@@ -12,21 +12,23 @@ import torch
 from mobius_train.convert.parts import PIPELINE
 from mobius_train.convert.report import Report
 from mobius_train.diffusion.sampler import sampling_scheduler
-from mobius_train.encoders.text import TextEncoder
+from mobius_train.encoders.text import TextEncoder, masks_padding
 
 
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
     """vae, text_encoder, tokenizer and scheduler; what is set in them for diffusers is noted in the report.
 
-    Here a caption's padding is masked and its length is a setting of ours; diffusers reads both from the components.
+    Whether padding is masked follows from the encoder's kind here, and a caption's length is a setting of ours; diffusers
+    reads both from the components.
     """
     text_encoder = components["text_encoder"]
     tokens = TextEncoder(text_encoder, components["tokenizer"], torch.device("cpu"), max_text_tokens).max_tokens
     tokenizer = copy.deepcopy(components["tokenizer"])
     tokenizer.model_max_length = tokens
-    text_encoder.config.use_attention_mask = True
+    text_encoder.config.use_attention_mask = masks_padding(text_encoder)
     report.notes.append(
-        f"text_encoder/config.json has use_attention_mask=true and the tokenizer a maximum of {tokens} tokens, as here"
+        f"text_encoder/config.json has use_attention_mask={str(masks_padding(text_encoder)).lower()} and the tokenizer"
+        f" a maximum of {tokens} tokens, as here"
     )
     return {
         "vae": components["vae"],

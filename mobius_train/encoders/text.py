@@ -81,8 +81,8 @@ class TextEncoder:
         )
         if int(tokens.attention_mask.sum()) == self.max_tokens:
             self._warn_if_truncated(caption, where)
-        output = self.model(tokens.input_ids.to(self.device), attention_mask=tokens.attention_mask.to(self.device))
-        return output.last_hidden_state[0]
+        mask = tokens.attention_mask.to(self.device) if masks_padding(self.model) else None
+        return self.model(tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state[0]
 
     def _warn_if_truncated(self, caption: str, where: str) -> None:
         whole = self.tokenizer(caption, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
@@ -100,6 +100,16 @@ class TextEncoder:
             kept[-30:],
             caption,
         )
+
+
+def masks_padding(model: PreTrainedModel) -> bool:
+    """Whether attention leaves out a caption's padding.
+
+    Stable Diffusion was trained with CLIP embeddings whose padding attends like words, unless the configuration has
+    use_attention_mask: diffusers' pipelines decide so too. BERT-like encoders are made to be masked.
+    """
+    clip = model.config.model_type in ("clip", "clip_text_model")
+    return bool(getattr(model.config, "use_attention_mask", not clip))
 
 
 def load_text_encoder(

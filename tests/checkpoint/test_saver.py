@@ -150,10 +150,11 @@ def test_a_manifest_that_cannot_be_written_publishes_nothing(
 
 
 def test_after_an_error_of_the_training_a_save_on_its_way_is_finished(tmp_path: Path, alone: Distributed) -> None:
-    with (
-        pytest.raises(RuntimeError, match="of training"),
-        Saver(tmp_path, Numbers(), IDENTITY, Retention(), alone) as s,
-    ):
-        s.save({"step": 6})
-        raise RuntimeError("of training")
+    def train() -> None:
+        with Saver(tmp_path, Numbers(), IDENTITY, Retention(), alone) as saver:
+            saver.save({"step": 6})
+            raise RuntimeError("of training")
+
+    with pytest.raises(RuntimeError, match="of training"):
+        train()
     assert problems(tmp_path / "checkpoint-6") == []

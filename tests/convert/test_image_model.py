@@ -32,8 +32,6 @@ def test_every_frame_is_what_the_image_model_draws(
     clip = video("dog", latents=noise, **options).frames
     stock = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
     stock.scheduler = video.scheduler
-    # Here padding is masked.
-    stock.text_encoder.config.use_attention_mask = True
     for frame in range(3):
         still = stock("dog", latents=noise[:, :, frame], height=32, width=32, **options).images
         torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-4)

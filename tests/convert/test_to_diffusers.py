@@ -39,7 +39,7 @@ def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str,
         drawn = stock(prompt, latents=noise(3), height=64, width=64, **OPTIONS).frames
         assert distance(drawn, expected) < SAMPLING_TOLERANCE
     # The comparison sees how the text is encoded.
-    stock.text_encoder.config.use_attention_mask = False
+    stock.text_encoder.config.use_attention_mask = True
     drawn = stock("dog", latents=noise(3), height=64, width=64, **OPTIONS).frames
     assert distance(drawn, expected) > 5 * SAMPLING_TOLERANCE
     text = (tmp_path / "plain" / "model_index.json").read_text()

@@ -77,7 +77,13 @@ def test_clip_in_a_pipeline_folder(tmp_path: Path) -> None:
     CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder")
     encoder = load_text_encoder(str(tmp_path), CPU)
     assert isinstance(encoder.model, CLIPTextModel)
-    assert encoder.encode("dog").shape == (12, 24)
+    embedding = encoder.encode("dog")
+    assert embedding.shape == (12, 24)
+    # As in diffusers' pipelines: padding is not masked unless the configuration says so.
+    tokens = encoder.tokenizer("dog", padding="max_length", max_length=12, return_tensors="pt").input_ids
+    assert torch.equal(embedding, encoder.model(tokens).last_hidden_state[0])
+    encoder.model.config.use_attention_mask = True
+    assert not torch.allclose(embedding, encoder.encode("dog"))
 
 
 def test_the_text_tower_of_chinese_clip_keeps_its_weights(tmp_path: Path) -> None:
