@@ -98,6 +98,7 @@ class RunConfig(Section):
 
     output_dir: Path
     seed: int = 0
+    deterministic: bool = Field(False, description="the same bits on every run on GPUs too, at some cost in speed")
     max_train_steps: int = Field(ge=1, description="optimizer steps")
     train_batch_size: int = Field(1, ge=1, description="clips of a micro-batch on one GPU")
     gradient_accumulation_steps: int = Field(1, ge=1)

@@ -43,6 +43,19 @@ def choose_accelerator() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
+def be_deterministic() -> None:
+    """Have torch compute the same bits each time, on GPUs too; call it before the first computation.
+
+    An operation that has no such kernel raises RuntimeError, naming itself.
+    """
+    import torch
+
+    # cuBLAS needs workspaces of its own for that (docs.nvidia.com/cuda/cublas, Results reproducibility).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
 def detect(environment: Mapping[str, str]) -> Launch:
     """Which process of which job: started by `deepspeed` or `torchrun`, by `srun`, or alone.
 

@@ -16,7 +16,7 @@ from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import read, resolve
 from mobius_train.engine.settings import EngineSettings
-from mobius_train.environment import Launch
+from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.quiet import quiet_libraries
@@ -30,6 +30,8 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     """Train, and print where the results are."""
     started = time.monotonic()
     quiet_libraries()
+    if config.deterministic:
+        be_deterministic()
     ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
         _check_batch_sizes(config, distributed.world_size)
@@ -58,6 +60,8 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
 def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
     quiet_libraries()
+    if config.deterministic:
+        be_deterministic()
     ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
         _check_batch_sizes(config, distributed.world_size)

@@ -55,23 +55,19 @@ class Trainer:
         """Train to the end; returns what the last validation showed."""
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
-            if progress.step == 0:
-                self._validate()
             batches = self.task.training_batches(progress.samples_seen)
-            if self._to:
-                self._to.unpause()
             while progress.step < config.max_train_steps:
-                metrics = self._step(batches)
-                if self._to:
-                    self._to.step(progress.step, metrics)
-                last = progress.step == config.max_train_steps
-                self.saver.poll()
-                if _due(config.checkpointing_steps, progress.step):
-                    self.saver.save(asdict(progress))
-                if _due(config.validation_steps, progress.step) and not last:
+                # After the save, which outlives what may fail here; a resumed run validates again.
+                if progress.step == 0 or _due(config.validation_steps, progress.step):
                     self._validate()
                     if self._to:
                         self._to.unpause()
+                metrics = self._step(batches)
+                if self._to:
+                    self._to.step(progress.step, metrics)
+                self.saver.poll()
+                if _due(config.checkpointing_steps, progress.step):
+                    self.saver.save(asdict(progress))
             # The last validation's pictures are what the run ends with.
             shown = self._validate()
             weights = self._weights()
@@ -147,7 +143,10 @@ class Trainer:
         shown = Shown()
         # Untrained, the pictures would say nothing new: the model draws what its backbone draws.
         if self._to and self.progress.step > 0:
-            shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
+            try:
+                shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
+            except OSError as error:
+                logger.error("the samples of step %d were not written: %s", self.progress.step, error)
             if shown.figures:
                 self._to.write(self.progress.step, shown.figures)
         self.distributed.barrier()

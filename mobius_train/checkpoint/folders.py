@@ -57,6 +57,9 @@ def publish(output_dir: Path, step: int) -> None:
 def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int | None) -> None:
     """Remove the oldest checkpoints beyond `total_limit`; `keep`, and multiples of `keep_every`, stay.
 
+    Those of later steps than `keep` are the first to go: the run was taken up again before them, since they are
+    damaged, say, and would take the place of good ones.
+
     Raises:
         OSError: one cannot be removed.
     """
@@ -67,6 +70,7 @@ def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int
         for folder in checkpoints(output_dir)
         if folder != keep and (keep_every is None or step_of(folder) % keep_every != 0)
     ]
+    others.sort(key=lambda folder: (step_of(folder) < step_of(keep), step_of(folder)))
     for folder in others[: max(0, len(others) + 1 - total_limit)]:
         # Renamed first: a kill on the way leaves no half checkpoint of a good name.
         doomed = output_dir / f".{folder.name}.old.tmp"

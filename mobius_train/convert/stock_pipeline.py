@@ -18,7 +18,7 @@ from mobius_train.encoders.text import TextEncoder, masks_padding
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
     """vae, text_encoder, tokenizer and scheduler; what is set in them for diffusers is noted in the report.
 
-    Whether padding is masked follows from the encoder's kind here, and a caption's length is a setting of ours; diffusers
+    Here the padding is masked or not by the kind of encoder, and a caption's length is a setting of ours; diffusers
     reads both from the components.
     """
     text_encoder = components["text_encoder"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import Clip
 from mobius_train.encoders.images import ImageEncoder
-from mobius_train.encoders.text import TextEncoder
+from mobius_train.encoders.text import TextEncoder, masks_padding
 from mobius_train.models import weights_hash
 
 
@@ -46,6 +46,7 @@ class Encoders:
             weights_hash(self.images.vae),
             weights_hash(self.text.model),
             str(self.text.max_tokens),
+            str(masks_padding(self.text.model)),
             torch.__version__,
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mobius_train.durable import replace_file
+from mobius_train.metrics.json_lines import JsonLines
+
+logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
-Sink = Callable[[int, Metrics], None]
 
 
 class Sinks:
-    """All of a run's sinks, closed together."""
+    """All of a run's sinks, closed together. A disk that is full for a while does not end the run."""
 
     def __init__(self, output_dir: Path, first_step: int, max_steps: int, tensorboard: bool) -> None:
         self._stack = ExitStack()
-        logs = output_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        _drop_after(output_dir / "metrics.jsonl", first_step)
-        # Line buffered: a killed run keeps every finished line.
-        self._jsonl = self._stack.enter_context((output_dir / "metrics.jsonl").open("a", buffering=1, encoding="utf-8"))
-        self._tensorboard = SummaryWriter(str(logs), purge_step=first_step) if tensorboard else None
-        if self._tensorboard:
-            self._stack.callback(self._tensorboard.close)
+        self._logs = output_dir / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._jsonl = JsonLines(output_dir / "metrics.jsonl", first_step)
+        self._stack.callback(self._jsonl.close)
+        self._events = SummaryWriter(str(self._logs), purge_step=first_step) if tensorboard else None
+        self._stack.callback(self._close_events)
         # Smoothing over many steps keeps the remaining time steady.
         self.bar = self._stack.enter_context(
             tqdm(
@@ -56,10 +54,16 @@ class Sinks:
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Record without moving the bar."""
-        self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
-        if self._tensorboard:
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self._jsonl.write({"step": step, **metrics})
+        if self._events:
+            try:
+                for name, value in metrics.items():
+                    self._events.add_scalar(name, value, step)
+            except OSError as error:
+                # Its thread ends at the first failed write; metrics.jsonl has everything.
+                logger.error("%s: %s; TensorBoard gets no more of this run", self._logs, error.strerror)
+                self._close_events()
+                self._events = None
 
     def unpause(self) -> None:
         """Training goes on after something else: that time says nothing about the steps to come."""
@@ -69,6 +73,11 @@ class Sinks:
         """A line above the bar."""
         self.bar.write(text)
 
+    def _close_events(self) -> None:
+        if self._events:
+            with suppress(OSError):
+                self._events.close()
+
     def __enter__(self) -> Sinks:
         return self
 
@@ -76,18 +85,3 @@ class Sinks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Leave out the lines of later steps, which a resumed run takes again, and one that a kill has torn."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-    replace_file(path, "".join(f"{line}\n" for line in kept))
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

@@ -158,3 +158,12 @@ def test_after_an_error_of_the_training_a_save_on_its_way_is_finished(tmp_path: 
     with pytest.raises(RuntimeError, match="of training"):
         train()
     assert problems(tmp_path / "checkpoint-6") == []
+
+
+def test_checkpoints_beyond_the_one_that_was_resumed_from_go_first(tmp_path: Path, alone: Distributed) -> None:
+    for step in (4, 6, 8):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-8" / "state.json").write_text("")
+    with Saver(tmp_path, Numbers(), IDENTITY, Retention(total_limit=2), alone) as saver:
+        saver.save({"step": 7})
+    assert _names(tmp_path) == ["checkpoint-6", "checkpoint-7", "latest"]

@@ -1,0 +1,61 @@
+"""metrics.jsonl: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mobius_train.durable import replace_file
+
+logger = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """Appends lines. A killed run keeps those it has written; on a full disk they wait in memory until there is room.
+
+    Args:
+        first_step: a run that goes on after this step takes the later ones again, and validates anew after this one
+            where that is due: lines of these are left out, and one that a kill has torn.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self._path = path
+        _keep_until(path, first_step)
+        self._file = path.open("ab", buffering=0)
+        self._waiting, self._full = b"", False
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._waiting += json.dumps(values).encode() + b"\n"
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._full:
+                logger.error("%s: %s; metrics wait in memory until there is room", self._path, error.strerror)
+            self._full = True
+        else:
+            self._full = False
+
+    def close(self) -> None:
+        self._file.close()
+        if self._waiting:
+            logger.error("%s: the last %d lines could not be written", self._path, self._waiting.count(b"\n"))
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, step)]
+        replace_file(path, "".join(f"{line}\n" for line in kept))
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        values = json.loads(line)
+        at = float(values["step"])
+    except (ValueError, KeyError, TypeError):
+        at, values = math.inf, {}
+    return at < step or (at == step and "loss" in values)
