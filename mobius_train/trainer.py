@@ -17,6 +17,7 @@ from mobius_train.engine.protocol import Engine, StepReport
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.metrics.sinks import Sinks
+from mobius_train.output import finished_folder
 from mobius_train.schedule import learning_rates
 from mobius_train.tasks.task import Shown, Task
 
@@ -68,11 +69,13 @@ class Trainer:
                 self.saver.poll()
                 if _due(config.checkpointing_steps, progress.step):
                     self.saver.save(asdict(progress))
+            self.saver.wait()
             # The last validation's pictures are what the run ends with.
             shown = self._validate()
             weights = self._weights()
             if self.distributed.is_main:
-                self.task.export(weights, self.output_dir / "final")
+                with finished_folder(self.output_dir / "final", overwrite=True) as folder:
+                    self.task.export(weights, folder)
             self.distributed.barrier()
         return shown
 

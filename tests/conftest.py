@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
+from launching import LAUNCHER_VARIABLES
+from recipes import DS_CONFIGS, Run, recipe, write
 from tiny import save_clips, save_pipeline
 
 # Nothing here may reach for a model hub, and models this small gain nothing from threads.
@@ -32,3 +35,25 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_group: None
+) -> Run:
+    """Train a recipe with changes in this process; returns its output folder."""
+    from mobius_train import environment
+    from mobius_train.config import load
+    from mobius_train.run import dry_run, train
+
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def start(name: str = "out", ds_config: str = "zero2", dry: bool = False, **changes: Any) -> Path:
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+        values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
+        config = load(write(tmp_path / f"{name}.yaml", values))
+        (dry_run if dry else train)(config, DS_CONFIGS / f"{ds_config}.json", environment.prepare())
+        return tmp_path / name
+
+    return start

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from launching import clean_environment, free_port
 
 REPOSITORY = Path(__file__).parent.parent
 DS_CONFIGS = REPOSITORY / "ds_configs"
+# torchrun takes a free one.
+ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
+Run = Callable[..., Path]
 
 
 def recipe(pipeline: Path, clips: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def start(
     scripts = Path(sys.executable).parent
     command = {
         "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), main],
-        "torchrun": [str(scripts / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", "0", main],
+        "torchrun": [str(scripts / "torchrun"), "--nproc-per-node", str(ranks), *ANY_PORT, main],
         "python": [sys.executable, main],
     }[launcher]
     environment = clean_environment(HF_HUB_OFFLINE="1", PATH=f"{scripts}:{os.environ['PATH']}")

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from recipes import DS_CONFIGS, losses, metrics, recipe, write
+from recipes import Run, losses, metrics
 from safetensors.torch import load_file
 
-from mobius_train import environment
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
-from mobius_train.run import dry_run, train
 
 pytestmark = pytest.mark.usefixtures("process_group")
-Run = Callable[..., Path]
-
-
-@pytest.fixture
-def run(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Train a recipe with changes; returns its output folder."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-
-    def start(name: str = "out", ds_config: str = "zero2", dry: bool = False, **changes: Any) -> Path:
-        monkeypatch.delenv("MASTER_PORT", raising=False)
-        values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
-        config = load(write(tmp_path / f"{name}.yaml", values))
-        (dry_run if dry else train)(config, DS_CONFIGS / f"{ds_config}.json", environment.prepare())
-        return tmp_path / name
-
-    return start
 
 
 def test_a_run_leaves_what_the_documentation_says(run: Run) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mobius_train.checkpoint.format import MANIFEST
 from mobius_train.cli import run
 from mobius_train.config import load
-from mobius_train.convert.consolidate import DTYPES, MODEL, consolidate
+from mobius_train.convert.consolidate import DTYPES, consolidate
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.report import Report
+from mobius_train.convert.run_checkpoint import EMA, MODEL
 from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
 from mobius_train.convert.single_file import from_single_file
-from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
+from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.errors import MobiusError
 from mobius_train.quiet import quiet_libraries
 
 
@@ -38,16 +41,17 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("parallel-to-serial", help="a ParallelUNet → its weights in a UNet3DConditionModel")
     _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
 
-    command = commands.add_parser("consolidate", help="a DeepSpeed ZeRO or FSDP checkpoint → one safetensors file")
+    command = commands.add_parser("consolidate", help="a sharded checkpoint → one safetensors file")
     command.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s")
-    command.add_argument("--weights", default=MODEL, help="entry of the checkpoint (default: %(default)s)")
-    command.add_argument("--tag", help="of a DeepSpeed folder with several (default: what its file latest says)")
+    command.add_argument("--weights", default=MODEL, help="model, or ema (default: %(default)s)")
+    command.add_argument("--tag", help="of a folder with several (default: what its file latest says)")
     command.add_argument("--max-shard-size", default="5GB", help="of one file (default: %(default)s)")
-    _add_paths(command, "the checkpoint's folder", "NAME.safetensors")
+    _add_paths(command, "a run's, DeepSpeed's or FSDP's checkpoint", "NAME.safetensors")
 
     command = commands.add_parser("to-diffusers", help="what a run made → a pipeline folder for diffusers")
-    command.add_argument("--config", type=Path, help="config.yaml of the run, where SOURCE is a .safetensors file")
-    _add_paths(command, "a run's folder, its final/, or its consolidated weights", "pipeline folder")
+    command.add_argument("--config", type=Path, help="config.yaml of the run, in the place of the checkpoint's own")
+    command.add_argument("--weights", choices=(MODEL, EMA), help="of a checkpoint (default: ema where it has it)")
+    _add_paths(command, "a run's folder, its final/, a checkpoint of it, or consolidated weights", "pipeline folder")
 
     command = commands.add_parser("from-single-file", help="a .safetensors or .ckpt of Stable Diffusion → a folder")
     command.add_argument("--config", type=Path, required=True, help="local pipeline folder of the same family")
@@ -73,9 +77,12 @@ def convert(arguments: argparse.Namespace) -> Report:
             return serial_to_parallel(source, output, arguments.text_encoder, arguments.seed)
         case "parallel-to-serial":
             return parallel_to_serial(source, output, arguments.text_encoder)
-        case "to-diffusers" if arguments.config is not None:
-            pipeline = pipeline_of(load(arguments.config), open_safetensors(source))
-            return write_pipeline(pipeline, source, output)
+        case "to-diffusers" if source.name.endswith((".safetensors", ".safetensors.index.json")):
+            if arguments.config is None:
+                raise MobiusError(f"{source} are weights alone: give --config, the config.yaml of their run")
+            return write_pipeline(pipeline_of(load(arguments.config), open_safetensors(source)), source, output)
+        case "to-diffusers" if (source / MANIFEST).is_file():
+            return checkpoint_to_diffusers(source, output, arguments.weights, arguments.config)
         case "to-diffusers":
             return to_diffusers(source, output)
         case "from-single-file":

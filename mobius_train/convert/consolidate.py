@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
 from mobius_train.convert.report import Report
+from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
 from mobius_train.convert.safetensors_files import write
 from mobius_train.convert.weights import Weights, cast
 from mobius_train.errors import MobiusError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MODEL = "model"
 
 
 def consolidate(
@@ -28,11 +29,12 @@ def consolidate(
     """Write the whole weights of a checkpoint, and read them back.
 
     Args:
-        source: a folder of DeepSpeed (ZeRO 1 to 3) or of torch.distributed.checkpoint (FSDP).
+        source: a run's folder or one of its checkpoints; or a folder of DeepSpeed (ZeRO 1 to 3) or of
+            torch.distributed.checkpoint (FSDP).
         destination: NAME.safetensors; several files and an index where it would be larger than `max_shard_size`.
         dtype: of floating-point tensors.
-        weights: which entry of the checkpoint; DeepSpeed has "model" alone.
-        tag: which checkpoint of a DeepSpeed folder; none: the one that its file `latest` names.
+        weights: which entry of the checkpoint: a run has "model", and "ema" with use_ema; DeepSpeed has "model" alone.
+        tag: which checkpoint of a folder with several; none: the one that its file `latest` names.
 
     Raises:
         MobiusError: the source is damaged, incomplete, of another kind or asks for code, naming the file; or the
@@ -45,7 +47,7 @@ def consolidate(
     if present:
         raise MobiusError(f"{present[0]} exists: choose another output, or remove it")
     report = Report(source, destination)
-    opened = open_checkpoint(source, weights, tag, report)
+    opened = open_weights(source, weights, tag, report)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +66,7 @@ def consolidate(
     return report
 
 
-def open_checkpoint(source: Path, weights: str, tag: str | None, report: Report) -> Weights:
+def open_weights(source: Path, weights: str, tag: str | None, report: Report) -> Weights:
     """The weights of a checkpoint folder of any known kind; what it holds beside them goes into the report.
 
     Raises:
@@ -72,6 +74,12 @@ def open_checkpoint(source: Path, weights: str, tag: str | None, report: Report)
     """
     if not source.is_dir():
         raise MobiusError(f"there is no folder {source}")
+    mine = find_run_checkpoint(source, tag)
+    if mine is not None:
+        checkpoint = open_checkpoint(mine)
+        report.left_out.append(("the optimizer's state", "not weights"))
+        report.notes.append(f"step {checkpoint.state.progress['step']}, of {checkpoint.state.world_size} rank(s)")
+        return weights_of(checkpoint, weights)
     if (source / distributed_checkpoint.METADATA).is_file():
         sharded = distributed_checkpoint.open_distributed(source, weights)
         report.left_out += sharded.left_out
@@ -79,8 +87,9 @@ def open_checkpoint(source: Path, weights: str, tag: str | None, report: Report)
     folder = zero.find_tag(source, tag)
     if folder is None:
         raise MobiusError(
-            f"{source} is no checkpoint of a known kind: DeepSpeed's has a file `latest` or the ranks'"
-            " *_optim_states.pt (give --tag where there are several), that of torch.distributed.checkpoint a .metadata"
+            f"{source} is no checkpoint of a known kind: a run's has a manifest.json, DeepSpeed's a file `latest` or"
+            " the ranks' *_optim_states.pt (give --tag where there are several), that of torch.distributed.checkpoint"
+            " a .metadata"
         )
     if weights != MODEL:
         raise MobiusError(f"{folder} was written by DeepSpeed, which saves no {weights!r}: its weights are {MODEL!r}")

@@ -14,13 +14,18 @@ from diffusers import (
 )
 from torch import Tensor
 
+from mobius_train.checkpoint.format import CONFIG
+from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.config import load
 from mobius_train.convert import compare
-from mobius_train.convert.output import finished_folder
 from mobius_train.convert.parts import is_pipeline, load_assembly, load_model, model_class
 from mobius_train.convert.report import Report
+from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
 from mobius_train.convert.stock_pipeline import stock_components
+from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.output import finished_folder
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 # diffusers makes the class in this file of a folder, when it is asked to trust it.
@@ -54,6 +59,27 @@ def to_diffusers(source: Path, destination: Path) -> Report:
     unet = load_model(UNet2DConditionModel, folder) if kind is None else load_assembly(kind, folder)
     pipeline.register_modules(unet=unet)
     return write_pipeline(pipeline, source, destination)
+
+
+def checkpoint_to_diffusers(
+    source: Path, destination: Path, weights: str | None = None, config: Path | None = None
+) -> Report:
+    """One of a run's checkpoints as the pipeline that its final/ would have held then, for diffusers.
+
+    Args:
+        weights: "model" or "ema"; none: the average where the run has one, as in final/.
+        config: another recipe than the checkpoint's own, for models that lie elsewhere now.
+
+    Raises:
+        MobiusError: see `write_pipeline`; or the checkpoint is damaged, or the frozen weights are not those of then.
+    """
+    checkpoint = open_checkpoint(source)
+    entry = weights or (EMA if checkpoint.state.contents.use_ema else MODEL)
+    trained = weights_of(checkpoint, entry)
+    pipeline = pipeline_of(load(config or source / CONFIG), trained, checkpoint.state.frozen_sha256)
+    report = write_pipeline(pipeline, source, destination)
+    report.notes.append(f"{entry} weights of step {checkpoint.state.progress['step']}")
+    return report
 
 
 def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Path) -> Report:

@@ -17,22 +17,24 @@ from mobius_train.convert.weights import Weights
 from mobius_train.diffusion.objective import training_scheduler
 from mobius_train.encoders.text import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import build_denoiser
+from mobius_train.models import build_denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.build import DTYPES
 from mobius_train.tasks.load import load_part, load_unet
 
 
-def pipeline_of(config: RunConfig, weights: Weights) -> TextToVideoPipeline:
+def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None = None) -> TextToVideoPipeline:
     """The pipeline of a run, with its trained weights from elsewhere.
 
     Args:
         config: the run's config.yaml; its pretrained models must still be where it says.
         weights: every trained parameter by its name in the module that the engine wrapped (a ring's, say), once,
             and nothing else.
+        frozen_sha256: of the frozen weights beside which they were trained; none: not known.
 
     Raises:
-        MobiusError: a model does not load, or a weight is missing, left over, or of another shape.
+        MobiusError: a model does not load, a weight is missing, left over, or of another shape, or the frozen weights
+            are others.
     """
     if config.stage == "autoencoder":
         raise MobiusError("stage 'autoencoder' makes no pipeline: its final/ is an AutoencoderKL of diffusers")
@@ -45,6 +47,15 @@ def pipeline_of(config: RunConfig, weights: Weights) -> TextToVideoPipeline:
         raise MobiusError("no text encoder: set text_encoder_name_or_path")
     text = load_text_encoder(text_source, torch.device("cpu"), config.max_text_tokens)
     denoiser = build_denoiser(unet, config.stage, config.mode, gradient_checkpointing=False)
+    if denoiser.frozen is not None and frozen_sha256 is not None:
+        # As the run had it in memory.
+        found = weights_hash(denoiser.frozen.to(DTYPES[config.mixed_precision]))
+        if found != frozen_sha256:
+            raise MobiusError(
+                f"the frozen weights in {source} ({found[:12]}…) are not those that the trained ones were trained"
+                f" beside ({frozen_sha256[:12]}…): put these back, or give the config.yaml of the run with another"
+                " pretrained_model_name_or_path"
+            )
     _assign(denoiser.trained, weights)
     model: Any = denoiser.with_trained(denoiser.trained)
     return TextToVideoPipeline(

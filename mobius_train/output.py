@@ -12,20 +12,20 @@ from mobius_train.errors import MobiusError
 
 
 @contextmanager
-def finished_folder(destination: Path) -> Iterator[Path]:
+def finished_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `destination`, which gets its name at the end; after an error it is removed.
 
     Raises:
-        MobiusError: the destination holds something already, or cannot be written.
+        MobiusError: the destination holds something already and may not be overwritten, or cannot be written.
     """
-    check_output_folder(destination)
+    check_output_folder(destination, overwrite)
     temporary = destination.with_name(f".{destination.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         if destination.is_dir():
-            destination.rmdir()
+            shutil.rmtree(destination)
         temporary.replace(destination)
     except OSError as error:
         raise MobiusError(f"cannot write {error.filename or destination}: {error.strerror or error}") from error
