@@ -1,0 +1,80 @@
+"""From a checkpoint of a run to what its final/ holds: consolidated, and as a pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from recipes import Run
+from safetensors.torch import load_file
+from test_convert_tool import convert
+
+from mobius_train.convert.consolidate import consolidate
+from mobius_train.convert.to_diffusers import checkpoint_to_diffusers
+from mobius_train.errors import MobiusError
+
+RING = Path("unet", "ring", "diffusion_pytorch_model.safetensors")
+
+
+def _same(one: Path, other: Path) -> bool:
+    expected = load_file(other)
+    found = load_file(one)
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) -> None:
+    output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []})
+    report = checkpoint_to_diffusers(output / "checkpoint-4", tmp_path / "last")
+    assert "ema weights of step 4" in report.notes
+    assert _same(tmp_path / "last" / RING, output / "final" / RING)
+    for name, weights in (("checkpoint-2", None), ("checkpoint-4", "model")):
+        checkpoint_to_diffusers(output / name, tmp_path / name, weights)
+        assert not _same(tmp_path / name / RING, output / "final" / RING)
+
+
+def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
+    output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []}, ds_config="zero3")
+    # The run's folder means its latest checkpoint.
+    for source, tag, name in ((output, None, "a"), (output / "checkpoint-4", None, "b"), (output, "checkpoint-2", "c")):
+        consolidate(source, tmp_path / f"{name}.safetensors", weights="ema", tag=tag)
+    consolidate(output, tmp_path / "raw.safetensors")
+    assert _same(tmp_path / "a.safetensors", output / "final" / RING)
+    assert _same(tmp_path / "b.safetensors", output / "final" / RING)
+    assert not _same(tmp_path / "c.safetensors", output / "final" / RING)
+    assert not _same(tmp_path / "raw.safetensors", output / "final" / RING)
+    with pytest.raises(MobiusError, match="holds model and ema"):
+        consolidate(output, tmp_path / "d.safetensors", weights="emma")
+    done = convert("to-diffusers", output / "checkpoint-4", tmp_path / "typed", "--weights", "ema")
+    assert done.returncode == 0, done.stderr
+    assert _same(tmp_path / "typed" / RING, output / "final" / RING)
+
+
+def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
+    backbone = shutil.copytree(tiny_pipeline, tmp_path / "backbone")
+    output = run(
+        pretrained_model_name_or_path=str(backbone),
+        checkpointing_steps=1,
+        max_train_steps=1,
+        validation={"prompts": []},
+    )
+    unet = UNet2DConditionModel.from_pretrained(backbone / "unet")
+    torch.nn.init.zeros_(unet.conv_in.bias)
+    unet.save_pretrained(backbone / "unet")
+    with pytest.raises(MobiusError, match="not those that the trained ones were trained beside"):
+        checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline")
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> None:
+    output = run(checkpointing_steps=1, max_train_steps=1, validation={"prompts": []})
+    shard = output / "checkpoint-1" / "rank-00000-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    for attempt in (
+        lambda: consolidate(output, tmp_path / "a.safetensors"),
+        lambda: checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline"),
+    ):
+        with pytest.raises(MobiusError, match=shard.name):
+            attempt()
