@@ -25,9 +25,12 @@ def parse() -> argparse.Namespace:
 def show(report: dict[str, Any], indent: str = "") -> None:
     step = "" if report["step"] is None else f", step {report['step']}"
     print(f"{indent}{report['path']}: {report.get('class') or report['kind']}{step}")
-    for key in ("engine", "ranks", "global_batch_size", "frozen", "latest", "note"):
+    for key in ("engine", "ranks", "global_batch_size", "latest", "note"):
         if key in report:
             print(f"{indent}  {key}: {report[key]}")
+    if "frozen" in report:
+        frozen = report["frozen"]
+        print(f"{indent}  frozen weights: {frozen['sha256'][:12]}…, from {frozen['source']}")
     for part in report["parts"]:
         count = f", {len(part['tensors'])} tensors" if "tensors" in part else ""
         print(f"{indent}  {part['name']}: {part['bytes'] / 1e6:.3f} MB{count}")

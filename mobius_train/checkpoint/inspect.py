@@ -35,9 +35,10 @@ def inspect(folder: Path) -> Report:
     kinds: list[tuple[str, Callable[[Path], bool], Callable[[Path], Report]]] = [
         ("checkpoint", lambda f: (f / MANIFEST).is_file() or (f / STATE).is_file(), _checkpoint),
         ("diffusers pipeline", lambda f: (f / "model_index.json").is_file(), _pipeline),
-        ("diffusers model", lambda f: (f / "config.json").is_file(), _model),
+        ("diffusers model", lambda f: _description(f) is not None, _model),
         ("DeepSpeed checkpoint", lambda f: any(DEEPSPEED.fullmatch(path.name) for path in _files(f)), _deepspeed),
         ("run", lambda f: bool(checkpoints(f)) or (f / "metrics.jsonl").is_file(), _run),
+        ("folder of diffusers models", lambda f: any(f.glob("*/*config.json")), _models),
     ]
     base: Report = {"path": str(folder), "kind": "unknown", "step": None, "parts": [], "problems": []}
     for kind, is_one, report in kinds:
@@ -87,7 +88,19 @@ def _pipeline(folder: Path) -> Report:
 
 
 def _model(folder: Path) -> Report:
-    return _classed(folder, "config.json")
+    return _classed(folder, str(_description(folder)))
+
+
+def _description(folder: Path) -> str | None:
+    """The file that says which class of diffusers or transformers lies in a folder."""
+    names = ("config.json", "scheduler_config.json")
+    return next((name for name in names if (folder / name).is_file()), None)
+
+
+def _models(folder: Path) -> Report:
+    inside = [inspect(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    parts = [_part(path, folder) for path in _files(folder)]
+    return {"parts": parts, "folders": inside, "problems": [p for report in inside for p in report["problems"]]}
 
 
 def _classed(folder: Path, description: str) -> Report:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import IDENTITY, Numbers, make, seal
+from made_checkpoints import IDENTITY, Numbers, make, seal
 from safetensors.torch import save_file
 
 from mobius_train.checkpoint.format import files_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launching import REPOSITORY, clean_environment
-from made import SHAPES, make
+from made_checkpoints import SHAPES, make
 from tiny import save_pipeline
 
 from mobius_train.checkpoint.inspect import inspect
@@ -52,6 +52,14 @@ def test_folders_of_others(tmp_path: Path) -> None:
     (tmp_path / "global_step7" / "mp_rank_00_model_states.pt").write_bytes(pickle.dumps("not opened"))
     deepspeed = inspect(tmp_path / "global_step7")
     assert (deepspeed["kind"], deepspeed["step"]) == ("DeepSpeed checkpoint", 7)
+    (tmp_path / "pipeline" / "model_index.json").unlink()
+    backbone = inspect(tmp_path / "pipeline")
+    assert backbone["kind"] == "folder of diffusers models"
+    assert [inside.get("class") for inside in backbone["folders"]] == [
+        "DDPMScheduler",
+        "UNet2DConditionModel",
+        "AutoencoderKL",
+    ]
     (tmp_path / "empty").mkdir()
     assert inspect(tmp_path / "empty")["kind"] == "unknown"
     with pytest.raises(MobiusError, match="no folder"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import IDENTITY, Numbers, make
+from made_checkpoints import IDENTITY, Numbers, make
 from safetensors.torch import load_file
 
 from mobius_train.checkpoint.read import open_checkpoint

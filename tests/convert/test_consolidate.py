@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from consolidation_memory import peak_over_output
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from launching import clean_environment
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -77,32 +75,9 @@ def test_is_split_above_a_size(sharded: Path, tmp_path: Path) -> None:
     assert same(written, of_deepspeed(sharded / "zero2"))
 
 
-MEASURE = """
-import sys
-from pathlib import Path
-from mobius_train.convert.consolidate import consolidate
-
-def status(key):
-    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if key in l)
-
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-consolidate(Path(sys.argv[1]), Path(sys.argv[2]))
-print(status("VmHWM") - before)
-"""
-
-
 @pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_peaks_at_no_more_than_twice_the_float32_weights(sharded: Path, stage: str, tmp_path: Path) -> None:
-    output = tmp_path / "whole.safetensors"
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(sharded / stage), str(output)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=clean_environment(),
-    )
-    ratio = int(result.stdout.split()[-1]) / output.stat().st_size
+    ratio = peak_over_output(sharded / stage, tmp_path / "whole.safetensors")
     print(f"{stage}: peak {ratio:.2f} times the float32 weights")
     assert ratio <= 2
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from consolidation_memory import peak_over_output
 from diffusers import UNet2DConditionModel
+from made_checkpoints import make
 from recipes import Run
 from safetensors.torch import load_file
 from test_convert_tool import convert
@@ -78,3 +80,12 @@ def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> No
     ):
         with pytest.raises(MobiusError, match=shard.name):
             attempt()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_consolidating_peaks_at_no_more_than_twice_the_weights(tmp_path: Path, ranks: int) -> None:
+    # 16 tensors of 4 MB, and as much again of each moment and the average, which stay on the disk.
+    folder = make(tmp_path, 4, ranks, {f"ring.{number}": [1024, 1024] for number in range(16)})
+    ratio = peak_over_output(folder, tmp_path / "whole.safetensors")
+    print(f"{ranks} rank(s): peak {ratio:.2f} times the float32 weights")
+    assert ratio <= 2

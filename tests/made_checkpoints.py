@@ -55,9 +55,9 @@ class Numbers:
         self.step = int(scalars["adam_step"])
 
 
-def make(output_dir: Path, step: int, ranks: int = 2, **changes: Any) -> Path:
+def make(output_dir: Path, step: int, ranks: int = 2, shapes: Any = None, **changes: Any) -> Path:
     """output_dir/checkpoint-<step> of Numbers(step), which `latest` then names; `changes` are of its state.json."""
-    engine, temporary = Numbers(step), folders.temporary_of(output_dir, step)
+    engine, temporary = Numbers(step, shapes=shapes), folders.temporary_of(output_dir, step)
     temporary.mkdir(parents=True)
     state = State({"step": step}, 8, ranks, engine.contents(), engine.scalars(), "0" * 64, "some/backbone", {})
     values = json.loads(state.dump()) | changes
