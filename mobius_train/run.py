@@ -118,6 +118,11 @@ def _check_batch_sizes(config: RunConfig, world_size: int) -> None:
 
 def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
     """`{time}` in output_dir is the start of the run, the same on every rank."""
+    if config.resume_from_checkpoint is not None and "{time}" in str(config.output_dir):
+        raise MobiusError(
+            f"resume_from_checkpoint={config.resume_from_checkpoint}, but output_dir={config.output_dir} is a new"
+            " folder at each start: give the output_dir of the run to go on with"
+        )
     stamp = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
     output_dir = Path(str(config.output_dir).replace("{time}", stamp))
     if config.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
