@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -38,17 +39,51 @@ ATTENTION = [
 ]
 
 
-def single_file(folder: Path) -> dict[str, Tensor]:
-    """All weights of a Stable Diffusion 1.x pipeline folder in one dictionary."""
+CLIP = [
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("embeddings.token_embedding.", "token_embedding."),
+    ("final_layer_norm.", "ln_final."),
+    ("encoder.layers.", "transformer.resblocks."),
+    ("layer_norm1.", "ln_1."),
+    ("layer_norm2.", "ln_2."),
+    (".fc1.", ".c_fc."),
+    (".fc2.", ".c_proj."),
+    (".self_attn.", ".attn."),
+]
+
+
+def single_file(folder: Path, open_clip: bool = False) -> dict[str, Tensor]:
+    """All weights of a pipeline folder of Stable Diffusion 1.x, or 2.x (`open_clip`), in one dictionary."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     levels = len(vae.config.block_out_channels)
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict()
+    text = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}
+    clip = {f"cond_stage_model.transformer.text_model.{name}": tensor for name, tensor in text.items()}
     return (
         {f"model.diffusion_model.{_unet(name)}": tensor for name, tensor in unet.items()}
         | {f"first_stage_model.{_vae(n, levels)}": _vae_tensor(n, t) for n, t in vae.state_dict().items()}
-        | {f"cond_stage_model.transformer.text_model.{n.removeprefix('text_model.')}": t for n, t in text.items()}
+        | (
+            _open_clip(text)
+            if open_clip
+            else {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
+        )
     )
+
+
+def _open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenCLIP has the three projections of an attention layer in one tensor."""
+    state = {}
+    for name, tensor in text.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            tensor = torch.cat([text[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            name = name.replace(".q_proj.", ".in_proj_")
+        for ours, theirs in CLIP:
+            name = name.replace(ours, theirs)
+        state[f"cond_stage_model.model.{name}"] = tensor
+    return state
 
 
 def _unet(name: str) -> str:

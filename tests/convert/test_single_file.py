@@ -51,6 +51,20 @@ def test_all_weights_arrive(
     from_image_model(tmp_path / "out", tmp_path / "video", "parallel")
 
 
+def test_stable_diffusion_2_has_an_open_clip_encoder(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    source, path = stable_diffusion["sd21"], tmp_path / "model.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in single_file(source, open_clip=True).items()}
+    save_file(state, path)
+    ignored = shutil.ignore_patterns("*.safetensors", "*.bin")
+    config = Path(shutil.copytree(source, tmp_path / "config", ignore=ignored))
+    report = from_single_file(path, config, tmp_path / "out")
+    written = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
+    expected = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    for part in ("unet", "vae", "text_encoder"):
+        assert weights_hash(getattr(written, part)) == weights_hash(getattr(expected, part))
+    assert not report.left_out
+
+
 def test_nothing_is_dropped_or_made_up_in_silence(config: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
