@@ -63,11 +63,7 @@ def single_file(folder: Path, open_clip: bool = False) -> dict[str, Tensor]:
     return (
         {f"model.diffusion_model.{_unet(name)}": tensor for name, tensor in unet.items()}
         | {f"first_stage_model.{_vae(n, levels)}": _vae_tensor(n, t) for n, t in vae.state_dict().items()}
-        | (
-            _open_clip(text)
-            if open_clip
-            else {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
-        )
+        | (_open_clip(text) if open_clip else clip)
     )
 
 
