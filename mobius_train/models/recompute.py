@@ -1,9 +1,9 @@
 """What each unit of the ring (a layer, its entry, its head) leaves in memory for the backward pass.
 
-    keep       all that autograd saves
-    selective  the results of matrix products, convolutions and attention; norms and activations are recomputed
-    recompute  the unit's inputs; all else is recomputed
-    offload    as keep, but in host memory (`offload.py`)
+keep       all that autograd saves
+selective  the results of matrix products, convolutions and attention; norms and activations are recomputed
+recompute  the unit's inputs; all else is recomputed
+offload    as keep, but in host memory (`offload.py`)
 """
 
 from __future__ import annotations

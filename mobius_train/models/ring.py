@@ -40,7 +40,8 @@ class Ring(ModelMixin, ConfigMixin):
     The configuration's entries mean what they mean in UNet2DConditionModel.
 
     Attributes:
-        offload: of the last forward pass under a gradient: what it holds in host memory.
+        memory: what the layers keep for the backward pass.
+        host_bytes: what the last forward pass put into host memory for its backward pass.
     """
 
     _supports_gradient_checkpointing = True
@@ -84,6 +85,7 @@ class Ring(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
         self._shapes = [shape for block in (*layout.down, layout.mid, *layout.up) for shape in block]
         self.set_memory(RingMemory())
+        self.host_bytes = 0
 
     def set_memory(self, memory: RingMemory) -> None:
         """Choose what the layers keep for the backward pass."""
@@ -129,7 +131,6 @@ class Ring(ModelMixin, ConfigMixin):
             (N, out_channels, H, W).
         """
         stream, units = _Stream(features, self.dtype), Units(self.treatments)
-        self.offload = units.offload
         state = units.run(self._enter, stream.take().hidden, num_frames)
         bridges = [state]
         for block in cast(Sequence[RingBlock], self.down_blocks):
@@ -146,7 +147,9 @@ class Ring(ModelMixin, ConfigMixin):
                 state = _layer(units, conv, attention, state, bridges.pop(), stream.take(), num_frames)
             for upsampler in block.upsamplers:
                 state = upsampler(state, bridges[-1].shape[-2:])
-        return units.run(self._head, stream.hidden, state)
+        state = units.run(self._head, stream.hidden, state)
+        self.host_bytes = units.offload.host_bytes
+        return state
 
     def _enter(self, hidden: Tensor, num_frames: int) -> Tensor:
         return self.transformer_in(hidden.to(self.dtype), num_frames)
