@@ -22,8 +22,12 @@ def frozen_dtype(config: RunConfig) -> torch.dtype:
     return DTYPES[config.frozen_dtype or config.mixed_precision]
 
 
-def apply_memory_options(denoiser: Denoiser, config: RunConfig) -> None:
-    """What the ring's layers keep for the backward pass, and whether they are compiled."""
+def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = "inductor") -> None:
+    """What the ring's layers keep for the backward pass, and whether they are compiled.
+
+    Args:
+        compiler: backend of torch.compile; aot_eager saves what inductor does, and runs on fake tensors.
+    """
     if not isinstance(denoiser, ParallelUNet):
         return
     denoiser.ring.set_memory(
@@ -35,7 +39,7 @@ def apply_memory_options(denoiser: Denoiser, config: RunConfig) -> None:
         )
     )
     if config.compile:
-        compile_layers(denoiser.ring, config.activation_memory_budget)
+        compile_layers(denoiser.ring, config.activation_memory_budget, compiler)
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
