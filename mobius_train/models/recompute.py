@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mobius_train.models.layout import LayerShape
@@ -112,9 +114,26 @@ class Units:
 
 
 def _selective() -> Any:
-    return create_selective_checkpoint_contexts(_policy)
+    return create_selective_checkpoint_contexts(_Policy())
 
 
-def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    expensive = operator.name().partition(".")[0] in EXPENSIVE
-    return CheckpointPolicy.MUST_SAVE if expensive else CheckpointPolicy.PREFER_RECOMPUTE
+class _Policy:
+    """Which operators of one forward pass keep their results."""
+
+    def __init__(self) -> None:
+        self._saved: set[int] = set()
+
+    def __call__(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if operator.name().partition(".")[0] in EXPENSIVE:
+            self._saved.update(storage for result in tree_leaves(context.op_output) for storage in _storage(result))
+            return CheckpointPolicy.MUST_SAVE
+        # What changes a saved result in place must not be done to it again: DeepSpeed's linear layer under ZeRO-3
+        # adds its bias so.
+        in_place = isinstance(operator, OpOverload) and operator._schema.is_mutable and args
+        if in_place and self._saved.intersection(_storage(args[0])):
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _storage(value: Any) -> tuple[int, ...]:
+    return (value.untyped_storage()._cdata,) if isinstance(value, Tensor) else ()
