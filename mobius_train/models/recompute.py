@@ -114,7 +114,7 @@ class Units:
 
 
 def _selective() -> Any:
-    return create_selective_checkpoint_contexts(_Policy())
+    return create_selective_checkpoint_contexts(_Policy(), allow_cache_entry_mutation=True)
 
 
 class _Policy:
