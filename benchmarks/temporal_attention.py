@@ -71,10 +71,10 @@ def candidates(machine: Machine, dtype: torch.dtype, head_dim: int) -> dict[str,
     return kernels
 
 
-def measure(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+def measure(device: torch.device, rounds: int, count: int) -> list[dict[str, Any]]:
     """Best seconds of every candidate, and ratios to sdpa, for each dtype and shape."""
     machine, results = Machine.of(device), []
-    shapes = (*SHAPES, HUGE) if device.type == "cuda" else SHAPES
+    shapes = (*SHAPES[:count], HUGE) if device.type == "cuda" else SHAPES[:count]
     for dtype in (torch.float32, torch.bfloat16):
         for positions, frames, heads, size in shapes:
             inputs = [torch.randn(positions, frames, heads, size, device=device, dtype=dtype) for _ in range(3)]
@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only so many of them")
     parser.add_argument("--record", type=Path, help="the JSON to write")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -120,7 +121,7 @@ def main() -> None:
         "machine": machine_name(device),
         "versions": versions(),
         "command": " ".join(sys.argv),
-        "results": measure(device, arguments.rounds),
+        "results": measure(device, arguments.rounds, arguments.shapes),
     }
     if arguments.record:
         replace_file(arguments.record, json.dumps(record, indent=2) + "\n")
