@@ -18,7 +18,7 @@ from mobius_train.encoders.images import ImageEncoder
 from mobius_train.encoders.text import load_text_encoder
 from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
-from mobius_train.models import build_denoiser
+from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.diffusion import DiffusionTask
 from mobius_train.tasks.load import load_part, load_unet
@@ -54,11 +54,20 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
     _check_fit(unet, vae, text.width, text_source)
     # float32 masters are the engine's; a frozen branch is kept in the compute dtype.
-    denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
+    denoiser = denoiser_of(config, unet)
     if denoiser.frozen is not None:
         denoiser.frozen.to(distributed.device, dtype)
     encoders = Encoders(ImageEncoder(vae, distributed.device), text)
     return DiffusionTask(config, denoiser, objective, encoders, train, heldout, distributed, dtype)
+
+
+def denoiser_of(config: RunConfig, unet: Any) -> Denoiser:
+    """The model that the recipe trains, around a UNet; also what the memory planner builds.
+
+    Raises:
+        MobiusError: see `build_denoiser`.
+    """
+    return build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
 
 
 def _open(config: RunConfig, source: str) -> ClipDataset:
