@@ -148,10 +148,10 @@ def _stage2(s: _Setting) -> EngineMemory:
     standing = kept if s.accumulates else 0
 
     def during(gradients: Bytes) -> CurveParts:
-        begun = gradients > 0
-        # The buckets, the flat copy of one that is being reduced, and this micro-batch's own gradients.
-        buckets = shard.buckets() + rounded(shard.bucket * s.b)
-        return {GRADIENTS: begun * kept + standing, BUCKETS: begun * buckets}
+        copy = rounded(shard.bucket * s.b)
+        # When a bucket is full: a flat copy of it, and the last rank's share of this micro-batch's gradients.
+        full = gradients > copy
+        return {GRADIENTS: full * kept + standing, BUCKETS: (gradients > 0) * shard.buckets() + full * copy}
 
     stepping = {} if shard.offloaded else {GRADIENTS: kept, STEP: shard.step_transients()}
     return EngineMemory(shard.resident(), during, stepping, standing, shard.host())
@@ -214,7 +214,6 @@ def _stage3(s: _Setting) -> EngineMemory:
     optimizer, parameters = s.offloads("offload_optimizer"), s.offloads("offload_param")
     bucket = rounded(int(s.zero["reduce_bucket_size"]) * s.b)
     frozen = sum(rounded(math.ceil(elements / s.ranks) * s.b) for elements in s.sim.frozen_inside)
-    masters = high if s.b != FP32 else 0
     resident = {
         FROZEN: 0 if parameters else frozen,
         TRAINED: persistent + (0 if parameters else low),
@@ -222,9 +221,10 @@ def _stage3(s: _Setting) -> EngineMemory:
         GRADIENTS: 0 if optimizer else low,
     }
     host = {}
-    states = {MASTERS: masters, OPTIMIZER: 2 * high, AVERAGE: high if s.use_ema else 0}
+    # A copy of float32 weights too: it compares their device with the device's name, which are never equal.
+    states = {MASTERS: high, OPTIMIZER: 2 * high, AVERAGE: high if s.use_ema else 0}
     if optimizer:
-        host = states | {MASTERS: high, GRADIENTS: low + high}
+        host = states | {GRADIENTS: low + high}
     else:
         resident |= states
     if parameters:

@@ -15,7 +15,7 @@ from mobius_train.memory import engines
 from mobius_train.memory.engines import EngineMemory
 from mobius_train.memory.gpus import Gpu, check_gpu
 from mobius_train.memory.models import ModelConfigs, find_configs
-from mobius_train.memory.simulate import AttentionBackend, Simulation, simulate
+from mobius_train.memory.simulate import AttentionBackend, Simulation, Simulator
 
 MIB = 2**20
 # Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
@@ -91,6 +91,7 @@ class Planner:
     def __init__(self, recipe: Path | None = None) -> None:
         self._recipe = recipe
         self._models: dict[tuple[str | None, ...], ModelConfigs] = {}
+        self._simulator = Simulator()
         self._simulations: dict[tuple[str, str], Simulation] = {}
 
     def plan(self, config: RunConfig, layout: Layout, gpu: Gpu | None = None) -> Plan:
@@ -192,7 +193,7 @@ class Planner:
         }
         key = (config.model_copy(update=irrelevant).model_dump_json(), attention)
         if key not in self._simulations:
-            self._simulations[key] = simulate(config, self._configs(config), attention)
+            self._simulations[key] = self._simulator.simulate(config, self._configs(config), attention)
         return self._simulations[key]
 
 
