@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from mobius_train.config import RunConfig
 from mobius_train.engine.ds_config import resolve, with_bucket_sizes
-from mobius_train.run import engine_settings
 from mobius_train.errors import MobiusError
 from mobius_train.memory import engines
 from mobius_train.memory.engines import EngineMemory
 from mobius_train.memory.gpus import Gpu, check_gpu
 from mobius_train.memory.models import ModelConfigs, find_configs
 from mobius_train.memory.simulate import AttentionBackend, Simulation, Simulator
+from mobius_train.run import engine_settings
 
 MIB = 2**20
 # Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.

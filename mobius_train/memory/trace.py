@@ -81,7 +81,7 @@ class Trace:
         sums: dict[str, int] = {}
         for index in np.flatnonzero(chosen):
             sums[self.labels[index]] = sums.get(self.labels[index], 0) + int(self.sizes[index])
-        return sums
+        return {label: size for label, size in sums.items() if size}
 
     def _curve(self, starts: Bytes, ends: Bytes) -> Bytes:
         count = len(self.sizes)
@@ -128,8 +128,11 @@ class Recorder(TorchDispatchMode):
             handle.remove()
 
     def mark(self, name: str, next_phase: str = "backward") -> None:
-        """Name the moment after the last allocation; floating point operations count for another phase from now on."""
-        self._marks[name] = len(self._sizes) - 1
+        """Name this moment; floating point operations count for another phase from now on."""
+        # An allocation of nothing: what was freed before it is gone at this moment.
+        self._marks[name] = len(self._sizes)
+        self._sizes.append(0)
+        self._made_by.append(name)
         self._phase = next_phase
 
     def trace(self) -> Trace:

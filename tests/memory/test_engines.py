@@ -59,7 +59,17 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_what_deepspeed_allocates(measured: dict[str, dict[str, int]], folder: Path, case: str) -> None:
     resident, beside = planned(folder, case)
-    print(case, "resident", measured[case]["resident"], resident, measured[case]["resident"]/resident, "beside", measured[case]["beside"], beside, measured[case]["beside"]/beside)
+    print(
+        case,
+        "resident",
+        measured[case]["resident"],
+        resident,
+        measured[case]["resident"] / resident,
+        "beside",
+        measured[case]["beside"],
+        beside,
+        measured[case]["beside"] / beside,
+    )
     assert resident == pytest.approx(measured[case]["resident"], rel=0.02)
     assert beside == pytest.approx(measured[case]["beside"], rel=0.05)
 
