@@ -11,11 +11,10 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, ChineseCLIPTextModel, CLIPTextModel
@@ -26,11 +25,12 @@ from mobius_train.errors import MobiusError
 from mobius_train.memory.models import ModelConfigs
 from mobius_train.memory.trace import Recorder, Trace, module_bytes
 from mobius_train.models import Denoiser
+from mobius_train.models.attention import AttentionBackend, set_attention_backend
 from mobius_train.models.temporal import TemporalAttention, TemporalConv
 from mobius_train.tasks.autoencoder import Autoencoding
 from mobius_train.tasks.build import denoiser_of
+from mobius_train.tasks.options import DTYPES, frozen_dtype
 
-AttentionBackend = Literal["sdpa", "eager"]
 # Labels of what is kept for the backward pass.
 SPATIAL, TEMPORAL, HEAD, OTHER = "spatial", "ring", "fusion and head", "other"
 # Frames that `ImageEncoder.decode` decodes at once.
@@ -87,39 +87,37 @@ class Simulator:
         self._mode = FakeTensorMode()
         self._models: dict[str, _Models] = {}
 
-    def simulate(self, config: RunConfig, models: ModelConfigs, attention: AttentionBackend = "sdpa") -> Simulation:
+    def simulate(self, config: RunConfig, models: ModelConfigs) -> Simulation:
         """One micro-batch, the encoders, the held-out loss and the sampling of a recipe.
 
         Raises:
             MobiusError: the models do not fit each other, or are of a kind that is not supported.
         """
-        # Sizes are those of float16 too, in which some CPU kernels have no fake counterpart.
-        dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
+        dtype = _simulated(DTYPES[config.mixed_precision])
         # diffusers warns of every cast.
         with self._mode, contextlib.redirect_stderr(io.StringIO()):
             try:
                 if config.stage == "autoencoder":
                     return _simulate_autoencoder(config, models, dtype)
-                return _simulate_denoiser(config, self._built(config, models, dtype, attention), dtype)
+                return _simulate_denoiser(config, self._built(config, models, dtype), dtype)
             except (TypeError, ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise MobiusError(f"the recipe's models do not run together: {reason}") from error
 
-    def _built(
-        self, config: RunConfig, models: ModelConfigs, dtype: torch.dtype, attention: AttentionBackend
-    ) -> _Models:
+    def _built(self, config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
         same = {"data": config.data.model_copy(update={"num_frames": 8, "resolution": 256}), "train_batch_size": 1}
-        key = f"{config.model_copy(update=same).model_dump_json()} {dtype} {attention}"
+        key = f"{config.model_copy(update=same).model_dump_json()} {dtype}"
         if key not in self._models:
-            self._models[key] = _build(config, models, dtype, attention)
+            self._models[key] = _build(config, models, dtype)
         return self._models[key]
 
 
-def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype, attention: AttentionBackend) -> _Models:
+def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
     assert models.unet is not None
     assert models.text_encoder is not None
     unet = UNet2DConditionModel.from_config(models.unet).eval()
-    denoiser = denoiser_of(config, unet)
+    # What a compiler would save is not simulated.
+    denoiser = denoiser_of(config.model_copy(update={"compile": False}), unet)
     vae, text_encoder = _new_vae(models.vae), _new_text_encoder(models.text_encoder)
     width = int(text_encoder.config.hidden_size)
     if unet.config.cross_attention_dim != width:
@@ -127,11 +125,13 @@ def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype, attentio
             f"the text encoder is {width} wide but the UNet's cross_attention_dim is"
             f" {unet.config.cross_attention_dim}: choose a text encoder that fits in text_encoder_name_or_path"
         )
-    _cast(cast(nn.Module, denoiser), dtype)
-    if attention == "eager":
-        for module in (*cast(nn.Module, denoiser).modules(), *vae.modules()):
-            if isinstance(module, Attention):
-                module.set_processor(AttnProcessor())
+    _cast(denoiser.trained, dtype)
+    if denoiser.frozen is not None:
+        _cast(denoiser.frozen, _simulated(frozen_dtype(config)))
+    for temporal in (False, True):
+        # flash-attn keeps what PyTorch's fused kernels keep.
+        backend: AttentionBackend = "eager" if config.attention_backend == "eager" else "sdpa"
+        set_attention_backend(cast(nn.Module, denoiser), backend, temporal)
     return _Models(denoiser, vae, text_encoder)
 
 
@@ -302,6 +302,11 @@ def _text_tokens(config: RunConfig, text_encoder: Any) -> int:
 
 def _elements(module: nn.Module, trained: bool) -> tuple[int, ...]:
     return tuple(p.numel() for p in module.parameters() if p.requires_grad == trained)
+
+
+def _simulated(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 for float16, of the same size: some CPU kernels for that have no fake counterpart."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

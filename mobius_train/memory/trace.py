@@ -41,6 +41,7 @@ class Trace:
         deaths: when it was freed.
         completed: when it became the gradient of a parameter; NEVER for most.
         marks: moments by name.
+        host: bytes at the peak of what was copied to host memory, which counts nowhere else.
         flops: floating point operations of matrix products, convolutions and attention, a product and a sum as two.
     """
 
@@ -50,6 +51,7 @@ class Trace:
     completed: Bytes
     marks: dict[str, int]
     flops: dict[str, int]
+    host: int = 0
 
     def activations(self) -> Bytes:
         """Bytes alive at each moment, complete gradients apart."""
@@ -105,6 +107,7 @@ class Recorder(TorchDispatchMode):
         self._marks: dict[str, int] = {}
         self._flops: dict[str, int] = {}
         self._phase = "forward"
+        self._host = self._host_peak = 0
         self._handles: list[RemovableHandle] = []
 
     def watch(self, module: nn.Module, label: str) -> None:
@@ -149,6 +152,7 @@ class Recorder(TorchDispatchMode):
             times(self._completed),
             dict(self._marks),
             dict(self._flops),
+            self._host_peak,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -159,7 +163,10 @@ class Recorder(TorchDispatchMode):
             given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             for leaf in new:
                 if id(leaf.untyped_storage()) not in given:
-                    self._made(leaf.untyped_storage())
+                    if _is_host_copy(func, kwargs):
+                        self._made_on_host(leaf.untyped_storage())
+                    else:
+                        self._made(leaf.untyped_storage())
         count = _flop_formula(func)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
@@ -175,6 +182,15 @@ class Recorder(TorchDispatchMode):
         self._made_by.append(self._labels[-1])
         weakref.finalize(storage, self._freed, id(storage), index).atexit = False
 
+    def _made_on_host(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self._host += size
+        self._host_peak = max(self._host_peak, self._host)
+        weakref.finalize(storage, self._freed_on_host, size).atexit = False
+
+    def _freed_on_host(self, size: int) -> None:
+        self._host -= size
+
     def _freed(self, key: int, index: int) -> None:
         del self._index[key]
         self._deaths[index] = len(self._sizes)
@@ -184,6 +200,11 @@ class Recorder(TorchDispatchMode):
         index = self._index.get(id(parameter.grad.untyped_storage()))
         if index is not None:
             self._completed.setdefault(index, len(self._sizes))
+
+
+def _is_host_copy(func: Any, kwargs: dict[str, Any] | None) -> bool:
+    """Whether this is room in host memory, as `models.offload` makes it: the device is asked for by name."""
+    return func is torch.ops.aten.empty_like.default and (kwargs or {}).get("device") == torch.device("cpu")
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:

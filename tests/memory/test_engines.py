@@ -50,7 +50,7 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
     config = load(folder / "recipe.yaml", [f"mixed_precision='{precision}'", "data.validation=null", "validation={}"])
     planner = Planner()
     layout = Layout(RANKS, ds_json=read(folder / f"{stage}.json"))
-    sim = planner._simulation(config, "sdpa")
+    sim = planner._simulation(config)
     memory = planner._engine_memory(config, layout)(sim)
     phases = planner._phases(config, sim, memory, own_engine=True)
     return sum(memory.resident.values()), max(sum(parts.values()) for parts in phases.values())
