@@ -115,16 +115,16 @@ class Simulator:
 def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
     assert models.unet is not None
     assert models.text_encoder is not None
+    vae, text_encoder = _new_vae(models.vae), _new_text_encoder(models.text_encoder)
+    width, wanted = int(text_encoder.config.hidden_size), models.unet.get("cross_attention_dim")
+    if width != wanted:
+        raise MobiusError(
+            f"the text encoder is {width} wide but the UNet's cross_attention_dim is {wanted}:"
+            " choose a text encoder that fits in text_encoder_name_or_path"
+        )
     unet = UNet2DConditionModel.from_config(models.unet).eval()
     # What a compiler would save is not simulated.
     denoiser = denoiser_of(config.model_copy(update={"compile": False}), unet)
-    vae, text_encoder = _new_vae(models.vae), _new_text_encoder(models.text_encoder)
-    width = int(text_encoder.config.hidden_size)
-    if unet.config.cross_attention_dim != width:
-        raise MobiusError(
-            f"the text encoder is {width} wide but the UNet's cross_attention_dim is"
-            f" {unet.config.cross_attention_dim}: choose a text encoder that fits in text_encoder_name_or_path"
-        )
     _cast(denoiser.trained, dtype)
     if denoiser.frozen is not None:
         _cast(denoiser.frozen, _simulated(frozen_dtype(config)))

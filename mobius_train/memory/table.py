@@ -22,7 +22,7 @@ MODES: dict[str, list[str]] = {
     "parallel, recomputed": ["gradient_checkpointing=true"],
 }
 # The paper's measurements, MB (of 2^20 bytes, as nvidia-smi prints them), and what they were made with.
-PAPER = (
+PAPER: tuple[tuple[str, int, list[str], Layout], ...] = (
     ("serial, materialised attention", 37758, ["mode=serial", "attention_backend=eager"], Layout(RANKS, "ddp")),
     ("parallel", 28898, [], Layout(RANKS, "ddp")),
 )

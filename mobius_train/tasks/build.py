@@ -77,6 +77,7 @@ def denoiser_of(config: RunConfig, unet: Any) -> Denoiser:
     Raises:
         MobiusError: see `build_denoiser`.
     """
+    assert config.stage != "autoencoder"
     denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
     apply_memory_options(denoiser, config)
     return denoiser

