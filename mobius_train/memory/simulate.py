@@ -122,6 +122,7 @@ def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Mode
             f"the text encoder is {width} wide but the UNet's cross_attention_dim is {wanted}:"
             " choose a text encoder that fits in text_encoder_name_or_path"
         )
+    _text_tokens(config, text_encoder)
     unet = UNet2DConditionModel.from_config(models.unet).eval()
     # What a compiler would save is not simulated.
     denoiser = denoiser_of(config.model_copy(update={"compile": False}), unet)
