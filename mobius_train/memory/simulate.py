@@ -32,7 +32,7 @@ from mobius_train.tasks.build import denoiser_of
 from mobius_train.tasks.options import DTYPES, frozen_dtype
 
 # Labels of what is kept for the backward pass.
-SPATIAL, TEMPORAL, HEAD, OTHER = "spatial", "ring", "fusion and head", "other"
+SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion and head"
 # Frames that `ImageEncoder.decode` decodes at once.
 DECODED_AT_ONCE = 8
 TEXT_MODELS = {
@@ -236,12 +236,13 @@ def _forward_and_backward(recorder: Recorder, trained: nn.Module, compute_loss: 
 def _labels(denoiser: Denoiser) -> Iterator[tuple[nn.Module, str]]:
     """The modules whose forward pass tells which part of the model is at work."""
     frozen = denoiser.frozen
-    yield denoiser.trained, SPATIAL if frozen is None else TEMPORAL
+    temporal = TEMPORAL if frozen is None else RING
+    yield denoiser.trained, SPATIAL if frozen is None else RING
     if frozen is not None:
         yield from ((module, SPATIAL) for module in frozen.modules())
     for name, module in denoiser.trained.named_modules():
         if isinstance(module, TemporalConv | TemporalAttention):
-            yield module, TEMPORAL
+            yield module, temporal
         elif name.removeprefix("unet.") in ("fusion", "conv_norm_out", "conv_act", "conv_out"):
             yield module, HEAD
 
