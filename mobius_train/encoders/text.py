@@ -124,7 +124,7 @@ def load_text_encoder(
     """
     source = name_or_path
     if name_or_path.startswith("package:"):
-        source = _package_folder(name_or_path.removeprefix("package:"))
+        source = package_folder(name_or_path.removeprefix("package:"))
     check_local(source)
     try:
         model, info, tokenizer = _load_pair(source, dtype)
@@ -159,7 +159,7 @@ def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[s
     return model, info, AutoTokenizer.from_pretrained(source, subfolder=subfolders["tokenizer"], config=config)
 
 
-def _package_folder(package: str) -> str:
+def package_folder(package: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise MobiusError(f"text encoder package:{package}: the Python package is not installed")

@@ -18,7 +18,7 @@ from mobius_train.encoders.images import ImageEncoder
 from mobius_train.encoders.text import load_text_encoder
 from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
-from mobius_train.models import build_denoiser
+from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.diffusion import DiffusionTask
@@ -60,8 +60,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         raise MobiusError("no text encoder: set text_encoder_name_or_path")
     text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
     _check_fit(unet, vae, text.width, text_source)
-    denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
-    apply_memory_options(denoiser, config)
+    denoiser = denoiser_of(config, unet)
     for line in apply_attention_backend(denoiser, config, Machine.of(distributed.device)):
         if distributed.is_main:
             print(line, flush=True)
@@ -70,6 +69,18 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         denoiser.frozen.to(distributed.device, frozen_dtype(config))
     encoders = Encoders(ImageEncoder(vae, distributed.device), text)
     return DiffusionTask(config, denoiser, objective, encoders, train, heldout, distributed, dtype)
+
+
+def denoiser_of(config: RunConfig, unet: Any) -> Denoiser:
+    """The model that the recipe trains, around a UNet; also what the memory planner builds.
+
+    Raises:
+        MobiusError: see `build_denoiser`.
+    """
+    assert config.stage != "autoencoder"
+    denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
+    apply_memory_options(denoiser, config)
+    return denoiser
 
 
 def _open(config: RunConfig, source: str) -> ClipDataset:

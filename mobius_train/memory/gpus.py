@@ -1,0 +1,89 @@
+"""What the GPUs of the fit table hold and can compute in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mobius_train.config import RunConfig
+from mobius_train.errors import MobiusError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its name here.
+
+    Attributes:
+        gib: memory that a process can have, its CUDA context included.
+        bf16: has bfloat16 matrix units (compute capability 8.0 and newer).
+        flash_attn: FlashAttention-2 has kernels for it (compute capability 8.0 and newer).
+        fp8: has float8 matrix units (compute capability 8.9 and newer).
+    """
+
+    name: str
+    gib: float
+    bf16: bool = True
+    flash_attn: bool = True
+    fp8: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return int(self.gib * 2**30)
+
+    @property
+    def half_precision(self) -> Literal["bf16", "fp16"]:
+        """The `mixed_precision` to choose on it."""
+        return "bf16" if self.bf16 else "fp16"
+
+
+# The total capacity that torch's out-of-memory errors name on these cards, below what is printed on the box.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("V100-16", 15.77, bf16=False, flash_attn=False),
+        Gpu("V100-32", 31.74, bf16=False, flash_attn=False),
+        Gpu("A100-40", 39.39),
+        Gpu("A100-80", 79.15),
+        Gpu("H100-80", 79.1, fp8=True),
+        Gpu("H200-141", 139.7, fp8=True),
+        Gpu("L4-24", 21.95, fp8=True),
+        Gpu("RTX-4090-24", 23.6, fp8=True),
+    )
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """A GPU of the table, or one of so many GB (of 2^30 bytes), of which nothing else is known.
+
+    Raises:
+        MobiusError: neither.
+    """
+    for known, gpu in GPUS.items():
+        if name.lower() == known.lower():
+            return gpu
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", name.strip(), re.IGNORECASE)
+    if size is not None and float(size[1]) > 0:
+        return Gpu(f"{size[1]} GB", float(size[1]))
+    raise MobiusError(f"no GPU {name!r} is known here: give one of {', '.join(GPUS)}, or a size in GB such as 24")
+
+
+def check_gpu(gpu: Gpu, config: RunConfig) -> None:
+    """Refuse what the GPU cannot compute in.
+
+    Raises:
+        MobiusError: the recipe's precision, or the attention backend.
+    """
+    if config.mixed_precision == "bf16" and not gpu.bf16:
+        raise MobiusError(
+            f"mixed_precision=bf16 on a {gpu.name}: it has no bfloat16 units; set mixed_precision=fp16, whose losses"
+            " are scaled"
+        )
+    if config.frozen_dtype == "bf16" and not gpu.bf16:
+        raise MobiusError(f"frozen_dtype=bf16 on a {gpu.name}: it has no bfloat16 units; set frozen_dtype=fp16")
+    if config.attention_backend == "flash_attn" and not gpu.flash_attn:
+        raise MobiusError(
+            f"attention_backend=flash_attn on a {gpu.name}: FlashAttention-2 has no kernels for it; set sdpa"
+        )
+    if config.attention_backend == "flash_attn" and config.mixed_precision == "no":
+        raise MobiusError("attention_backend=flash_attn in float32: its kernels take bf16 and fp16 alone; set sdpa")

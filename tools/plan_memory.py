@@ -1,0 +1,76 @@
+"""Predict each rank's peak memory of a training run, and what it is made of; needs no GPU and allocates no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mobius_train.cli import run
+from mobius_train.config import load
+from mobius_train.environment import choose_accelerator
+from mobius_train.errors import MobiusError
+from mobius_train.quiet import quiet_libraries
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
+    parser.add_argument(
+        "--engine",
+        choices=("deepspeed", "ddp"),
+        default="deepspeed",
+        help="ddp: torch's DistributedDataParallel, to compare with published figures",
+    )
+    parser.add_argument("--gpu", help="V100-16, A100-40, …, or a size in GB")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs of the job (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar (.png, .svg, .pdf)")
+    parser.add_argument("--no-search", action="store_true", help="skip what fits at most, and what to change")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="renew the fit table in this Markdown file, no more")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    choose_accelerator()
+    quiet_libraries()
+    # These import torch and DeepSpeed, which takes seconds: after the arguments are checked.
+    from mobius_train.engine.ds_config import read
+    from mobius_train.memory import Layout, Planner, find_gpu
+    from mobius_train.memory.advice import advise
+    from mobius_train.memory.limits import QUANTITIES, largest
+    from mobius_train.memory.picture import draw
+    from mobius_train.memory.report import as_json, as_text
+    from mobius_train.memory.table import renew
+
+    if arguments.table is not None:
+        renew(arguments.table, REPOSITORY)
+        print(f"wrote the fit table into {arguments.table}")
+        return
+    gpu = None if arguments.gpu is None else find_gpu(arguments.gpu)
+    config = load(arguments.config, arguments.overrides)
+    path = arguments.deepspeed
+    if arguments.engine == "deepspeed":
+        path = path or REPOSITORY / "ds_configs" / "zero2.json"
+    layout = Layout(arguments.ranks, arguments.engine, None if path is None else read(path))
+    planner = Planner(arguments.config)
+    plan = planner.plan(config, layout, gpu)
+    limits, advice = {}, []
+    if gpu is not None and not arguments.no_search:
+        limits = {one.name: largest(planner, config, layout, gpu, one) for one in QUANTITIES if one.applies(config)}
+        advice = [] if plan.fits else advise(planner, config, layout, gpu)
+    print(json.dumps(as_json(plan, limits, advice), indent=1) if arguments.json else as_text(plan, limits, advice))
+    if arguments.picture is not None:
+        draw({arguments.config.stem: plan}, arguments.picture)
+    if gpu is not None and not plan.fits:
+        over = (plan.peak - gpu.bytes) / 2**20
+        raise MobiusError(f"{over:.0f} MiB too much for a {gpu.name}")
+
+
+if __name__ == "__main__":
+    run(main)
