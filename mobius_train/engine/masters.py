@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mobius_train.engine.optimizers import state_of
+from mobius_train.engine.pieces import part, whole
 from mobius_train.engine.protocol import Piece
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Masters:
     """The masters of a DeepSpeed engine, for its trained parameters by name."""
@@ -51,12 +50,8 @@ class Masters(ABC):
         wholes = {}
         mine = self.pieces()
         for name, parameter in self._trained.items():
-            shape = _shape(parameter)
-            whole = torch.zeros(shape.numel(), dtype=torch.float32, device=parameter.device)
-            if name in mine:
-                whole[mine[name].start :][: len(pieces[name])].copy_(pieces[name])
-            dist.all_reduce(whole)
-            wholes[name] = whole.view(shape).to("cpu", copy=True)
+            piece = mine[name]._replace(data=pieces[name]) if name in mine else None
+            wholes[name] = whole(tuple(_shape(parameter)), piece, parameter.device)
         return wholes
 
     @property
@@ -74,13 +69,7 @@ class Masters(ABC):
         return [key for group in self._optimizer.param_groups for key in group["params"]]
 
     def _adam(self, key: Tensor) -> dict[str, Tensor]:
-        """Adam's state of a tensor that it steps; torch makes it at the first step, and so would it be then."""
-        adam = getattr(self._optimizer, "optimizer", self._optimizer)
-        state: dict[str, Tensor] = adam.state[key]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state |= {moment: torch.zeros_like(key) for moment in MOMENTS}
-        return state
+        return state_of(getattr(self._optimizer, "optimizer", self._optimizer), key)
 
 
 class _Whole(Masters):
@@ -104,9 +93,7 @@ class _Whole(Masters):
             parameter.data.copy_(self._masters[name].data)
 
     def share(self, piece: Piece) -> Piece:
-        size, ranks, rank = len(piece.data), dist.get_world_size(), dist.get_rank()
-        start, end = size * rank // ranks, size * (rank + 1) // ranks
-        return Piece(piece.shape, start, piece.data[start:end])
+        return part(piece, dist.get_rank(), dist.get_world_size())
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: piece.view(self._masters[name].shape).to("cpu", copy=True) for name, piece in pieces.items()}

@@ -30,3 +30,22 @@ class EngineSettings:
     seed: int
     use_ema: bool
     ema_decay: float
+
+
+@dataclass(frozen=True)
+class FsdpSettings:
+    """How FSDP shards.
+
+    Attributes:
+        sharding: over all ranks, or over groups of ranks that hold the same.
+        shard_size: ranks of a group, under hybrid; None: those of a node.
+        cpu_offload: shards, their gradients and the optimizer's states stay in host memory.
+        reshard_after_forward: let go of gathered weights behind the forward pass, and gather them again for backward.
+        initial_scale_power: under fp16 losses are scaled by 2 to this at first.
+    """
+
+    sharding: Literal["full", "hybrid"] = "full"
+    shard_size: int | None = None
+    cpu_offload: bool = False
+    reshard_after_forward: bool = True
+    initial_scale_power: int = 16
