@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mobius_train.engine import deepspeed_setup, loss_scaler
 from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.masters import masters_of
 from mobius_train.engine.optimizers import MOMENTS, make_optimizer
-from mobius_train.engine.precision import DTYPES, LOSS_SCALER, check_precision, guarded
+from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
-
-# DeepSpeed tells every option at INFO, and at WARNING of every step that it skipped, which the loop does.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# It calls collectives by names that newer releases of torch deprecate.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 class DeepSpeedEngine:
@@ -112,7 +105,7 @@ class DeepSpeedEngine:
         if self._ema is not None:
             scalars["ema_updates"] = self._ema.updates
         scaler = self._loss_scaler()
-        return scalars | {name: getattr(scaler, name) for name in LOSS_SCALER if hasattr(scaler, name)}
+        return scalars | {name: getattr(scaler, name) for name in loss_scaler.ATTRIBUTES if hasattr(scaler, name)}
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
         for name, piece in self._held().items():
@@ -122,7 +115,7 @@ class DeepSpeedEngine:
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
         scaler = self._loss_scaler()
-        for name in LOSS_SCALER:
+        for name in loss_scaler.ATTRIBUTES:
             # At stage 0 DeepSpeed's scaler has no hysteresis.
             if hasattr(scaler, name) and name in scalars:
                 setattr(scaler, name, scalars[name])
@@ -206,11 +199,6 @@ class DeepSpeedEngine:
 
 
 def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
-    if not torch.cuda.is_available():
-        # On CPUs DeepSpeed would compile collectives over shared memory at its first start, for which it
-        # wants a compiler, a writable home and minutes. gloo does the same.
-        deepspeed.ops.__compatible_ops__ = {}
-    # It takes the process group that is there.
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    deepspeed_setup.join()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine

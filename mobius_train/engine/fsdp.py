@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from mobius_train.engine import loss_scaler
 from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.mesh import SHARD
 from mobius_train.engine.optimizers import MOMENTS, make_optimizer, state_of
 from mobius_train.engine.pieces import part, whole
-from mobius_train.engine.precision import DTYPES, LOSS_SCALER, check_precision, guarded
+from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.errors import MobiusError
@@ -64,8 +64,6 @@ class FsdpEngine:
         self._module = self._shard(module, units, fsdp)
         self._trained: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._masters = {name: nn.Parameter(p.to_local().detach()) for name, p in self._trained.items()}
-        # More ranks than rows leave some without any.
-        self._masters = {name: master for name, master in self._masters.items() if master.numel()}
         self._optimizer = make_optimizer(list(self._masters.values()), settings)
         self._contents = Contents(
             engine="fsdp",
@@ -75,7 +73,8 @@ class FsdpEngine:
             trained={name: list(p.shape) for name, p in self._trained.items()},
         )
         self._micro_batches, self._adam_step = 0, 0
-        self._loss_scaler = _loss_scaler(fsdp) if self.dtype == torch.float16 else None
+        fp16 = self.dtype == torch.float16
+        self._loss_scaler = loss_scaler.make_loss_scaler(fsdp.initial_scale_power) if fp16 else None
         self._ema = None
         if settings.use_ema:
             self._ema = ExponentialMovingAverage(self._tensors(), settings.ema_decay)
@@ -129,19 +128,19 @@ class FsdpEngine:
         if self._ema is not None:
             scalars["ema_updates"] = self._ema.updates
         if self._loss_scaler is not None:
-            scalars |= {name: getattr(self._loss_scaler, name) for name in LOSS_SCALER}
+            scalars |= {name: getattr(self._loss_scaler, name) for name in loss_scaler.ATTRIBUTES}
         return scalars
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
         for name, piece in self._held().items():
             fill(name, piece)
         self._adam_step = int(scalars["adam_step"])
-        for master in self._masters.values():
-            state_of(self._optimizer, master)["step"].fill_(self._adam_step)
+        for name in self._tensors():
+            state_of(self._optimizer, self._masters[name])["step"].fill_(self._adam_step)
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
         if self._loss_scaler is not None:
-            for name in LOSS_SCALER:
+            for name in loss_scaler.ATTRIBUTES:
                 # At stage 0 DeepSpeed's scaler has no hysteresis.
                 if name in scalars:
                     setattr(self._loss_scaler, name, scalars[name])
@@ -178,14 +177,15 @@ class FsdpEngine:
             dist.broadcast(parameter.data, src=0)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: master.detach().view(-1) for name, master in self._masters.items()}
+        """The float32 weights. More ranks than rows leave some without any."""
+        return {name: master.detach().view(-1) for name, master in self._masters.items() if master.numel()}
 
     def _held(self) -> dict[str, Piece]:
         """All state that this rank holds, by `<kind>/<parameter>`."""
         held = {f"weights/{name}": self._piece(name, tensor) for name, tensor in self._tensors().items()}
         for moment in MOMENTS:
-            for name, master in self._masters.items():
-                tensor = state_of(self._optimizer, master)[moment]
+            for name in self._tensors():
+                tensor = state_of(self._optimizer, self._masters[name])[moment]
                 held[f"{moment}/{name}"] = self._piece(name, tensor.view(-1))
         if self._ema is not None:
             held |= {f"average/{name}": self._piece(name, tensor) for name, tensor in self._ema.pieces.items()}
@@ -203,10 +203,10 @@ class FsdpEngine:
         return {name: whole(tuple(p.shape), mine.get(name), self.device, group) for name, p in self._trained.items()}
 
     def _take_gradients(self) -> list[Tensor]:
-        """Hand the shards' gradients to the masters."""
+        """Hand the shards' gradients to the masters; an optimizer passes over one that has none."""
         gradients = []
         for name, parameter in self._trained.items():
-            if parameter.grad is not None and name in self._masters:
+            if parameter.grad is not None and self._masters[name].numel():
                 gradient = parameter.grad.to_local()
                 self._masters[name].grad = gradient
                 gradients.append(gradient)
@@ -223,7 +223,7 @@ class FsdpEngine:
         factor = 1 / (self._loss_scale() or 1.0)
         if self._settings.max_grad_norm > 0:
             factor *= min(1.0, self._settings.max_grad_norm / (norm + 1e-6))
-        if factor != 1.0:
+        if gradients and factor != 1.0:
             torch._foreach_mul_(gradients, factor)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -234,16 +234,3 @@ class FsdpEngine:
 
     def _loss_scale(self) -> float | None:
         return None if self._loss_scaler is None else float(self._loss_scaler.loss_scale)
-
-
-def _loss_scaler(fsdp: FsdpSettings) -> Any:
-    """DeepSpeed's, as in ds_configs/, so that its state moves between the engines."""
-    return DynamicLossScaler(
-        init_scale=2.0**fsdp.initial_scale_power,
-        scale_window=1000,
-        min_scale=1,
-        delayed_shift=2,
-        consecutive_hysteresis=False,
-        # The training loop counts skipped steps, and stops.
-        raise_error_at_min_scale=False,
-    )

@@ -17,6 +17,7 @@ from mobius_train.engine.optimizers import state_of
 from mobius_train.engine.pieces import part, whole
 from mobius_train.engine.protocol import Piece
 
+
 def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Masters:
     """The masters of a DeepSpeed engine, for its trained parameters by name."""
     if stage == 3:

@@ -11,8 +11,6 @@ from torch import Tensor
 from mobius_train.errors import MobiusError
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Attributes of DeepSpeed's loss scalers.
-LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:

@@ -1,9 +1,9 @@
-"""Started on several ranks by test_deepspeed.py: goes on from what other ranks and stages saved in engine_worker.py.
+"""Started on several ranks by test_engines.py: goes on from what other ranks and engines saved in engine_worker.py.
 
-    moves_worker.py <ds_configs> <folder> <source>[,<source>...] <stage>[,<stage>...]
+    moves_worker.py <ds_configs> <folder> <source>[,<source>...] <engine>[,<engine>...]
 
-A source is <ranks>-<ds_config>-<precision>, a run folder that engine_worker.py left. Rank 0 writes
-<folder>/<world size>-moves.json: what was seen, by `<source>><ds_config>`.
+A source is <ranks>-<engine>-<precision>, a run folder that engine_worker.py left. Rank 0 writes
+<folder>/<world size>-moves.json: what was seen, by `<source>><engine>`.
 """
 
 from __future__ import annotations
