@@ -75,8 +75,7 @@ class Trainer:
             # The last validation's pictures are what the run ends with.
             shown = self._validate()
             weights = self._weights()
-            if self.distributed.is_main:
-                self.task.export(weights, self.output_dir / "final")
+            self.task.export(weights, self.output_dir / "final")
             self.distributed.barrier()
         return shown
 
@@ -146,9 +145,9 @@ class Trainer:
                 self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
         shown = Shown()
         # Untrained, the pictures would say nothing new: the model draws what its backbone draws.
-        if self._to and self.progress.step > 0:
+        if self.progress.step > 0:
             shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
-            if shown.figures:
+            if self._to and shown.figures:
                 self._to.write(self.progress.step, shown.figures)
         self.distributed.barrier()
         return shown

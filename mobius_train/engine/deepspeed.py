@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mobius_train.engine import deepspeed_setup, loss_scaler
+from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.masters import masters_of
-from mobius_train.engine.optimizers import MOMENTS, make_optimizer
+from mobius_train.engine.optimizers import make_optimizer
 from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
@@ -98,7 +100,7 @@ class DeepSpeedEngine:
         return self._contents
 
     def pieces(self) -> dict[str, Piece]:
-        return {name: self._masters.share(piece) for name, piece in self._held().items()}
+        return {name: self._masters.share(piece) for name, piece in self._held(self._masters.adam()).items()}
 
     def scalars(self) -> Scalars:
         scalars: Scalars = {"adam_step": self._masters.adam_step}
@@ -108,10 +110,11 @@ class DeepSpeedEngine:
         return scalars | {name: getattr(scaler, name) for name in loss_scaler.ATTRIBUTES if hasattr(scaler, name)}
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
-        for name, piece in self._held().items():
+        adam = self._masters.adam()
+        for name, piece in self._held(adam).items():
             fill(name, piece)
         self._masters.refresh()
-        self._masters.adam_step = int(scalars["adam_step"])
+        self._masters.commit(adam, int(scalars["adam_step"]))
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
         scaler = self._loss_scaler()
@@ -126,12 +129,13 @@ class DeepSpeedEngine:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: piece.data for name, piece in self._masters.pieces().items()}
 
-    def _held(self) -> dict[str, Piece]:
+    def _held(self, adam: AdamState) -> dict[str, Piece]:
         """All state that this rank holds."""
         weights = self._masters.pieces()
         held = {f"weights/{name}": piece for name, piece in weights.items()}
         for moment in MOMENTS:
-            held |= {f"{moment}/{name}": piece for name, piece in self._masters.pieces(moment).items()}
+            pieces = self._masters.pieces(partial(adam.moment, name=moment))
+            held |= {f"{moment}/{name}": piece for name, piece in pieces.items()}
         if self._ema is not None:
             held |= {f"average/{name}": weights[name]._replace(data=data) for name, data in self._ema.pieces.items()}
         return held

@@ -19,11 +19,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from mobius_train.engine import loss_scaler
+from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.mesh import SHARD
-from mobius_train.engine.optimizers import MOMENTS, make_optimizer, state_of
+from mobius_train.engine.optimizers import make_optimizer
 from mobius_train.engine.pieces import part, whole
 from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
@@ -120,7 +121,7 @@ class FsdpEngine:
         # Ranks with the same shard save a part of it each.
         replicas = self._mesh.size() // self._mesh[SHARD].size()
         replica = dist.get_rank() // self._mesh[SHARD].size()
-        parts = {name: part(piece, replica, replicas) for name, piece in self._held().items()}
+        parts = {name: part(piece, replica, replicas) for name, piece in self._held(AdamState(self._optimizer)).items()}
         return {name: piece for name, piece in parts.items() if len(piece.data)}
 
     def scalars(self) -> Scalars:
@@ -132,11 +133,12 @@ class FsdpEngine:
         return scalars
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
-        for name, piece in self._held().items():
+        adam = AdamState(self._optimizer)
+        for name, piece in self._held(adam).items():
             fill(name, piece)
         self._adam_step = int(scalars["adam_step"])
         for name in self._tensors():
-            state_of(self._optimizer, self._masters[name])["step"].fill_(self._adam_step)
+            adam.commit(self._masters[name], self._adam_step)
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
         if self._loss_scaler is not None:
@@ -180,13 +182,12 @@ class FsdpEngine:
         """The float32 weights. More ranks than rows leave some without any."""
         return {name: master.detach().view(-1) for name, master in self._masters.items() if master.numel()}
 
-    def _held(self) -> dict[str, Piece]:
+    def _held(self, adam: AdamState) -> dict[str, Piece]:
         """All state that this rank holds, by `<kind>/<parameter>`."""
         held = {f"weights/{name}": self._piece(name, tensor) for name, tensor in self._tensors().items()}
         for moment in MOMENTS:
             for name in self._tensors():
-                tensor = state_of(self._optimizer, self._masters[name])[moment]
-                held[f"{moment}/{name}"] = self._piece(name, tensor.view(-1))
+                held[f"{moment}/{name}"] = self._piece(name, adam.moment(self._masters[name], moment).view(-1))
         if self._ema is not None:
             held |= {f"average/{name}": self._piece(name, tensor) for name, tensor in self._ema.pieces.items()}
         return held

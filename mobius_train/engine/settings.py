@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class EngineSettings:
     micro_batch_size: int
     gradient_accumulation_steps: int
     mixed_precision: MixedPrecision
+    optimizer: OptimizerName
     learning_rate: float
     adam_beta1: float
     adam_beta2: float

@@ -60,7 +60,7 @@ class ImageUNet(nn.Module):
         prediction = unet(frames, timestep, text.to(self.dtype), return_dict=False)[0]
         return unfold_frames(prediction, num_frames)
 
-    def with_trained(self, module: nn.Module) -> nn.Module:
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser. The UNet itself: stills are sampled from it as from any."""
         return module
 

@@ -76,6 +76,7 @@ def settings(precision: Any, world_size: int, max_grad_norm: float = 0.5) -> Eng
         micro_batch_size=GLOBAL_BATCH // accumulation // world_size,
         gradient_accumulation_steps=accumulation,
         mixed_precision=precision,
+        optimizer="adamw",
         learning_rate=1e-2,
         adam_beta1=0.9,
         adam_beta2=0.99,
