@@ -56,7 +56,8 @@ class DiffusionTask:
         self._empty_text = encoders.empty_text()
         self._inference = Inference(denoiser.trained, distributed.device, dtype)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
-        self._sharded_frozen = self._sharded_text = None
+        self._sharded_frozen: Sharded | None = None
+        self._sharded_text: Sharded | None = None
         if config.shard_frozen:
             if denoiser.frozen is not None:
                 parts = [module for unit in layer_units(denoiser.frozen) for module in unit]

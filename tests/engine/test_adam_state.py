@@ -1,4 +1,4 @@
-"""8-bit moments are saved as float32 and taken over, under each engine; bitsandbytes' CPU kernels stand in for a GPU."""
+"""8-bit moments are saved as float32 and taken over, under each engine; bitsandbytes' CPU kernels stand for a GPU's."""
 
 from __future__ import annotations
 
