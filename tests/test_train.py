@@ -28,11 +28,12 @@ def run(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: py
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
-    def start(name: str = "out", ds_config: str = "zero2", dry: bool = False, **changes: Any) -> Path:
+    def start(name: str = "out", ds_config: str | None = "zero2", dry: bool = False, **changes: Any) -> Path:
         monkeypatch.delenv("MASTER_PORT", raising=False)
         values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
         config = load(write(tmp_path / f"{name}.yaml", values))
-        (dry_run if dry else train)(config, DS_CONFIGS / f"{ds_config}.json", environment.prepare())
+        ds_path = None if ds_config is None else DS_CONFIGS / f"{ds_config}.json"
+        (dry_run if dry else train)(config, ds_path, environment.prepare())
         return tmp_path / name
 
     return start
@@ -110,8 +111,8 @@ def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_
     assert online != other
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2"])
-def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str) -> None:
+@pytest.mark.parametrize("ds_config", ["zero0", "zero2", None])
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str | None) -> None:
     options = {
         "checkpointing_steps": 2,
         "use_ema": True,
@@ -125,6 +126,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str) -> 
     ring = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
     expected = load_file(whole / ring)
     assert all(torch.equal(expected[name], tensor) for name, tensor in load_file(parts / ring).items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "autoencoder", "data": {"random_frame": True}},
+        {"stage": "text-to-image", "data": {"random_frame": True}},
+        {"mode": "serial"},
+        {"mode": "full", "gradient_checkpointing": True},
+        {"mode": "parallel", "gradient_checkpointing": True},
+    ],
+)
+def test_fsdp_trains_every_stage_and_mode_as_deepspeed_does(run: Run, changes: dict[str, Any]) -> None:
+    options = {"max_train_steps": 2, "mixed_precision": "bf16", "validation": {"prompts": []}} | changes
+    zero0, fsdp = run("zero0", "zero0", **options), run("fsdp", None, **options)
+    assert losses(fsdp) == pytest.approx(losses(zero0), rel=1e-2)
 
 
 def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:

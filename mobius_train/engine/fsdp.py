@@ -7,6 +7,7 @@ memory with this rank's shards, which are rows of the parameters, so ranges of t
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -30,6 +31,9 @@ from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.errors import MobiusError
+
+# It warns of every layer that returns a view: no caller may change it in place, and none does.
+warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
 Units = Sequence[Sequence[nn.Module]]
 
