@@ -80,6 +80,16 @@ class ValidationConfig(Section):
     )
 
 
+class FsdpConfig(Section):
+    """How `--engine fsdp` shards what is trained."""
+
+    sharding: Literal["full", "hybrid"] = Field("full", description="over all ranks, or within groups of them")
+    shard_size: int | None = Field(None, ge=2, description="ranks of a group under hybrid; none: those of a node")
+    cpu_offload: bool = Field(False, description="weights, gradients and optimizer states in host memory")
+    reshard_after_forward: bool = Field(True, description="gather a layer's weights again for the backward pass")
+    initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: losses are scaled by 2 to this at first")
+
+
 class RunConfig(Section):
     """One training run. Every field can be overridden on the command line as `key=value`."""
 
@@ -135,6 +145,11 @@ class RunConfig(Section):
         None, description="of the frozen branch of mode parallel; none: as mixed_precision"
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    fsdp: FsdpConfig = FsdpConfig()
+    shard_frozen: bool = Field(
+        False, description="frozen UNet and text encoder sharded over all ranks, gathered layer by layer"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: of bitsandbytes, on GPUs")
     learning_rate: float = Field(1e-4, gt=0)
     scale_lr: bool = Field(False, description="times accumulation x batch x ranks")
     lr_scheduler: LearningRateSchedule = "constant"
@@ -167,6 +182,8 @@ class RunConfig(Section):
             raise ValueError("data.random_frame makes single images, but stage is 'text-to-video'")
         if self.stage == "text-to-image" and not self.data.random_frame and self.data.num_frames != 1:
             raise ValueError("stage text-to-image needs data.num_frames=1 (first frames) or data.random_frame=true")
+        if self.stage == "autoencoder" and self.shard_frozen:
+            raise ValueError("shard_frozen shards frozen models, and stage autoencoder has none")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
             raise ValueError("data.cache_dir caches what the autoencoder computes: stage autoencoder trains it")
         if self.lr_warmup_steps >= self.max_train_steps:

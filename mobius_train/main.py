@@ -18,6 +18,7 @@ from pathlib import Path
 from mobius_train import environment
 from mobius_train.cli import run_rank
 from mobius_train.config import load
+from mobius_train.errors import MobiusError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,26 +28,42 @@ def parse_arguments() -> argparse.Namespace:
         prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
     )
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
-    parser.add_argument(
-        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
-    )
+    parser.add_argument("--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="what shards and steps")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON, by default ds_configs/zero2.json")
     parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_args()
 
 
+def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
+    """The DeepSpeed JSON; None for the other engine.
+
+    Raises:
+        MobiusError: one was given to the other engine.
+    """
+    if arguments.engine == "deepspeed":
+        return arguments.deepspeed or REPOSITORY / "ds_configs" / "zero2.json"
+    if arguments.deepspeed is not None:
+        raise MobiusError(
+            f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, and --engine is {arguments.engine}:"
+            " remove one of them; FSDP has its settings in the recipe, fsdp.sharding and others"
+        )
+    return None
+
+
 def main() -> None:
     arguments = parse_arguments()
+    ds_path = deepspeed_json(arguments)
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
     from mobius_train.run import dry_run, train
 
     if arguments.dry_run:
-        dry_run(config, arguments.deepspeed, launch)
+        dry_run(config, ds_path, launch)
     else:
-        train(config, arguments.deepspeed, launch)
+        train(config, ds_path, launch)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.durable import replace_file
 from mobius_train.engine import distributed as ranks
-from mobius_train.engine.deepspeed import DeepSpeedEngine
+from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.distributed import Distributed
-from mobius_train.engine.ds_config import read, resolve
-from mobius_train.engine.settings import EngineSettings
+from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
@@ -26,21 +25,24 @@ from mobius_train.trainer import Progress, Trainer
 from mobius_train.versions import versions
 
 
-def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
-    """Train, and print where the results are."""
+def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
+    """Train, and print where the results are.
+
+    Args:
+        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
+    """
     started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
-        _check_batch_sizes(config, distributed.world_size)
-        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        _check_ranks(config, distributed.world_size)
+        make_engine = choose_engine(engine_settings(config), _fsdp_settings(config), ds_path, launch)
         output_dir = _output_dir(config, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
-        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        engine = make_engine(task.trained, task.units, distributed)
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
@@ -57,17 +59,16 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
 
 
-def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
+def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
     """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    ds_json = read(ds_path)
     with closing(ranks.start(launch)) as distributed:
-        _check_batch_sizes(config, distributed.world_size)
-        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        _check_ranks(config, distributed.world_size)
+        make_engine = choose_engine(engine_settings(config), _fsdp_settings(config), ds_path, launch)
         task = build_task(config, distributed)
-        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        engine = make_engine(task.trained, task.units, distributed)
         loss = task.loss(engine, next(task.training_batches(0))).mean()
         engine.backward(loss)
         mean = distributed.mean({"loss": float(loss.detach())})["loss"]
@@ -86,6 +87,7 @@ def engine_settings(config: RunConfig) -> EngineSettings:
         micro_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
+        optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,
@@ -98,6 +100,10 @@ def engine_settings(config: RunConfig) -> EngineSettings:
     )
 
 
+def _fsdp_settings(config: RunConfig) -> FsdpSettings:
+    return FsdpSettings(**config.fsdp.model_dump())
+
+
 def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
 
@@ -106,7 +112,7 @@ def _global_batch_size(config: RunConfig, world_size: int) -> int:
     return config.train_batch_size * config.gradient_accumulation_steps * world_size
 
 
-def _check_batch_sizes(config: RunConfig, world_size: int) -> None:
+def _check_ranks(config: RunConfig, world_size: int) -> None:
     product = _global_batch_size(config, world_size)
     if config.global_batch_size not in (None, product):
         raise MobiusError(
@@ -114,6 +120,8 @@ def _check_batch_sizes(config: RunConfig, world_size: int) -> None:
             f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {world_size} rank(s) = {product}:"
             " change one of them"
         )
+    if config.shard_frozen and world_size == 1:
+        raise MobiusError("shard_frozen=true has one rank to shard over: start more, or set shard_frozen=false")
 
 
 def _output_dir(config: RunConfig, distributed: Distributed) -> Path:

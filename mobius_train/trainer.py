@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ class Trainer:
             # The last validation's pictures are what the run ends with.
             shown = self._validate()
             weights = self._weights()
-            if self.distributed.is_main:
-                with finished_folder(self.output_dir / "final", overwrite=True) as folder:
-                    self.task.export(weights, folder)
+            final = self.output_dir / "final"
+            with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
+                self.task.export(weights, folder)
             self.distributed.barrier()
         return shown
 
@@ -145,12 +146,12 @@ class Trainer:
                 self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
         shown = Shown()
         # Untrained, the pictures would say nothing new: the model draws what its backbone draws.
-        if self._to and self.progress.step > 0:
+        if self.progress.step > 0:
             try:
                 shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
             except OSError as error:
                 logger.error("the samples of step %d were not written: %s", self.progress.step, error)
-            if shown.figures:
+            if self._to and shown.figures:
                 self._to.write(self.progress.step, shown.figures)
         self.distributed.barrier()
         return shown

@@ -49,11 +49,12 @@ def run(
     for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
-    def start(name: str = "out", ds_config: str = "zero2", dry: bool = False, **changes: Any) -> Path:
+    def start(name: str = "out", ds_config: str | None = "zero2", dry: bool = False, **changes: Any) -> Path:
         monkeypatch.delenv("MASTER_PORT", raising=False)
         values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
         config = load(write(tmp_path / f"{name}.yaml", values))
-        (dry_run if dry else train)(config, DS_CONFIGS / f"{ds_config}.json", environment.prepare())
+        ds_path = None if ds_config is None else DS_CONFIGS / f"{ds_config}.json"
+        (dry_run if dry else train)(config, ds_path, environment.prepare())
         return tmp_path / name
 
     return start

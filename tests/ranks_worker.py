@@ -1,4 +1,9 @@
-"""Started on several ranks by test_ranks.py: one run for each ZeRO stage, in one launch."""
+"""Started on several ranks: runs of a recipe one after the other, in one launch.
+
+    ranks_worker.py <recipe> <output> <ds_configs> <run> [<run>...]
+
+A run is <engine>[+key=value...], its folder <output>/<run>, and an engine a file of <ds_configs>, or fsdp.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +19,15 @@ from mobius_train.run import train
 
 
 def main() -> None:
-    recipe, output, ds_configs, *stages = sys.argv[1:]
+    recipe, output, ds_configs, *runs = sys.argv[1:]
     launch = environment.prepare()
     # One process group for all runs: DeepSpeed takes only one in the life of a process.
     dist.init_process_group("gloo")
-    for stage in stages:
+    for run in runs:
+        engine, *overrides = run.split("+")
         per_rank = 4 // launch.world_size
-        config = load(Path(recipe), [f"output_dir={output}/{stage}", f"train_batch_size={per_rank}"])
-        train(config, Path(ds_configs) / f"{stage}.json", launch)
+        config = load(Path(recipe), [f"output_dir={output}/{run}", f"train_batch_size={per_rank}", *overrides])
+        train(config, None if engine == "fsdp" else Path(ds_configs) / f"{engine}.json", launch)
     dist.destroy_process_group()
 
 

@@ -50,9 +50,9 @@ def write(path: Path, values: dict[str, Any]) -> Path:
 
 
 def start(
-    recipe_path: Path, *arguments: str, ranks: int = 1, ds_config: str = "zero2", launcher: str = "deepspeed"
+    recipe_path: Path, *arguments: str, ranks: int = 1, ds_config: str | None = "zero2", launcher: str = "deepspeed"
 ) -> subprocess.CompletedProcess[str]:
-    """Run the training entry as a user does."""
+    """Run the training entry as a user does; without a DeepSpeed configuration under FSDP."""
     main = str(REPOSITORY / "mobius_train" / "main.py")
     scripts = Path(sys.executable).parent
     command = {
@@ -61,8 +61,9 @@ def start(
         "python": [sys.executable, main],
     }[launcher]
     environment = clean_environment(HF_HUB_OFFLINE="1", PATH=f"{scripts}:{os.environ['PATH']}")
+    engine = ["--engine", "fsdp"] if ds_config is None else ["--deepspeed", str(DS_CONFIGS / f"{ds_config}.json")]
     return subprocess.run(
-        [*command, "--deepspeed", str(DS_CONFIGS / f"{ds_config}.json"), "--config", str(recipe_path), *arguments],
+        [*command, *engine, "--config", str(recipe_path), *arguments],
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,4 +1,4 @@
-"""One, two and four ranks under ZeRO 0 to 3: the same global batch gives the same losses.
+"""One, two and four ranks under ZeRO 0 to 3 and FSDP: the same global batch gives the same losses.
 
 The clips, noise and timesteps of a global batch are the same bits on any number of ranks. What differs is the order
 in which float32 sums are made: kernels choose by the size of the batch, and gradients are added up over ranks. After
@@ -13,18 +13,24 @@ import pytest
 from launching import launch
 from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
 
-STAGES = ("zero0", "zero1", "zero2", "zero3")
+ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+# Two groups of two ranks; and layers that are recomputed while FSDP gathers them for the backward pass.
+HYBRID = ("fsdp+fsdp.sharding=hybrid+fsdp.shard_size=2", "fsdp+gradient_checkpointing=true")
 TOLERANCE = 1e-5
+
+
+def _engines(ranks: int) -> tuple[str, ...]:
+    return ENGINES + HYBRID if ranks == 4 else ENGINES
 
 
 def _launch(ranks: int, recipe_path: Path, output: Path) -> None:
     worker = Path(__file__).parent / "ranks_worker.py"
-    result = launch(ranks, worker, str(recipe_path), str(output), str(DS_CONFIGS), *STAGES, timeout=600)
+    result = launch(ranks, worker, str(recipe_path), str(output), str(DS_CONFIGS), *_engines(ranks), timeout=600)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
 
 @pytest.mark.distributed
-def test_one_two_and_four_ranks_under_zero_0_to_3_lose_the_same(
+def test_one_two_and_four_ranks_under_every_engine_lose_the_same(
     tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=3, use_ema=True)
@@ -36,12 +42,12 @@ def test_one_two_and_four_ranks_under_zero_0_to_3_lose_the_same(
     assert len(reference) == 3
     assert len(set(reference)) == 3
     for ranks in (1, 2, 4):
-        for stage in STAGES:
-            output = tmp_path / str(ranks) / stage
-            assert losses(output) == pytest.approx(reference, rel=TOLERANCE), (ranks, stage)
+        for engine in _engines(ranks):
+            output = tmp_path / str(ranks) / engine
+            assert losses(output) == pytest.approx(reference, rel=TOLERANCE), (ranks, engine)
             heldout = [line["heldout_loss"] for line in metrics(output) if "heldout_loss" in line]
             first = [line["heldout_loss"] for line in metrics(tmp_path / "1" / "zero0") if "heldout_loss" in line]
-            assert heldout == pytest.approx(first, rel=TOLERANCE), (ranks, stage)
+            assert heldout == pytest.approx(first, rel=TOLERANCE), (ranks, engine)
 
 
 @pytest.mark.distributed

@@ -90,8 +90,8 @@ def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_
     assert online != other
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2"])
-def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str) -> None:
+@pytest.mark.parametrize("ds_config", ["zero0", "zero2", None])
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str | None) -> None:
     options = {
         "checkpointing_steps": 2,
         "use_ema": True,
@@ -105,6 +105,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str) -> 
     ring = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
     expected = load_file(whole / ring)
     assert all(torch.equal(expected[name], tensor) for name, tensor in load_file(parts / ring).items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "autoencoder", "data": {"random_frame": True}},
+        {"stage": "text-to-image", "data": {"random_frame": True}},
+        {"mode": "serial"},
+        {"mode": "full", "gradient_checkpointing": True},
+        {"mode": "parallel", "gradient_checkpointing": True},
+    ],
+)
+def test_fsdp_trains_every_stage_and_mode_as_deepspeed_does(run: Run, changes: dict[str, Any]) -> None:
+    options = {"max_train_steps": 2, "mixed_precision": "bf16", "validation": {"prompts": []}} | changes
+    zero0, fsdp = run("zero0", "zero0", **options), run("fsdp", None, **options)
+    assert losses(fsdp) == pytest.approx(losses(zero0), rel=1e-2)
 
 
 def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:

@@ -58,12 +58,13 @@ def _checkpoint(folder: Path) -> Report:
         tensors.setdefault(kind, {})[parameter] = list(parts[0].shape)
     kinds = [{"name": kind, "bytes": 4 * _elements(shapes), "tensors": shapes} for kind, shapes in tensors.items()]
     contents = state.contents
+    stage = "" if contents.zero_stage is None else f", ZeRO {contents.zero_stage}"
     return {
         "step": state.progress["step"],
         "parts": kinds,
         "ranks": state.world_size,
         "global_batch_size": state.global_batch_size,
-        "engine": f"{contents.engine}, ZeRO {contents.zero_stage}, mixed_precision={contents.mixed_precision}",
+        "engine": f"{contents.engine}{stage}, mixed_precision={contents.mixed_precision}",
         "frozen": {"sha256": state.frozen_sha256, "source": state.frozen_source},
         "versions": state.versions,
     }

@@ -80,8 +80,15 @@ def heldout_batches(
     world_size: int,
     max_clips: int,
     first_frame: bool = False,
+    even: bool = False,
 ) -> Iterator[Any]:
-    """The first `max_clips` clips once, this rank's share of them; the sample index is the clip's."""
-    mine = list(range(min(max_clips, len(samples))))[rank::world_size]
+    """The first `max_clips` clips once, this rank's share of them; the sample index is the clip's.
+
+    even: every rank has as many; those that would have fewer end with the first clip, which counts on rank 0 only.
+    """
+    count = min(max_clips, len(samples))
+    mine = list(range(count))[rank::world_size]
+    if even:
+        mine += [0] * (-(-count // world_size) - len(mine))
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     return iter(DataLoader(_Heldout(samples, first_frame), batch_sampler=chunks, collate_fn=collate))

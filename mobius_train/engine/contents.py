@@ -12,7 +12,8 @@ class Contents:
     """How the state was made; `trained` has the trained parameters' shapes by name."""
 
     engine: str
-    zero_stage: int
+    zero_stage: int | None
+    """DeepSpeed's."""
     mixed_precision: str
     use_ema: bool
     trained: dict[str, list[int]]

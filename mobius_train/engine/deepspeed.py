@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from mobius_train.engine import deepspeed_setup, loss_scaler
+from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
-from mobius_train.engine.masters import MOMENTS, masters_of
+from mobius_train.engine.masters import masters_of
+from mobius_train.engine.optimizers import make_optimizer
+from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
-
-# DeepSpeed tells every option at INFO, and at WARNING of every step that it skipped, which the loop does.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# It calls collectives by names that newer releases of torch deprecate.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Attributes of DeepSpeed's loss scalers.
-LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedEngine:
@@ -51,7 +45,7 @@ class DeepSpeedEngine:
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not trained:
             raise MobiusError("nothing to train: no parameter of the trained module requires a gradient")
-        _check_precision(settings.mixed_precision, distributed.device)
+        check_precision(settings.mixed_precision, distributed.device)
         self.device, self.dtype = distributed.device, DTYPES[settings.mixed_precision]
         self._settings, self._trained = settings, trained
         self._stage = int(ds_config["zero_optimization"]["stage"])
@@ -64,7 +58,8 @@ class DeepSpeedEngine:
         )
         before_cast = {name: p.data for name, p in trained.items()} if self.dtype != torch.float32 else {}
         config = with_bucket_sizes(ds_config, sum(p.numel() for p in trained.values()))
-        self._engine = _initialize(module.to(self.device), list(trained.values()), self._adapted(config))
+        optimizer = make_optimizer(list(trained.values()), settings)
+        self._engine = _initialize(module.to(self.device), optimizer, self._adapted(config))
         self._masters = masters_of(self._engine, trained, self._stage)
         self._start_from(before_cast)
         self._ema = None
@@ -75,9 +70,7 @@ class DeepSpeedEngine:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        # A loss can be infinite and its gradient finite. NaN times a gradient is NaN, which reduction
-        # carries to every rank, so that all skip the step; one times a loss is the loss to the last bit.
-        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        loss = guarded(loss)
         scale = self._loss_scale()
         if self._stage == 0 and scale is not None:
             # At this stage DeepSpeed divides gradients by the scale, but does not multiply losses by it.
@@ -107,24 +100,25 @@ class DeepSpeedEngine:
         return self._contents
 
     def pieces(self) -> dict[str, Piece]:
-        return {name: self._masters.share(piece) for name, piece in self._held().items()}
+        return {name: self._masters.share(piece) for name, piece in self._held(self._masters.adam()).items()}
 
     def scalars(self) -> Scalars:
         scalars: Scalars = {"adam_step": self._masters.adam_step}
         if self._ema is not None:
             scalars["ema_updates"] = self._ema.updates
         scaler = self._loss_scaler()
-        return scalars | {name: getattr(scaler, name) for name in LOSS_SCALER if hasattr(scaler, name)}
+        return scalars | {name: getattr(scaler, name) for name in loss_scaler.ATTRIBUTES if hasattr(scaler, name)}
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
-        for name, piece in self._held().items():
+        adam = self._masters.adam()
+        for name, piece in self._held(adam).items():
             fill(name, piece)
         self._masters.refresh()
-        self._masters.adam_step = int(scalars["adam_step"])
+        self._masters.commit(adam, int(scalars["adam_step"]))
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
         scaler = self._loss_scaler()
-        for name in LOSS_SCALER:
+        for name in loss_scaler.ATTRIBUTES:
             # At stage 0 DeepSpeed's scaler has no hysteresis.
             if hasattr(scaler, name) and name in scalars:
                 setattr(scaler, name, scalars[name])
@@ -135,12 +129,13 @@ class DeepSpeedEngine:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: piece.data for name, piece in self._masters.pieces().items()}
 
-    def _held(self) -> dict[str, Piece]:
+    def _held(self, adam: AdamState) -> dict[str, Piece]:
         """All state that this rank holds."""
         weights = self._masters.pieces()
         held = {f"weights/{name}": piece for name, piece in weights.items()}
         for moment in MOMENTS:
-            held |= {f"{moment}/{name}": piece for name, piece in self._masters.pieces(moment).items()}
+            pieces = self._masters.pieces(partial(adam.moment, name=moment))
+            held |= {f"{moment}/{name}": piece for name, piece in pieces.items()}
         if self._ema is not None:
             held |= {f"average/{name}": weights[name]._replace(data=data) for name, data in self._ema.pieces.items()}
         return held
@@ -150,6 +145,8 @@ class DeepSpeedEngine:
         return self._stage == 0 and self.dtype == torch.float32
 
     def _adapted(self, config: dict[str, Any]) -> dict[str, Any]:
+        # The optimizer is given.
+        config = {key: value for key, value in config.items() if key != "optimizer"}
         # Where the norm is measured here, it is clipped by here.
         return config | {"gradient_clipping": 0.0} if self._plain() else config
 
@@ -205,27 +202,7 @@ class DeepSpeedEngine:
         return float(self._engine.optimizer.loss_scale) if self.dtype == torch.float16 else None
 
 
-def _initialize(module: nn.Module, parameters: list[nn.Parameter], config: dict[str, Any]) -> Any:
-    if not torch.cuda.is_available():
-        # On CPUs DeepSpeed would compile collectives over shared memory at its first start, for which it
-        # wants a compiler, a writable home and minutes. gloo does the same.
-        deepspeed.ops.__compatible_ops__ = {}
-    # It takes the process group that is there.
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=parameters, config=config, dist_init_required=False
-    )
+def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
+    deepspeed_setup.join()
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
-
-
-def _check_precision(mixed_precision: str, device: torch.device) -> None:
-    accelerator = deepspeed.get_accelerator()
-    supported = {"no": True, "fp16": accelerator.is_fp16_supported(), "bf16": True}
-    name = "this CPU"
-    if device.type == "cuda":
-        # torch would emulate it, at no gain.
-        supported["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = torch.cuda.get_device_name(device)
-    if not supported[mixed_precision]:
-        others = " or ".join(precision for precision, there in supported.items() if there)
-        raise MobiusError(f"mixed_precision={mixed_precision}, which {name} cannot compute in: use {others}")

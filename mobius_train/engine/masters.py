@@ -7,15 +7,16 @@ state; anything else of the same ranges, such as the weights' moving average, is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mobius_train.engine.adam_state import AdamState
+from mobius_train.engine.pieces import part, whole
 from mobius_train.engine.protocol import Piece
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Masters:
@@ -34,9 +35,22 @@ class Masters(ABC):
         self._optimizer = optimizer
         self._trained: dict[str, Any] = dict(trained)
 
+    def adam(self) -> AdamState:
+        """The moments, to be read or written to."""
+        return AdamState(getattr(self._optimizer, "optimizer", self._optimizer))
+
+    def commit(self, adam: AdamState, step: int) -> None:
+        """Take over what was written into the moments, and how often Adam has stepped."""
+        for key in self._keys():
+            adam.commit(key, step)
+
     @abstractmethod
-    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
-        """What this rank holds of the weights, or of one of Adam's moments, by the parameter's name."""
+    def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
+        """What this rank holds of the weights by the parameter's name, or of something else that lies as they do.
+
+        Args:
+            of: from a tensor that Adam steps to one of its shape.
+        """
 
     @abstractmethod
     def refresh(self) -> None:
@@ -51,36 +65,19 @@ class Masters(ABC):
         wholes = {}
         mine = self.pieces()
         for name, parameter in self._trained.items():
-            shape = _shape(parameter)
-            whole = torch.zeros(shape.numel(), dtype=torch.float32, device=parameter.device)
-            if name in mine:
-                whole[mine[name].start :][: len(pieces[name])].copy_(pieces[name])
-            dist.all_reduce(whole)
-            wholes[name] = whole.view(shape).to("cpu", copy=True)
+            piece = mine[name]._replace(data=pieces[name]) if name in mine else None
+            wholes[name] = whole(tuple(_shape(parameter)), piece, parameter.device)
         return wholes
 
     @property
     def adam_step(self) -> int:
         """How often Adam has stepped; the same for all parameters, each of which has a gradient in every step."""
-        return max((int(self._adam(key)["step"]) for key in self._keys()), default=0)
-
-    @adam_step.setter
-    def adam_step(self, step: int) -> None:
-        for key in self._keys():
-            self._adam(key)["step"].fill_(step)
+        adam = self.adam()
+        return max((adam.step(key) for key in self._keys()), default=0)
 
     def _keys(self) -> list[Tensor]:
         """The tensors that Adam steps."""
         return [key for group in self._optimizer.param_groups for key in group["params"]]
-
-    def _adam(self, key: Tensor) -> dict[str, Tensor]:
-        """Adam's state of a tensor that it steps; torch makes it at the first step, and so would it be then."""
-        adam = getattr(self._optimizer, "optimizer", self._optimizer)
-        state: dict[str, Tensor] = adam.state[key]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state |= {moment: torch.zeros_like(key) for moment in MOMENTS}
-        return state
 
 
 class _Whole(Masters):
@@ -93,20 +90,15 @@ class _Whole(Masters):
         copies = {id(p): master for p, master in zip(low, high, strict=True)}
         self._masters = {name: copies.get(id(p), p) for name, p in trained.items()}
 
-    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
-        tensors = {
-            name: master if moment is None else self._adam(master)[moment] for name, master in self._masters.items()
-        }
-        return {name: Piece(tuple(t.shape), 0, t.detach().view(-1)) for name, t in tensors.items()}
+    def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
+        return {name: Piece(tuple(m.shape), 0, of(m).view(-1)) for name, m in self._masters.items()}
 
     def refresh(self) -> None:
         for name, parameter in self._trained.items():
             parameter.data.copy_(self._masters[name].data)
 
     def share(self, piece: Piece) -> Piece:
-        size, ranks, rank = len(piece.data), dist.get_world_size(), dist.get_rank()
-        start, end = size * rank // ranks, size * (rank + 1) // ranks
-        return Piece(piece.shape, start, piece.data[start:end])
+        return part(piece, dist.get_rank(), dist.get_world_size())
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: piece.view(self._masters[name].shape).to("cpu", copy=True) for name, piece in pieces.items()}
@@ -115,15 +107,14 @@ class _Whole(Masters):
 class _Fragmented(Masters):
     """Stages 1 and 2: a rank has a range of all parameters laid end to end, so a fragment of some of them."""
 
-    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
+    def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
         pieces = {}
         for name, parameter in self._trained.items():
             mapping = parameter._hp_mapping
             if mapping is not None:
                 flat = self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                flat = flat.detach() if moment is None else self._adam(flat)[moment]
                 address = mapping.hp_fragment_address
-                fragment = flat.narrow(0, address.start, address.numel)
+                fragment = of(flat).narrow(0, address.start, address.numel)
                 pieces[name] = Piece(tuple(parameter.shape), mapping.lp_fragment_address.start, fragment)
         return pieces
 
@@ -137,19 +128,17 @@ class _Fragmented(Masters):
 class _Sharded(Masters):
     """Stage 3: every parameter is cut into equal shards, one for each rank, the last ones padded."""
 
-    def pieces(self, moment: str | None = None) -> dict[str, Piece]:
-        for key in self._keys():
-            self._adam(key)
+    def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
         pieces = {}
         for name, parameter in self._trained.items():
             # DeepSpeed's public accessor would copy an offloaded shard to the GPU.
-            shard, _ = self._optimizer._get_fp32_opt_state_partition(
-                parameter, release_swap_buffers=False, optim_state_key=moment
-            )
+            shard, group = self._optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False)
+            flat = self._optimizer.fp32_partitioned_groups_flat[group]
+            offset = shard.storage_offset() - flat.storage_offset()
             start = parameter.ds_tensor.ds_numel * dist.get_rank()
             size = min(len(shard), parameter.ds_numel - start)
             if size > 0:
-                pieces[name] = Piece(tuple(parameter.ds_shape), start, shard.detach()[:size])
+                pieces[name] = Piece(tuple(parameter.ds_shape), start, of(flat).narrow(0, offset, size))
         return pieces
 
     def refresh(self) -> None:

@@ -37,5 +37,9 @@ class Denoiser(Protocol):
             trained: the engine that wraps `self.trained`, called as that is; by default `self.trained`.
         """
 
-    def with_trained(self, module: nn.Module) -> nn.Module:
-        """The model to sample from and to save, with `module`, a copy of `trained`, in the place of that."""
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
+        """The model to sample from and to save, with `module`, a copy of `trained`, in the place of that.
+
+        Args:
+            frozen: where there is a frozen part, a copy of it to take its place too.
+        """

@@ -53,14 +53,15 @@ class ImageUNet(nn.Module):
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
         """See Denoiser. `trained` is called as a UNet2DConditionModel on (B·F, C, H, W)."""
-        unet = self.unet if trained is None else trained
+        unet: Any = self.unet if trained is None else trained
         num_frames = sample.shape[2]
         timestep, text = fold_conditions(timestep, encoder_hidden_states, num_frames)
-        frames = fold_frames(sample).to(self.dtype)
-        prediction = unet(frames, timestep, text.to(self.dtype), return_dict=False)[0]
+        # An engine computes in its own dtype; under FSDP the weights between its steps are float32.
+        frames = fold_frames(sample).to(unet.dtype)
+        prediction = unet(frames, timestep, text.to(unet.dtype), return_dict=False)[0]
         return unfold_frames(prediction, num_frames)
 
-    def with_trained(self, module: nn.Module) -> nn.Module:
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser. The UNet itself: stills are sampled from it as from any."""
         return module
 

@@ -86,9 +86,9 @@ class ParallelUNet(Assembly):
         features = spatial_features(self.spatial, fold_frames(sample), *conditions)
         return unfold_frames(ring(features, num_frames=num_frames), num_frames)
 
-    def with_trained(self, module: nn.Module) -> Self:
-        """See Denoiser. The spatial branch is shared."""
-        return type(self)(self.spatial, cast(Ring, module))
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
+        """See Denoiser. The spatial branch is shared, unless a copy is given."""
+        return type(self)(cast(UNet2DConditionModel, frozen or self.spatial), cast(Ring, module))
 
     def forward(
         self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True

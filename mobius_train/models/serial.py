@@ -140,7 +140,7 @@ class SerialUNet(Assembly):
         model = self if trained is None else trained
         return model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
 
-    def with_trained(self, module: nn.Module) -> nn.Module:
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser."""
         return module
 

@@ -22,6 +22,7 @@ from mobius_train.diffusion.randomness import sample_generator
 from mobius_train.encoders.images import to_frames, to_pixels
 from mobius_train.engine.distributed import Distributed
 from mobius_train.media import contact_sheet
+from mobius_train.models.units import layer_units
 from mobius_train.tasks.task import Inference, Shown, Total, Weights
 
 
@@ -57,6 +58,10 @@ class AutoencoderTask:
         self._latent = (vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1))
         self._dtype = dtype
         self._inference = Inference(self.trained, distributed.device, torch.float32)
+
+    @property
+    def units(self) -> list[list[nn.Module]]:
+        return layer_units(self.trained)
 
     def prepare_data(self) -> None:
         """Nothing to prepare: pixels are read as they are."""
@@ -129,6 +134,8 @@ class AutoencoderTask:
     @torch.no_grad()
     def show(self, weights: Weights, folder: Path) -> Shown:
         """Held-out (or training) clips above their reconstructions."""
+        if not self.distributed.is_main:
+            return Shown()
         vae = self._vae(weights)
         clips = self.train if self.heldout is None else self.heldout
         rows: list[Tensor] = []
@@ -147,6 +154,8 @@ class AutoencoderTask:
     @torch.no_grad()
     def export(self, weights: Weights, folder: Path) -> None:
         """Write vae/, its scaling_factor set so that the training clips' latents have unit variance."""
+        if not self.distributed.is_main:
+            return
         vae = self._vae(weights)
         count = min(256, len(self.train))
         step = len(self.train) // count

@@ -25,7 +25,9 @@ from mobius_train.engine.distributed import Distributed
 from mobius_train.media import write_clips
 from mobius_train.metrics.motion import motion
 from mobius_train.models import Denoiser, weights_hash
+from mobius_train.models.units import layer_units
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.tasks.sharded import Sharded, text_layers
 from mobius_train.tasks.task import Inference, Shown, Total, Weights
 
 # The held-out loss compares runs of different seeds, so its noise has a seed of its own.
@@ -54,10 +56,26 @@ class DiffusionTask:
         self._empty_text = encoders.empty_text()
         self._inference = Inference(denoiser.trained, distributed.device, dtype)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
+        self._sharded_frozen: Sharded | None = None
+        self._sharded_text: Sharded | None = None
+        if config.shard_frozen:
+            if denoiser.frozen is not None:
+                parts = [module for unit in layer_units(denoiser.frozen) for module in unit]
+                self._sharded_frozen = Sharded(denoiser.frozen, parts, distributed)
+            if config.data.cache_dir is None:
+                self._shard_text()
+
+    def _shard_text(self) -> None:
+        model = self.encoders.text.model
+        self._sharded_text = Sharded(model, text_layers(model), self.distributed)
 
     @property
     def trained(self) -> nn.Module:
         return self.denoiser.trained
+
+    @property
+    def units(self) -> list[list[nn.Module]]:
+        return layer_units(self.denoiser.trained)
 
     def prepare_data(self) -> None:
         """Compute latents and text embeddings that are not in the cache yet, and read from it from now on."""
@@ -80,6 +98,9 @@ class DiffusionTask:
             self.distributed.barrier()
             self._samples[name] = cache.LatentCache(folder)
         self._collate = EncodedBatch.collate
+        if self.config.shard_frozen:
+            # Not before: ranks have not equally much to encode for the cache.
+            self._shard_text()
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
         return self.encoders.encode(clips[index])
@@ -133,8 +154,11 @@ class DiffusionTask:
             world_size=self.distributed.world_size,
             max_clips=self.config.validation.max_clips,
             first_frame=self.config.data.random_frame,
+            even=self.config.shard_frozen,
         ):
             encoded = self._encoded(batch)
+            # What is there to make ranks even is another one's.
+            mine = encoded.sample_index % self.distributed.world_size == self.distributed.rank
             draws = draw(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
             latents = self._latents(encoded, draws.posterior)
             for quantile in self.config.validation.timestep_quantiles:
@@ -143,16 +167,22 @@ class DiffusionTask:
                 prediction = self.denoiser.predict(
                     noisy.sample.to(self.dtype), noisy.timesteps, encoded.text.to(self.dtype), trained=model
                 )
-                losses += (prediction.float() - noisy.target).square().flatten(1).mean(1).tolist()
+                errors = (prediction.float() - noisy.target).square().flatten(1).mean(1)
+                losses += errors[mine].tolist()
         return Total(sum(losses), len(losses))
 
-    def pipeline(self, weights: Weights) -> TextToVideoPipeline:
-        """The model under the given weights, ready to sample from or to save."""
+    def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:
+        """The model under the given weights, ready to sample from; with `whole`, to save. All ranks call it then."""
+        text_encoder, frozen = self.encoders.text.model, None
+        if whole and self._sharded_text is not None:
+            text_encoder = self._sharded_text.whole()
+        if whole and self._sharded_frozen is not None:
+            frozen = self._sharded_frozen.whole()
         return TextToVideoPipeline(
             vae=self.encoders.images.vae,
-            text_encoder=self.encoders.text.model,
+            text_encoder=text_encoder,
             tokenizer=self.encoders.text.tokenizer,
-            unet=self.denoiser.with_trained(self._inference.model(weights)),
+            unet=self.denoiser.with_trained(self._inference.model(weights), frozen),
             scheduler=self.objective.scheduler,
             max_text_tokens=self.encoders.text.max_tokens,
             num_frames=1 if self.config.stage == "text-to-image" else self.config.data.num_frames,
@@ -163,15 +193,21 @@ class DiffusionTask:
 
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation
-        if not validation.prompts:
+        main = self.distributed.is_main
+        # With sharded models all ranks sample, the same.
+        if not validation.prompts or not (main or self.config.shard_frozen):
             return Shown()
-        clips = self.pipeline(weights)(
+        pipeline = self.pipeline(weights)
+        pipeline.set_progress_bar_config(disable=not main)
+        clips = pipeline(
             prompt=validation.prompts,
             negative_prompt=validation.negative_prompt,
             num_inference_steps=validation.num_inference_steps,
             seed=validation.seed,
             output_type="uint8",
         ).frames
+        if not main:
+            return Shown()
         figures: dict[str, float] = {}
         if clips.shape[1] > 1:
             for source, shown in (("samples", clips), ("data", self._some_training_clips(64))):
@@ -186,4 +222,7 @@ class DiffusionTask:
             yield clips[index].frames
 
     def export(self, weights: Weights, folder: Path) -> None:
-        self.pipeline(weights).save_pretrained(folder)
+        if self.distributed.is_main or self.config.shard_frozen:
+            pipeline = self.pipeline(weights, whole=True)
+        if self.distributed.is_main:
+            pipeline.save_pretrained(folder)

@@ -38,6 +38,10 @@ class Task(Protocol):
         """What the engine wraps."""
 
     @property
+    def units(self) -> list[list[nn.Module]]:
+        """Its layers: what an engine that shards it gathers at once."""
+
+    @property
     def frozen_hash(self) -> str:
         """Identifies the weights that the trained ones belong to and that no checkpoint holds."""
 
@@ -54,10 +58,10 @@ class Task(Protocol):
         """This rank's share of the held-out loss under the given weights; none without held-out data."""
 
     def show(self, weights: Weights, folder: Path) -> Shown:
-        """Make pictures under the given weights; called on one rank. Leaves the global random state alone."""
+        """Make pictures under the given weights, on rank 0; all ranks call it. Leaves the global random state alone."""
 
     def export(self, weights: Weights, folder: Path) -> None:
-        """Write the finished model, in the layout that diffusers reads; called on one rank."""
+        """Write the finished model, in the layout that diffusers reads, on rank 0; all ranks call it."""
 
 
 class Inference:

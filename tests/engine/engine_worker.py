@@ -1,8 +1,9 @@
-"""Started on several ranks by test_deepspeed.py: goes through ZeRO stages and precisions in one launch.
+"""Started on several ranks by test_engines.py: goes through engines and precisions in one launch.
 
     engine_worker.py <ds_configs> <folder> <name>[,<name>...]
 
-Rank 0 writes <folder>/<world size>-ranks.json: what each case saw, by `<ds_config>-<precision>`.
+A name is <engine>:<precision>, and an engine a file of <ds_configs> or one of FSDP. Rank 0 writes
+<folder>/<world size>-ranks.json: what each case saw, by its name.
 """
 
 from __future__ import annotations
@@ -30,13 +31,25 @@ from mobius_train.cli import run_rank
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import read, resolve
-from mobius_train.engine.settings import EngineSettings
+from mobius_train.engine.fsdp import FsdpEngine
+from mobius_train.engine.mesh import make_mesh, shard_size
+from mobius_train.engine.protocol import Engine
+from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.errors import MobiusError
 
 # DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
 type(get_accelerator()).is_fp16_supported = lambda self: True
 
 IDENTITY = Identity("", 8, "hash", "source", {})
+# From 2^16 the first steps would be those that the loss scaler skips.
+SCALE_POWER = 8
+FSDP = {
+    "fsdp": FsdpSettings(initial_scale_power=SCALE_POWER),
+    "fsdp_hybrid": FsdpSettings(
+        sharding="hybrid", shard_size=2, reshard_after_forward=False, initial_scale_power=SCALE_POWER
+    ),
+    "fsdp_offload": FsdpSettings(cpu_offload=True, initial_scale_power=SCALE_POWER),
+}
 WIDTH, GLOBAL_BATCH, STEPS, BAD_STEP, SAVED_STEP, DECAY = 6, 8, 6, 2, 4, 0.9
 
 
@@ -63,6 +76,7 @@ def settings(precision: Any, world_size: int, max_grad_norm: float = 0.5) -> Eng
         micro_batch_size=GLOBAL_BATCH // accumulation // world_size,
         gradient_accumulation_steps=accumulation,
         mixed_precision=precision,
+        optimizer="adamw",
         learning_rate=1e-2,
         adam_beta1=0.9,
         adam_beta2=0.99,
@@ -85,15 +99,19 @@ def module(seed: int) -> Layered:
     return made
 
 
-def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> DeepSpeedEngine:
-    chosen = settings(precision, distributed.world_size)
+def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> Engine:
+    chosen, trained = settings(precision, distributed.world_size), module(seed)
+    if name in FSDP:
+        size = shard_size(FSDP[name], distributed.world_size, distributed.world_size)
+        mesh = make_mesh(size, distributed.world_size, distributed.device)
+        units = [[trained.layers[0]], [trained.layers[1], trained.frozen]]
+        return FsdpEngine(trained, units, chosen, FSDP[name], mesh, distributed)
     ds_json = read(Path(sys.argv[1]) / f"{name}.json")
-    # From 2^16 the first steps would be those that the loss scaler skips.
-    ds_json["fp16"] |= {"initial_scale_power": 8}
-    return DeepSpeedEngine(module(seed), chosen, resolve(ds_json, chosen, distributed.world_size), distributed)
+    ds_json["fp16"] |= {"initial_scale_power": SCALE_POWER}
+    return DeepSpeedEngine(trained, chosen, resolve(ds_json, chosen, distributed.world_size), distributed)
 
 
-def step(engine: DeepSpeedEngine, number: int, distributed: ranks.Distributed, bad: float | None = None) -> Any:
+def step(engine: Engine, number: int, distributed: ranks.Distributed, bad: float | None = None) -> Any:
     """One optimizer step on the global batch of this number; `bad` stands in the last rank's last loss."""
     samples = torch.randn(2, GLOBAL_BATCH // 2, 3, WIDTH, generator=torch.Generator().manual_seed(number))
     per_rank = GLOBAL_BATCH // 2 // distributed.world_size

@@ -1,9 +1,9 @@
-"""Started on several ranks by test_deepspeed.py: goes on from what other ranks and stages saved in engine_worker.py.
+"""Started on several ranks by test_engines.py: goes on from what other ranks and engines saved in engine_worker.py.
 
-    moves_worker.py <ds_configs> <folder> <source>[,<source>...] <stage>[,<stage>...]
+    moves_worker.py <ds_configs> <folder> <move>[,<move>...]
 
-A source is <ranks>-<ds_config>-<precision>, a run folder that engine_worker.py left. Rank 0 writes
-<folder>/<world size>-moves.json: what was seen, by `<source>><ds_config>`.
+A move is <source>><engine>, and a source <ranks>-<engine>-<precision>, a run folder that engine_worker.py left. Rank 0
+writes <folder>/<world size>-moves.json: what was seen, by the move.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ def _saved(checkpoint: Checkpoint, name: str, piece: Piece) -> bool:
 
 
 def main() -> None:
-    folder, sources, stages = Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
+    folder, moves = Path(sys.argv[2]), sys.argv[3].split(",")
     distributed = ranks.start(launch)
     seen = {}
-    for source in sources:
+    for move in moves:
+        source, _, name = move.partition(">")
         saved = find(folder / source, "latest", distributed)
         checkpoint = open_checkpoint(saved)
         weights, averages = dict(checkpoint.weights()), dict(checkpoint.weights(averaged=True))
-        for stage in stages:
-            engine = make(stage, source.rpartition("-")[2], distributed, seed=7)
-            before = same(engine.weights(), weights)
-            resume(saved, engine, IDENTITY, distributed)
-            mine = {
-                "differs_before_loading": not before,
-                "same_weights": same(engine.weights(), weights) and same(engine.averaged_weights(), averages),
-                "same_pieces": all(_saved(checkpoint, n, piece) for n, piece in engine.pieces().items()),
-                "scalars": engine.scalars() == checkpoint.state.scalars,
-            }
-            mine["losses"] = [step(engine, number, distributed)[0] for number in range(SAVED_STEP, STEPS)]
-            seen[f"{source}>{stage}"] = mine
-            engine.close()
+        engine = make(name, source.rpartition("-")[2], distributed, seed=7)
+        before = same(engine.weights(), weights)
+        resume(saved, engine, IDENTITY, distributed)
+        mine = {
+            "differs_before_loading": not before,
+            "same_weights": same(engine.weights(), weights) and same(engine.averaged_weights(), averages),
+            "same_pieces": all(_saved(checkpoint, n, piece) for n, piece in engine.pieces().items()),
+            "scalars": engine.scalars() == checkpoint.state.scalars,
+        }
+        mine["losses"] = [step(engine, number, distributed)[0] for number in range(SAVED_STEP, STEPS)]
+        seen[move] = mine
+        engine.close()
     if distributed.is_main:
         (folder / f"{distributed.world_size}-moves.json").write_text(json.dumps(seen))
     distributed.close()

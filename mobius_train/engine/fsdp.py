@@ -1,0 +1,241 @@
+"""FSDP2 (torch.distributed.fsdp.fully_shard) as an engine.
+
+The optimizer, the average and the checkpoints know nothing of DTensors: they work on plain tensors that share their
+memory with this rank's shards, which are rows of the parameters, so ranges of them when flattened.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from mobius_train.engine import loss_scaler
+from mobius_train.engine.adam_state import MOMENTS, AdamState
+from mobius_train.engine.contents import Contents
+from mobius_train.engine.distributed import Distributed
+from mobius_train.engine.ema import ExponentialMovingAverage
+from mobius_train.engine.mesh import SHARD
+from mobius_train.engine.optimizers import make_optimizer
+from mobius_train.engine.pieces import part, whole
+from mobius_train.engine.precision import DTYPES, check_precision, guarded
+from mobius_train.engine.protocol import Piece, Scalars, StepReport
+from mobius_train.engine.settings import EngineSettings, FsdpSettings
+from mobius_train.errors import MobiusError
+
+# It warns of every layer that returns a view: no caller may change it in place, and none does.
+warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+
+Units = Sequence[Sequence[nn.Module]]
+
+
+class FsdpEngine:
+    """Parameters, gradients and optimizer states sharded over ranks; the `Engine` protocol says what its methods do.
+
+    Args:
+        module: the trained module of a task. Those of its parameters that require a gradient are sharded and
+            optimized, in float32; the others are moved to the device, and cast to the dtype of the settings.
+        units: modules inside of it, those of a unit run one after the other. A unit's weights are gathered when its
+            turn comes and let go of behind it; what is in no unit stays gathered from forward to backward.
+        mesh: what `mesh.make_mesh` returned.
+
+    Raises:
+        MobiusError: nothing requires a gradient, or the device cannot compute in the dtype.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        units: Units,
+        settings: EngineSettings,
+        fsdp: FsdpSettings,
+        mesh: DeviceMesh,
+        distributed: Distributed,
+    ) -> None:
+        if not any(p.requires_grad for p in module.parameters()):
+            raise MobiusError("nothing to train: no parameter of the trained module requires a gradient")
+        check_precision(settings.mixed_precision, distributed.device)
+        self.device, self.dtype = distributed.device, DTYPES[settings.mixed_precision]
+        self._settings, self._mesh = settings, mesh
+        self._module = self._shard(module, units, fsdp)
+        self._trained: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._masters = {name: nn.Parameter(p.to_local().detach()) for name, p in self._trained.items()}
+        self._optimizer = make_optimizer(list(self._masters.values()), settings)
+        self._contents = Contents(
+            engine="fsdp",
+            zero_stage=None,
+            mixed_precision=settings.mixed_precision,
+            use_ema=settings.use_ema,
+            trained={name: list(p.shape) for name, p in self._trained.items()},
+        )
+        self._micro_batches, self._adam_step = 0, 0
+        fp16 = self.dtype == torch.float16
+        self._loss_scaler = loss_scaler.make_loss_scaler(fsdp.initial_scale_power) if fp16 else None
+        self._ema = None
+        if settings.use_ema:
+            self._ema = ExponentialMovingAverage(self._tensors(), settings.ema_decay)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **kwargs)  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        self._micro_batches += 1
+        accumulation = self._settings.gradient_accumulation_steps
+        self._module.set_requires_gradient_sync(self._micro_batches == accumulation)
+        scale = self._loss_scale()
+        loss = guarded(loss).float() / accumulation
+        (loss if scale is None else loss * scale).backward()
+
+    def step(self, learning_rate: float) -> StepReport | None:
+        if self._micro_batches < self._settings.gradient_accumulation_steps:
+            return None
+        self._micro_batches = 0
+        gradients = self._take_gradients()
+        norm = self._norm(gradients) / (self._loss_scale() or 1.0)
+        applied = math.isfinite(norm)
+        if applied:
+            self._apply(gradients, norm, learning_rate)
+        for master in self._masters.values():
+            master.grad = None
+        if self._loss_scaler is not None:
+            self._loss_scaler.update_scale(not applied)
+        return StepReport(applied, norm, self._loss_scale())
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._gather(self._tensors())
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        if self._ema is None:
+            raise ValueError("there are no averaged weights without use_ema")
+        return self._gather(self._ema.pieces)
+
+    def contents(self) -> Contents:
+        return self._contents
+
+    def pieces(self) -> dict[str, Piece]:
+        # Ranks with the same shard save a part of it each.
+        replicas = self._mesh.size() // self._mesh[SHARD].size()
+        replica = dist.get_rank() // self._mesh[SHARD].size()
+        parts = {name: part(piece, replica, replicas) for name, piece in self._held(AdamState(self._optimizer)).items()}
+        return {name: piece for name, piece in parts.items() if len(piece.data)}
+
+    def scalars(self) -> Scalars:
+        scalars: Scalars = {"adam_step": self._adam_step}
+        if self._ema is not None:
+            scalars["ema_updates"] = self._ema.updates
+        if self._loss_scaler is not None:
+            scalars |= {name: getattr(self._loss_scaler, name) for name in loss_scaler.ATTRIBUTES}
+        return scalars
+
+    def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
+        adam = AdamState(self._optimizer)
+        for name, piece in self._held(adam).items():
+            fill(name, piece)
+        self._adam_step = int(scalars["adam_step"])
+        for name in self._tensors():
+            adam.commit(self._masters[name], self._adam_step)
+        if self._ema is not None:
+            self._ema.updates = int(scalars["ema_updates"])
+        if self._loss_scaler is not None:
+            for name in loss_scaler.ATTRIBUTES:
+                # At stage 0 DeepSpeed's scaler has no hysteresis.
+                if name in scalars:
+                    setattr(self._loss_scaler, name, scalars[name])
+
+    def close(self) -> None:
+        self._optimizer.state.clear()
+        self._masters.clear()
+
+    def _shard(self, module: nn.Module, units: Units, fsdp: FsdpSettings) -> FSDPModule:
+        frozen = {p for p in module.parameters() if not p.requires_grad}
+        for tensor in chain(frozen, module.buffers()):
+            tensor.data = tensor.data.to(self.device, self.dtype if tensor.is_floating_point() else None)
+        offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if fsdp.cpu_offload else OffloadPolicy()
+        options: dict[str, Any] = {
+            "mesh": self._mesh,
+            # Sums over ranks are made in float32.
+            "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+            "offload_policy": offload,
+            "ignored_params": frozen,
+        }
+        for unit in units:
+            trained = [p for part in unit for p in part.parameters() if p.requires_grad]
+            if trained:
+                # One unit after the other, so that no more than one is whole on the device.
+                self._take_rank_0s(trained)
+                fully_shard(list(unit), reshard_after_forward=fsdp.reshard_after_forward, **options)
+        self._take_rank_0s([p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)])
+        return fully_shard(module, reshard_after_forward=False, **options)
+
+    def _take_rank_0s(self, parameters: list[nn.Parameter]) -> None:
+        """Ranks may have drawn other weights."""
+        for parameter in parameters:
+            parameter.data = parameter.data.to(self.device, torch.float32).contiguous()
+            dist.broadcast(parameter.data, src=0)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The float32 weights. More ranks than rows leave some without any."""
+        return {name: master.detach().view(-1) for name, master in self._masters.items() if master.numel()}
+
+    def _held(self, adam: AdamState) -> dict[str, Piece]:
+        """All state that this rank holds, by `<kind>/<parameter>`."""
+        held = {f"weights/{name}": self._piece(name, tensor) for name, tensor in self._tensors().items()}
+        for moment in MOMENTS:
+            for name in self._tensors():
+                held[f"{moment}/{name}"] = self._piece(name, adam.moment(self._masters[name], moment).view(-1))
+        if self._ema is not None:
+            held |= {f"average/{name}": self._piece(name, tensor) for name, tensor in self._ema.pieces.items()}
+        return held
+
+    def _piece(self, name: str, data: Tensor) -> Piece:
+        """fully_shard cuts the rows as torch.chunk does."""
+        shape = tuple(self._trained[name].shape)
+        rows = -(-shape[0] // self._mesh[SHARD].size())
+        return Piece(shape, rows * self._mesh[SHARD].get_local_rank() * math.prod(shape[1:]), data)
+
+    def _gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        group = self._mesh[SHARD].get_group()
+        mine = {name: self._piece(name, tensor) for name, tensor in tensors.items()}
+        return {name: whole(tuple(p.shape), mine.get(name), self.device, group) for name, p in self._trained.items()}
+
+    def _take_gradients(self) -> list[Tensor]:
+        """Hand the shards' gradients to the masters; an optimizer passes over one that has none."""
+        gradients = []
+        for name, parameter in self._trained.items():
+            if parameter.grad is not None and self._masters[name].numel():
+                gradient = parameter.grad.to_local()
+                self._masters[name].grad = gradient
+                gradients.append(gradient)
+            parameter.grad = None
+        return gradients
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """The same number on all ranks, so that all come to the same decision."""
+        square = torch.nn.utils.get_total_norm(gradients).to(self.device, torch.float64).square()
+        dist.all_reduce(square)
+        return math.sqrt(float(square) * self._mesh[SHARD].size() / self._mesh.size())
+
+    def _apply(self, gradients: list[Tensor], norm: float, learning_rate: float) -> None:
+        factor = 1 / (self._loss_scale() or 1.0)
+        if self._settings.max_grad_norm > 0:
+            factor *= min(1.0, self._settings.max_grad_norm / (norm + 1e-6))
+        if gradients and factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._adam_step += 1
+        if self._ema is not None:
+            self._ema.update(self._tensors())
+
+    def _loss_scale(self) -> float | None:
+        return None if self._loss_scaler is None else float(self._loss_scaler.loss_scale)

@@ -1,0 +1,26 @@
+"""Loss scaling under fp16 for engines other than DeepSpeed: DeepSpeed's, so that its state moves between engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+from mobius_train.engine import deepspeed_setup
+
+# Its state.
+ATTRIBUTES = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def make_loss_scaler(initial_scale_power: int) -> Any:
+    """One with the settings of ds_configs/."""
+    deepspeed_setup.join()
+    return DynamicLossScaler(
+        init_scale=2.0**initial_scale_power,
+        scale_window=1000,
+        min_scale=1,
+        delayed_shift=2,
+        consecutive_hysteresis=False,
+        # The training loop counts skipped steps, and stops.
+        raise_error_at_min_scale=False,
+    )

@@ -1,0 +1,53 @@
+"""Adam with decoupled weight decay (arXiv 1711.05101), for both engines; with 8-bit moments (arXiv 2110.02861) too."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from mobius_train.engine.settings import EngineSettings
+from mobius_train.errors import MobiusError
+
+
+def check_optimizer(settings: EngineSettings, offloaded: bool) -> None:
+    """
+    Args:
+        offloaded: its states are to lie in host memory.
+
+    Raises:
+        MobiusError: there is no such optimizer here.
+    """
+    if settings.optimizer != "adamw_8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MobiusError(
+            "optimizer=adamw_8bit needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.45',"
+            " or use optimizer=adamw"
+        )
+    if not torch.cuda.is_available():
+        raise MobiusError("optimizer=adamw_8bit needs a CUDA device, and there is none: use optimizer=adamw")
+    if offloaded:
+        raise MobiusError(
+            "optimizer=adamw_8bit steps on the GPU, but the optimizer is offloaded to host memory: use optimizer=adamw,"
+            " or do not offload"
+        )
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: EngineSettings) -> Optimizer:
+    """Of plain float32 tensors: the kernels of bitsandbytes know no DTensors (bitsandbytes#1633)."""
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.adam_weight_decay,
+    }
+    if settings.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **options)
+    # Unfused, it would need temporary copies of what it steps.
+    return AdamW(parameters, fused=True if torch.cuda.is_available() else None, **options)

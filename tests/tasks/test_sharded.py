@@ -1,0 +1,57 @@
+"""Frozen models sharded over two and four ranks: nothing that they compute changes, and whole ones are exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import launch
+from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
+
+PLAIN, SHARDED = "zero2", "zero2+shard_frozen=true"
+FSDP = "fsdp+shard_frozen=true"
+
+pytestmark = pytest.mark.distributed
+
+
+def _heldout(output: Path) -> list[float]:
+    return [line["heldout_loss"] for line in metrics(output) if "heldout_loss" in line]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("ranks", "cached"), [(2, False), (2, True), (4, False)])
+def test_sharded_frozen_models_compute_the_same_to_the_last_bit(
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, ranks: int, cached: bool
+) -> None:
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=2)
+    # Three clips: ranks have not equally much to do, with two ranks or with four.
+    values["validation"]["max_clips"] = 3
+    if cached:
+        values["data"]["cache_dir"] = str(tmp_path / "cache")
+    path = write(tmp_path / "recipe.yaml", values)
+    worker = Path(__file__).parents[1] / "ranks_worker.py"
+    runs = (PLAIN, SHARDED) if cached else (PLAIN, SHARDED, FSDP)
+    result = launch(ranks, worker, str(path), str(tmp_path), str(DS_CONFIGS), *runs)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+    plain, sharded = tmp_path / PLAIN, tmp_path / SHARDED
+    assert losses(sharded) == losses(plain)
+    # The batches are filled up, and kernels choose by their size.
+    assert _heldout(sharded) == pytest.approx(_heldout(plain), rel=1e-6)
+    for folder in ("samples", "final"):
+        assert _files(sharded / folder) == _files(plain / folder) != {}
+    if not cached:
+        assert losses(tmp_path / FSDP) == pytest.approx(losses(plain), rel=1e-5)
+        spatial = "final/unet/spatial/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / FSDP / spatial).read_bytes() == (plain / spatial).read_bytes()
+
+
+def test_one_rank_has_nothing_to_shard_over(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", shard_frozen=True))
+    result = start(path, launcher="python")
+    assert result.returncode == 1
+    assert "shard_frozen=true has one rank" in result.stderr
+    assert not (tmp_path / "out").exists()
