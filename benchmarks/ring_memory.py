@@ -4,7 +4,7 @@
 
 Stable Diffusion 2.1, batch 2, 8 frames, 256 px (32x32 latents), 77 text tokens, on fake tensors: the real model runs,
 with shapes and without values, so that a laptop is enough. Bytes are exact for eager execution; parameters do not
-count. The compiler's are those of its partitioner, under which inductor may fuse more.
+count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobius_train.durable import replace_file
 from mobius_train.models import ParallelUNet, SerialUNet
-from mobius_train.models.compiling import compile_layers
 from mobius_train.models.recompute import RingMemory
 from mobius_train.versions import versions
 
@@ -45,7 +43,6 @@ EAGER = {
     "activation_offload 0.2": RingMemory(activation_offload=0.2),
     "activation_offload 0.5": RingMemory(activation_offload=0.5),
 }
-BUDGETS = (1.0, 0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,27 +90,6 @@ def eager(option: str, model: Any, predict: Callable[[], Tensor]) -> Row:
     return Row(option, saved / 2**20, host / 2**20, flops.get_total_flops() / 1e12)
 
 
-def compiled(option: str, model: Any, predict: Callable[[], Tensor]) -> Row:
-    """The same of a model whose layers are compiled: under a dispatch mode, they would not be."""
-    saved: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = (tensor, storage.nbytes())
-        return tensor
-
-    predict().float().sum().backward()
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        predict()
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = predict()
-    total = sum(nbytes for key, (_, nbytes) in saved.items() if key not in storages(model))
-    with flops:
-        output.float().sum().backward()
-    model.zero_grad()
-    return Row(option, total / 2**20, 0.0, flops.get_total_flops() / 1e12)
-
-
 def unet2d(dtype: torch.dtype) -> UNet2DConditionModel:
     torch.set_default_dtype(dtype)
     return UNet2DConditionModel(
@@ -154,15 +130,6 @@ def measure(dtype: torch.dtype) -> Iterator[Row]:
         yield eager("gradient_checkpointing, frozen_dtype bf16", model, steps(model, dtype))
 
 
-def measure_compiled(dtype: torch.dtype) -> Iterator[Row]:
-    """The compiler's budgets."""
-    for budget in BUDGETS:
-        torch._dynamo.reset()
-        model = ParallelUNet.from_unet2d(unet2d(dtype))
-        compile_layers(model.ring, budget, backend="aot_eager")
-        yield compiled(f"compile, activation_memory_budget {budget}", model, steps(model, dtype))
-
-
 def shown(name: str, rows: Iterator[Row]) -> list[dict[str, Any]]:
     """Print the rows as they come, in Markdown."""
     print(f"\n{name}\n\n| option | saved, MiB | in host memory, MiB | TFLOP |\n|---|---|---|---|", flush=True)
@@ -175,7 +142,6 @@ def shown(name: str, rows: Iterator[Row]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-compile", action="store_true", help="leave out the compiler, which takes minutes")
     parser.add_argument("--record", type=Path, help="the JSON to write")
     arguments = parser.parse_args()
     with FakeTensorMode():
@@ -183,8 +149,6 @@ def main() -> None:
             "fp32": shown("fp32", measure(torch.float32)),
             "bf16": shown("bf16", measure(torch.bfloat16)),
         }
-        if not arguments.no_compile:
-            results["fp32, compiled"] = shown("fp32, compiled", measure_compiled(torch.float32))
     if arguments.record:
         workload = "Stable Diffusion 2.1, batch 2, 8 frames, 32x32 latents, 77 tokens; fake tensors on a CPU"
         record = {"workload": workload, "versions": versions(), "results": results}
