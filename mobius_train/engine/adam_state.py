@@ -64,10 +64,11 @@ class AdamState:
             state["step"] = torch.zeros((), device=parameter.device if optimizer.defaults["fused"] else None)
             state |= {moment: torch.zeros_like(parameter) for moment in MOMENTS}
         elif not state:
-            for number, group in enumerate(optimizer.param_groups):
-                for index, other in enumerate(group["params"]):
-                    if other is parameter:
-                        optimizer.init_state(group, parameter, number, index)
+            # At stage 3 DeepSpeed has it in its group while it steps it only.
+            group = optimizer.param_groups[0]
+            group["params"], there = [parameter], group["params"]
+            optimizer.init_state(group, parameter, 0, 0)
+            group["params"] = there
         return optimizer.state[parameter]
 
 

@@ -10,6 +10,7 @@ import torch
 from recipes import DS_CONFIGS
 from torch import Tensor, nn
 
+from mobius_train import environment
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import resolve
@@ -21,7 +22,15 @@ from mobius_train.environment import Launch
 
 pytest.importorskip("bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50, whose kernels run on CPUs too")
 
+pytestmark = pytest.mark.usefixtures("process_group", "launched")
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    environment.prepare()
 
 
 def _engine(name: str, optimizer: Any) -> Engine:
@@ -53,7 +62,7 @@ def _saved(engine: Engine) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_8_bit_moments_are_saved_and_taken_over(process_group: None, name: str) -> None:
+def test_8_bit_moments_are_saved_and_taken_over(name: str) -> None:
     engine = _engine(name, "adamw_8bit")
     losses = _steps(engine, range(8))
     assert losses == pytest.approx(_steps(_engine(name, "adamw"), range(8)), rel=0.05)
@@ -78,7 +87,7 @@ def test_8_bit_moments_are_saved_and_taken_over(process_group: None, name: str) 
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_the_control_float32_moments_come_back_to_the_last_bit(process_group: None, name: str) -> None:
+def test_the_control_float32_moments_come_back_to_the_last_bit(name: str) -> None:
     engine = _engine(name, "adamw")
     _steps(engine, range(4))
     saved, scalars = _saved(engine), engine.scalars()

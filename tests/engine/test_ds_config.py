@@ -20,6 +20,7 @@ SETTINGS = EngineSettings(
     micro_batch_size=2,
     gradient_accumulation_steps=3,
     mixed_precision="bf16",
+    optimizer="adamw",
     learning_rate=1e-4,
     adam_beta1=0.9,
     adam_beta2=0.999,
