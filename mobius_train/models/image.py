@@ -53,12 +53,12 @@ class ImageUNet(nn.Module):
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
         """See Denoiser. `trained` is called as a UNet2DConditionModel on (B·F, C, H, W)."""
-        unet: Any = self.unet if trained is None else trained
+        unet = self.unet if trained is None else trained
         num_frames = sample.shape[2]
         timestep, text = fold_conditions(timestep, encoder_hidden_states, num_frames)
         # An engine computes in its own dtype; under FSDP the weights between its steps are float32.
-        frames = fold_frames(sample).to(unet.dtype)
-        prediction = unet(frames, timestep, text.to(unet.dtype), return_dict=False)[0]
+        dtype = getattr(trained, "dtype", self.dtype)
+        prediction = unet(fold_frames(sample).to(dtype), timestep, text.to(dtype), return_dict=False)[0]
         return unfold_frames(prediction, num_frames)
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
