@@ -1,0 +1,171 @@
+"""What the autograd graph holds between forward and backward, to the byte and by module.
+
+Works with real and with fake tensors (FakeTensorMode), with recomputation and with offloading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+# Work that no module does: the loss, a task's own arithmetic.
+OUTSIDE = "(outside of modules)"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is kept for the backward pass.
+
+    Attributes:
+        nbytes: by module, the largest first: storages without those of parameters and buffers, each once.
+        tensors: by module, how many times autograd has saved a tensor, parameters included.
+    """
+
+    nbytes: dict[str, int]
+    tensors: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.nbytes.values())
+
+
+def saved_for_backward(
+    forward: Callable[[], Tensor], roots: Mapping[str, nn.Module], device: torch.device | None = None
+) -> tuple[Tensor, Saved]:
+    """Run `forward`, whose result does not count, and find out what it leaves for the backward pass.
+
+    A tensor is the innermost module's that ran when autograd saved it. Inputs of recomputation are seen by no hook of
+    autograd: they are what else the forward pass has made and not freed, and the module's that then ran with gradients.
+
+    Args:
+        roots: modules by name; they and all inside are told apart, and their parameters and buffers do not count.
+        device: count what lies there only: what is offloaded to host memory is not on the GPU.
+    """
+    running = Running()
+    live = LiveStorages(lambda: running.differentiated)
+    saver: dict[int, str] = {}
+    tensors: dict[str, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        live.follow(storage)
+        saver.setdefault(storage._cdata, running.innermost)
+        tensors[running.innermost] = tensors.get(running.innermost, 0) + 1
+        return tensor
+
+    with ExitStack() as stack:
+        stack.enter_context(running.watching(roots))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        stack.enter_context(live)
+        output = forward()
+    ignored = set().union(*map(storages, roots.values()))
+    result = output.untyped_storage()._cdata
+    nbytes: dict[str, int] = {}
+    for key, storage in live.alive().items():
+        if key in ignored or (key == result and key not in saver) or device not in (None, storage.device):
+            continue
+        owner = saver.get(key, storage.maker)
+        nbytes[owner] = nbytes.get(owner, 0) + storage.nbytes
+    return output, Saved(dict(sorted(nbytes.items(), key=lambda item: -item[1])), tensors)
+
+
+def storages(module: nn.Module) -> set[int]:
+    """The storages of a module's parameters and buffers."""
+    return {tensor.untyped_storage()._cdata for tensor in chain(module.parameters(), module.buffers())}
+
+
+class Storage(NamedTuple):
+    """A storage that lives."""
+
+    nbytes: int
+    device: torch.device
+    maker: str
+
+
+class LiveStorages(TorchDispatchMode):
+    """Follows the storages of all operators' results while it is entered, without keeping them alive.
+
+    Args:
+        maker: who is at work now.
+    """
+
+    def __init__(self, maker: Callable[[], str] = lambda: OUTSIDE) -> None:
+        super().__init__()
+        self._maker = maker
+        # A weak reference keeps the address of a freed storage from being used again.
+        self._seen: dict[int, tuple[StorageWeakRef, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.follow(leaf.untyped_storage())
+        return result
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        """Follow one that may have been made before."""
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = (StorageWeakRef(storage), self._maker())
+
+    def alive(self) -> dict[int, Storage]:
+        """Those that still live, by address; sizes as they are now, for an engine may have emptied some."""
+        found = {}
+        for key, (reference, maker) in self._seen.items():
+            storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+            if storage is not None:
+                found[key] = Storage(storage.nbytes(), storage.device, maker)
+        return found
+
+
+class Running:
+    """The modules whose forward passes run now, one inside the other."""
+
+    def __init__(self) -> None:
+        self._stack = [(OUTSIDE, True)]
+
+    @property
+    def innermost(self) -> str:
+        return self._stack[-1][0]
+
+    @property
+    def differentiated(self) -> str:
+        """The innermost that was called with gradients enabled."""
+        return next(name for name, enabled in reversed(self._stack) if enabled)
+
+    @contextmanager
+    def watching(self, roots: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Follow these modules and all inside."""
+        handles: list[RemovableHandle] = []
+        for name, module in named_modules(roots):
+            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            # A forward pass may end in an exception that is caught further out.
+            handles.append(module.register_forward_hook(self._leaving, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        return lambda *_: self._stack.append((name, torch.is_grad_enabled()))
+
+    def _leaving(self, *_: object) -> None:
+        self._stack.pop()
+
+
+def named_modules(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, under its first root's name and its own; the root named "" goes by its class."""
+    seen: set[nn.Module] = set()
+    for root, module in roots.items():
+        for name, inner in module.named_modules(memo=seen, prefix=root):
+            yield name or type(inner).__name__, inner
