@@ -77,7 +77,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
     denoiser = cast(nn.Module, task.denoiser)
     spatial = spatial_branch(denoiser)
     roots = {"": denoiser, "vae": task.encoders.images.vae, "text_encoder": task.encoders.text.model}
-    frozen = tuple(_names(denoiser, spatial)) + ("vae", "text_encoder")
+    frozen = (*_names(denoiser, spatial), "vae", "text_encoder")
     hash_before = weights_hash(spatial)
     names = {id(p): name for name, p in denoiser.named_parameters()}
     own = {id(p) for p in spatial.parameters()}

@@ -13,6 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from mobius_train.memory.saved import named_modules
 
+# The attribute of a node that accumulates a gradient.
+LEAF = "variable"
+
 
 def nodes(roots: Iterable[Tensor], passed_over: Iterable[Node] = ()) -> Iterator[Node]:
     """The nodes that a backward pass from these tensors runs, but for those passed over and what only they lead to."""
@@ -29,7 +32,7 @@ def nodes(roots: Iterable[Tensor], passed_over: Iterable[Node] = ()) -> Iterator
 
 def leaves_of_graph(output: Tensor) -> list[Tensor]:
     """The tensors whose gradient a backward pass from `output` computes."""
-    return [node.variable for node in nodes([output]) if _is_leaf(node)]
+    return [getattr(node, LEAF) for node in nodes([output]) if _is_leaf(node)]
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def owned_nodes(roots: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 def _is_leaf(node: Node) -> bool:
     """It accumulates the gradient of a leaf, and belongs to whoever holds that."""
-    return hasattr(node, "variable")
+    return hasattr(node, LEAF)
 
 
 def _tensors(values: Any) -> list[Tensor]:

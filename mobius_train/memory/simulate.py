@@ -96,7 +96,7 @@ def _simulate_denoiser(
     assert models.text_encoder is not None
     unet = UNet2DConditionModel.from_config(models.unet).eval()
     denoiser = denoiser_of(config, unet)
-    vae, text_encoder = _new_vae(models.vae), _new_text_encoder(models.text_encoder)
+    vae, text_encoder = new_vae(models.vae), new_text_encoder(models.text_encoder)
     tokens = _text_tokens(config, text_encoder)
     width = int(text_encoder.config.hidden_size)
     if unet.config.cross_attention_dim != width:
@@ -251,11 +251,11 @@ def _without_graph(run: Callable[[], object], model: Any) -> int:
     return recorder.trace().peak
 
 
-def _new_vae(config: dict[str, Any]) -> Any:
+def new_vae(config: dict[str, Any]) -> Any:
     return AutoencoderKL.from_config(config).requires_grad_(False).eval()
 
 
-def _new_text_encoder(config: dict[str, Any]) -> Any:
+def new_text_encoder(config: dict[str, Any]) -> Any:
     values = dict(config)
     # A model of both towers: the text tower alone is used.
     if values.get("model_type") in ("clip", "chinese_clip"):
