@@ -12,8 +12,8 @@ from typing import Any
 
 from mobius_train.cli import run
 from mobius_train.config import load
+from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
-from mobius_train.memory.side_by_side import Job, failures, measure_apart, overrides_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -48,6 +48,10 @@ def main() -> None:
     arguments = parse()
     if arguments.warmup < 0 or arguments.steps < 1:
         raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: give at least 0 and 1")
+    choose_accelerator()
+    # It imports torch and DeepSpeed, which reads what was chosen.
+    from mobius_train.memory.side_by_side import Job, failures, measure_apart, overrides_of
+
     given = tuple(arguments.overrides)
     recipe = {load(arguments.config, given).mode: given}
     variants = {one: (*given, *overrides_of(one)) for one in arguments.modes} if arguments.modes else recipe

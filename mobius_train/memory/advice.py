@@ -153,6 +153,8 @@ CHANGES = (
     Change("mode=parallel", "another model: the ring", _parallel),
     Change("ZeRO-3 (ds_configs/zero3.json)", "weights gathered in every pass", _zero(3)),
     Change("offload_optimizer (ds_configs/zero2_offload.json)", "AdamW on the CPU, in host memory", _offload),
-    Change("offload_param (ds_configs/zero3_offload.json)", "weights sent from the host in every pass", _offload_weights),
+    Change(
+        "offload_param (ds_configs/zero3_offload.json)", "weights sent from the host in every pass", _offload_weights
+    ),
     Change("half of data.resolution", "another task: a quarter of the pixels", _half_resolution),
 )

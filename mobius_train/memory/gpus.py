@@ -9,6 +9,7 @@ from typing import Literal
 from mobius_train.config import RunConfig
 from mobius_train.errors import MobiusError
 
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU by its name here.

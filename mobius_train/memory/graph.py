@@ -17,13 +17,13 @@ from mobius_train.memory.saved import named_modules
 LEAF = "variable"
 
 
-def nodes(roots: Iterable[Tensor], passed_over: Iterable[Node] = ()) -> Iterator[Node]:
+def nodes(roots: Iterable[Tensor], passed_over: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:
     """The nodes that a backward pass from these tensors runs, but for those passed over and what only they lead to."""
-    seen = set(passed_over)
+    seen: set[Node] = set()
     stack = [tensor.grad_fn for tensor in roots]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in seen or passed_over(node):
             continue
         seen.add(node)
         yield node
@@ -48,7 +48,8 @@ def owned_nodes(roots: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
     def claim(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             before = {t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn is not None}
-            mine = [node for node in nodes(_tensors(output), before | owned) if not _is_leaf(node)]
+            made = nodes(_tensors(output), lambda node: node in owned or node in before)
+            mine = [node for node in made if not _is_leaf(node)]
             if mine:
                 owned.update(mine)
                 counts[name] = counts.get(name, 0) + len(mine)

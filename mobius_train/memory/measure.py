@@ -56,8 +56,8 @@ class Measurement:
         resident: all that is allocated between steps; None on a CPU.
         phases: their peaks; empty on a CPU.
         outside: taken from the GPU beside the allocator: the context, and libraries' workspaces; None on a CPU.
-        saved: kept for the backward pass of a micro-batch, by part of the model.
-        saved_by_module: the same by module, the largest first.
+        saved: kept for the backward pass of a micro-batch, by the part of the model that made it.
+        saved_by_module: the same by the module that keeps it, the largest first.
         resident_set: peak of the process in host memory.
         step_seconds: the median of one optimizer step; spread: the fastest and the slowest.
     """
@@ -125,7 +125,7 @@ def measure(
             resident=meter.allocated(),
             phases=meter.peaks,
             outside=meter.outside(),
-            saved=_by_part(saved.nbytes),
+            saved=_by_part(saved.made),
             saved_by_module=saved.nbytes,
             resident_set=int(peak_memory_gb(torch.device("cpu")) * 1e9),
             step_seconds=statistics.median(seconds),

@@ -5,6 +5,7 @@ Works with real and with fake tensors (FakeTensorMode), with recomputation and w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ class Saved:
 
     Attributes:
         nbytes: by module, the largest first: storages without those of parameters and buffers, each once.
+        made: the same bytes by the module that made them, which for recomputation's inputs is often a frozen one.
         tensors: by module, how many times autograd has saved a tensor, parameters included.
     """
 
     nbytes: dict[str, int]
+    made: dict[str, int]
     tensors: dict[str, int]
 
     @property
@@ -44,23 +47,24 @@ def saved_for_backward(
 ) -> tuple[Tensor, Saved]:
     """Run `forward`, whose result does not count, and find out what it leaves for the backward pass.
 
-    A tensor is the innermost module's that ran when autograd saved it. Inputs of recomputation are seen by no hook of
-    autograd: they are what else the forward pass has made and not freed, and the module's that then ran with gradients.
+    A tensor is the innermost module's that ran when autograd saved it. What recomputation keeps is not always seen by
+    autograd's hooks (results of selective recomputation never are): it is what else the forward pass has made and not
+    freed, and the innermost module's that then ran with gradients enabled.
 
     Args:
         roots: modules by name; they and all inside are told apart, and their parameters and buffers do not count.
         device: count what lies there only: what is offloaded to host memory is not on the GPU.
     """
     running = Running()
-    live = LiveStorages(lambda: running.differentiated)
+    live = LiveStorages(running)
     saver: dict[int, str] = {}
-    tensors: dict[str, int] = {}
+    tensors = Counter[str]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         live.follow(storage)
         saver.setdefault(storage._cdata, running.innermost)
-        tensors[running.innermost] = tensors.get(running.innermost, 0) + 1
+        tensors[running.innermost] += 1
         return tensor
 
     with ExitStack() as stack:
@@ -70,13 +74,13 @@ def saved_for_backward(
         output = forward()
     ignored = set().union(*map(storages, roots.values()))
     result = output.untyped_storage()._cdata
-    nbytes: dict[str, int] = {}
+    nbytes, made = Counter[str](), Counter[str]()
     for key, storage in live.alive().items():
         if key in ignored or (key == result and key not in saver) or device not in (None, storage.device):
             continue
-        owner = saver.get(key, storage.maker)
-        nbytes[owner] = nbytes.get(owner, 0) + storage.nbytes
-    return output, Saved(dict(sorted(nbytes.items(), key=lambda item: -item[1])), tensors)
+        nbytes[saver.get(key, storage.holder)] += storage.nbytes
+        made[storage.maker] += storage.nbytes
+    return output, Saved(dict(nbytes.most_common()), dict(made.most_common()), dict(tensors))
 
 
 def storages(module: nn.Module) -> set[int]:
@@ -90,41 +94,9 @@ class Storage(NamedTuple):
     nbytes: int
     device: torch.device
     maker: str
-
-
-class LiveStorages(TorchDispatchMode):
-    """Follows the storages of all operators' results while it is entered, without keeping them alive.
-
-    Args:
-        maker: who is at work now.
-    """
-
-    def __init__(self, maker: Callable[[], str] = lambda: OUTSIDE) -> None:
-        super().__init__()
-        self._maker = maker
-        # A weak reference keeps the address of a freed storage from being used again.
-        self._seen: dict[int, tuple[StorageWeakRef, str]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.follow(leaf.untyped_storage())
-        return result
-
-    def follow(self, storage: torch.UntypedStorage) -> None:
-        """Follow one that may have been made before."""
-        if storage._cdata not in self._seen:
-            self._seen[storage._cdata] = (StorageWeakRef(storage), self._maker())
-
-    def alive(self) -> dict[int, Storage]:
-        """Those that still live, by address; sizes as they are now, for an engine may have emptied some."""
-        found = {}
-        for key, (reference, maker) in self._seen.items():
-            storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
-            if storage is not None:
-                found[key] = Storage(storage.nbytes(), storage.device, maker)
-        return found
+    """The module that ran when it was made."""
+    holder: str
+    """The innermost module that then ran with gradients enabled: whose graph it can be in."""
 
 
 class Running:
@@ -161,6 +133,38 @@ class Running:
 
     def _leaving(self, *_: object) -> None:
         self._stack.pop()
+
+
+class LiveStorages(TorchDispatchMode):
+    """Follows the storages of all operators' results while it is entered, without keeping them alive."""
+
+    def __init__(self, running: Running | None = None) -> None:
+        super().__init__()
+        self._running = running or Running()
+        # A weak reference keeps the address of a freed storage from being used again.
+        self._seen: dict[int, tuple[StorageWeakRef, str, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.follow(leaf.untyped_storage())
+        return result
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        """Follow one that may have been made before."""
+        if storage._cdata not in self._seen:
+            running = self._running
+            self._seen[storage._cdata] = (StorageWeakRef(storage), running.innermost, running.differentiated)
+
+    def alive(self) -> dict[int, Storage]:
+        """Those that still live, by address; sizes as they are now, for an engine may have emptied some."""
+        found = {}
+        for key, (reference, maker, holder) in self._seen.items():
+            storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+            if storage is not None:
+                found[key] = Storage(storage.nbytes(), storage.device, maker, holder)
+        return found
 
 
 def named_modules(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:

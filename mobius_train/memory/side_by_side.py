@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from mobius_train.config import Mode
 from mobius_train.errors import MobiusError
 
-MODES = ("parallel", "serial", "full")
 RECOMPUTE = "recompute"
 
 
@@ -41,9 +41,10 @@ def overrides_of(variant: str) -> tuple[str, ...]:
     Raises:
         MobiusError: it begins with no mode, or a part is not understood.
     """
+    modes = get_args(Mode)
     mode, *changes = variant.split("+")
-    if mode not in MODES:
-        raise MobiusError(f"the variant {variant!r} begins with no mode: write {', '.join(MODES)}, then + and changes")
+    if mode not in modes:
+        raise MobiusError(f"the variant {variant!r} begins with no mode: write {', '.join(modes)}, then + and changes")
     unknown = [change for change in changes if change != RECOMPUTE and "=" not in change]
     if unknown:
         raise MobiusError(f"the variant {variant!r} has {unknown[0]!r}: write {RECOMPUTE} or key=value after each +")

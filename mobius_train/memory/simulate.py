@@ -179,9 +179,7 @@ def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.
     )
 
 
-def _denoiser_step(
-    denoiser: Denoiser, batch: int, latent: tuple[int, ...], tokens: int, dtype: torch.dtype
-) -> Trace:
+def _denoiser_step(denoiser: Denoiser, batch: int, latent: tuple[int, ...], tokens: int, dtype: torch.dtype) -> Trace:
     recorder = Recorder()
     module = cast(nn.Module, denoiser)
     recorder.know(module)
