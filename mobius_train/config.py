@@ -20,6 +20,15 @@ Mode = Literal["parallel", "serial", "full"]
 LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
+# Fields that only a model with a ring has a use for.
+RING_OPTIONS = (
+    "gradient_checkpointing_kept",
+    "recompute_activations",
+    "activation_offload",
+    "compile",
+    "activation_memory_budget",
+    "frozen_dtype",
+)
 
 
 class Section(BaseModel):
@@ -104,7 +113,26 @@ class RunConfig(Section):
     global_batch_size: int | None = Field(
         None, ge=1, description="when given, must equal batch size x accumulation x ranks"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="recompute the trained layers in the backward pass")
+    gradient_checkpointing_kept: float = Field(
+        0.0, ge=0, lt=1, description="share of the ring's layers that gradient_checkpointing spares, the cheapest first"
+    )
+    recompute_activations: bool = Field(
+        False, description="where the ring's layers are not recomputed, recompute their norms and activations alone"
+    )
+    activation_offload: float = Field(
+        0.0, ge=0, le=1, description="share of the ring's layers whose saved tensors wait in host memory (CUDA)"
+    )
+    compile: bool = Field(False, description="torch.compile the ring's layers")
+    activation_memory_budget: float | None = Field(
+        None, ge=0, le=1, description="with compile: share of what its layers would save; 0 recomputes all"
+    )
+    attention_backend: Literal["auto", "sdpa", "flash_attn", "eager"] = Field(
+        "auto", description="auto: flash-attn where it is installed and can run, else what was measured fastest"
+    )
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="of the frozen branch of mode parallel; none: as mixed_precision"
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     learning_rate: float = Field(1e-4, gt=0)
     scale_lr: bool = Field(False, description="times accumulation x batch x ranks")
@@ -144,6 +172,43 @@ class RunConfig(Section):
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} leaves nothing of max_train_steps={self.max_train_steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_options_fit(self) -> RunConfig:
+        for name in RING_OPTIONS:
+            parallel = self.stage == "text-to-video" and self.mode == "parallel"
+            if getattr(self, name) != RunConfig.model_fields[name].default and not parallel:
+                raise ValueError(
+                    f"{name} belongs to stage text-to-video with mode parallel, but these are {self.stage!r} and"
+                    f" {self.mode!r}: leave it out"
+                )
+        kept, offloaded = self.gradient_checkpointing_kept, self.activation_offload
+        if kept and not self.gradient_checkpointing:
+            raise ValueError(
+                f"gradient_checkpointing_kept={kept} spares layers of gradient_checkpointing, which is off: turn it on"
+            )
+        if self.gradient_checkpointing and kept + offloaded > 1:
+            raise ValueError(
+                f"gradient_checkpointing_kept={kept} and activation_offload={offloaded} are shares of the same layers,"
+                " and make more than 1 together: lower one"
+            )
+        if self.activation_memory_budget is not None and not self.compile:
+            raise ValueError(
+                "activation_memory_budget is the compiler's: set compile=true, or use recompute_activations without it"
+            )
+        if self.compile and self.recompute_activations:
+            raise ValueError(
+                "recompute_activations and compile both choose what a layer saves: with compile, use"
+                " activation_memory_budget"
+            )
+        spared = not self.gradient_checkpointing or kept
+        for name in ("recompute_activations", "activation_memory_budget"):
+            if getattr(self, name) not in (None, False) and not spared:
+                raise ValueError(
+                    f"{name} is of no use where gradient_checkpointing recomputes whole layers: turn one off, or spare"
+                    " some layers with gradient_checkpointing_kept"
+                )
         return self
 
     def dump(self) -> str:

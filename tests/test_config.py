@@ -45,11 +45,42 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("lr_warmup_steps=10", "leaves nothing"),
         ("nonsense", "key=value"),
         ("output_dir.x=1", "not a section"),
+        ("gradient_checkpointing_kept=0.5", "gradient_checkpointing, which is off"),
+        ("activation_offload=1.5", "less than or equal to 1"),
+        ("activation_memory_budget=0.5", "set compile=true"),
+        ("attention_backend=xformers", "attention_backend"),
+        ("frozen_dtype=fp8", "frozen_dtype"),
+        ("mode=serial frozen_dtype=bf16", "frozen_dtype belongs to stage text-to-video with mode parallel"),
+        ("mode=full activation_offload=0.2", "activation_offload belongs to"),
+        ("mode=serial compile=true", "compile belongs to"),
+        (
+            "gradient_checkpointing=true gradient_checkpointing_kept=0.6 activation_offload=0.5",
+            "gradient_checkpointing_kept=0.6 and activation_offload=0.5 .* more than 1",
+        ),
+        ("compile=true recompute_activations=true", "recompute_activations and compile"),
+        ("gradient_checkpointing=true recompute_activations=true", "recompute_activations is of no use"),
+        (
+            "gradient_checkpointing=true compile=true activation_memory_budget=0.5",
+            "activation_memory_budget is of no use",
+        ),
     ],
 )
 def test_a_mistake_is_refused_by_name(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(MobiusError, match=message):
-        load(recipe, [override])
+        load(recipe, override.split())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "gradient_checkpointing=true gradient_checkpointing_kept=0.5 activation_offload=0.2 recompute_activations=true",
+        "compile=true activation_memory_budget=0.5 frozen_dtype=bf16 attention_backend=eager",
+        "gradient_checkpointing=true compile=true gradient_checkpointing_kept=0.5 activation_memory_budget=0",
+        "mode=serial gradient_checkpointing=true attention_backend=sdpa",
+    ],
+)
+def test_memory_options_that_go_together(recipe: Path, overrides: str) -> None:
+    load(recipe, overrides.split())
 
 
 def test_all_mistakes_are_listed_at_once(recipe: Path) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from mobius_train import environment
@@ -42,7 +44,9 @@ def main() -> None:
     from mobius_train.versions import versions
 
     quiet_libraries()
-    found: Audit = audit(config, read(arguments.deepspeed), launch, arguments.steps)
+    # What is said while models are built is no part of the report.
+    with redirect_stdout(sys.stderr):
+        found: Audit = audit(config, read(arguments.deepspeed), launch, arguments.steps)
     if launch.rank == 0 and arguments.json:
         report = {
             "proven": found.proven,

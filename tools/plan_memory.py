@@ -27,7 +27,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--gpu", help="V100-16, A100-40, …, or a size in GB")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs of the job (default: %(default)s)")
-    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="eager keeps the scores")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar (.png, .svg, .pdf)")
     parser.add_argument("--no-search", action="store_true", help="skip what fits at most, and what to change")
@@ -58,7 +57,7 @@ def main() -> None:
     path = arguments.deepspeed
     if arguments.engine == "deepspeed":
         path = path or REPOSITORY / "ds_configs" / "zero2.json"
-    layout = Layout(arguments.ranks, arguments.engine, None if path is None else read(path), arguments.attention)
+    layout = Layout(arguments.ranks, arguments.engine, None if path is None else read(path))
     planner = Planner(arguments.config)
     plan = planner.plan(config, layout, gpu)
     limits, advice = {}, []

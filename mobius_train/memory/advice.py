@@ -74,7 +74,7 @@ def _recipe(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def _sdpa(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    return (config, replace(layout, attention="sdpa")) if layout.attention == "eager" else None
+    return (_recipe(config, attention_backend="auto"), layout) if config.attention_backend == "eager" else None
 
 
 def _half(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
@@ -103,7 +103,16 @@ def _single_clips(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None
 
 
 def _checkpointing(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    return None if config.gradient_checkpointing else (_recipe(config, gradient_checkpointing=True), layout)
+    if config.gradient_checkpointing:
+        return None
+    return _recipe(config, gradient_checkpointing=True, recompute_activations=False), layout
+
+
+def _cheap_recomputation(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    ring = config.stage == "text-to-video" and config.mode == "parallel"
+    if not ring or config.recompute_activations or config.gradient_checkpointing or config.compile:
+        return None
+    return _recipe(config, recompute_activations=True), layout
 
 
 def _parallel(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
@@ -144,10 +153,11 @@ def _with_zero(layout: Layout, zero: dict[str, Any]) -> Layout:
 
 
 CHANGES = (
-    Change("attention sdpa", "none: faster", _sdpa),
+    Change("attention_backend=auto", "none: faster", _sdpa),
     Change("mixed_precision={half}", "none: faster; float32 master weights stay", _half),
     Change("ZeRO-1 (ds_configs/zero1.json)", "communication of the weights after a step", _zero(1)),
     Change("ZeRO-2 (ds_configs/zero2.json)", "gradients sent with every micro-batch", _zero(2)),
+    Change("recompute_activations=true", "norms and activation functions once more", _cheap_recomputation),
     Change("train_batch_size=1 with more gradient_accumulation_steps", "smaller kernels, the same sums", _single_clips),
     Change("gradient_checkpointing=true", "the trained layers' forward pass once more", _checkpointing),
     Change("mode=parallel", "another model: the ring", _parallel),

@@ -20,6 +20,9 @@ FP32 = 4
 TRAINED, FROZEN, MASTERS = "trained weights", "frozen weights", "master weights"
 GRADIENTS, OPTIMIZER, AVERAGE = "gradients", "optimizer states", "moving average"
 BUCKETS, GATHERED, STEP = "communication buckets", "gathered weights", "optimizer's transients"
+# Copies of what a rank steps that AdamW makes: torch's foreach implementation takes the square roots of all second
+# moments at once, its fused one makes none.
+ADAM_COPIES = 1
 # DeepSpeed's engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements that it reduces at once at stage 0.
 REDUCED_AT_ONCE = 500_000_000
 # Defaults of DeepSpeed's zero/config.py, in elements.
@@ -63,7 +66,7 @@ def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
             AVERAGE: whole if use_ema else 0,
         },
         during=_standing(whole) if accumulation > 1 else lambda gradients: {GRADIENTS: gradients},
-        # AdamW's foreach implementation makes the square roots of all second moments at once.
+        # The foreach implementation is torch's default.
         stepping={GRADIENTS: whole, STEP: whole},
         between=whole if accumulation > 1 else 0,
     )
@@ -109,8 +112,8 @@ def _stage0(s: _Setting) -> EngineMemory:
     mixed = s.b != FP32
     # Reduced in flat copies.
     copy = rounded(_largest_run(s.sim.trained, REDUCED_AT_ONCE) * s.b)
-    # float32 gradients, and AdamW's square roots.
-    transients = high * (2 if mixed else 1)
+    # float32 gradients, and what AdamW makes.
+    transients = high * (ADAM_COPIES + mixed)
     return EngineMemory(
         resident={
             FROZEN: s.frozen(),
@@ -148,10 +151,10 @@ def _stage2(s: _Setting) -> EngineMemory:
     standing = kept if s.accumulates else 0
 
     def during(gradients: Bytes) -> CurveParts:
-        begun = gradients > 0
-        # The buckets, the flat copy of one that is being reduced, and this micro-batch's own gradients.
-        buckets = shard.buckets() + rounded(shard.bucket * s.b)
-        return {GRADIENTS: begun * kept + standing, BUCKETS: begun * buckets}
+        copy = rounded(shard.bucket * s.b)
+        # When a bucket is full: a flat copy of it, and the last rank's share of this micro-batch's gradients.
+        full = gradients > copy
+        return {GRADIENTS: full * kept + standing, BUCKETS: (gradients > 0) * shard.buckets() + full * copy}
 
     stepping = {} if shard.offloaded else {GRADIENTS: kept, STEP: shard.step_transients()}
     return EngineMemory(shard.resident(), during, stepping, standing, shard.host())
@@ -190,9 +193,9 @@ class _Partition:
         return parts | {MASTERS: shard, OPTIMIZER: 2 * shard, AVERAGE: shard if s.use_ema else 0}
 
     def step_transients(self) -> int:
-        """The partition's gradients made flat, in float32, and AdamW's square roots."""
+        """The partition's gradients made flat, then float32, and what AdamW makes."""
         flat, high = rounded(self.elements * self._s.b), rounded(self.elements * FP32)
-        return high + high if self._s.b == FP32 else flat + high + high
+        return high * (1 + ADAM_COPIES) + (0 if self._s.b == FP32 else flat)
 
     def host(self) -> Parts:
         if not self.offloaded:
@@ -214,7 +217,6 @@ def _stage3(s: _Setting) -> EngineMemory:
     optimizer, parameters = s.offloads("offload_optimizer"), s.offloads("offload_param")
     bucket = rounded(int(s.zero["reduce_bucket_size"]) * s.b)
     frozen = sum(rounded(math.ceil(elements / s.ranks) * s.b) for elements in s.sim.frozen_inside)
-    masters = high if s.b != FP32 else 0
     resident = {
         FROZEN: 0 if parameters else frozen,
         TRAINED: persistent + (0 if parameters else low),
@@ -222,9 +224,10 @@ def _stage3(s: _Setting) -> EngineMemory:
         GRADIENTS: 0 if optimizer else low,
     }
     host = {}
-    states = {MASTERS: masters, OPTIMIZER: 2 * high, AVERAGE: high if s.use_ema else 0}
+    # A copy of float32 weights too: it compares their device with the device's name, which are never equal.
+    states = {MASTERS: high, OPTIMIZER: 2 * high, AVERAGE: high if s.use_ema else 0}
     if optimizer:
-        host = states | {MASTERS: high, GRADIENTS: low + high}
+        host = states | {GRADIENTS: low + high}
     else:
         resident |= states
     if parameters:
@@ -241,7 +244,7 @@ def _stage3(s: _Setting) -> EngineMemory:
         gathered = np.minimum(gatherable - np.minimum(gradients, gatherable), limit)
         return {GATHERED: gathered, BUCKETS: (gradients > 0) * bucket}
 
-    transients = (low if s.b != FP32 else 0) + high + high
+    transients = high * (1 + ADAM_COPIES) + (low if s.b != FP32 else 0)
     return EngineMemory(resident, during, {} if optimizer else {STEP: transients}, 0, host)
 
 

@@ -68,7 +68,7 @@ def find_gpu(name: str) -> Gpu:
     raise MobiusError(f"no GPU {name!r} is known here: give one of {', '.join(GPUS)}, or a size in GB such as 24")
 
 
-def check_gpu(gpu: Gpu, config: RunConfig, attention: str = "sdpa") -> None:
+def check_gpu(gpu: Gpu, config: RunConfig) -> None:
     """Refuse what the GPU cannot compute in.
 
     Raises:
@@ -79,9 +79,11 @@ def check_gpu(gpu: Gpu, config: RunConfig, attention: str = "sdpa") -> None:
             f"mixed_precision=bf16 on a {gpu.name}: it has no bfloat16 units; set mixed_precision=fp16, whose losses"
             " are scaled"
         )
-    if attention == "flash_attn" and not gpu.flash_attn:
-        raise MobiusError(f"attention flash_attn on a {gpu.name}: FlashAttention-2 has no kernels for it; use sdpa")
-    if attention == "flash_attn" and config.mixed_precision == "no":
-        raise MobiusError("attention flash_attn in float32: its kernels take bf16 and fp16 only; use sdpa")
-    if attention == "fp8" and not gpu.fp8:
-        raise MobiusError(f"fp8 on a {gpu.name}: it has no float8 units; use {gpu.half_precision}")
+    if config.frozen_dtype == "bf16" and not gpu.bf16:
+        raise MobiusError(f"frozen_dtype=bf16 on a {gpu.name}: it has no bfloat16 units; set frozen_dtype=fp16")
+    if config.attention_backend == "flash_attn" and not gpu.flash_attn:
+        raise MobiusError(
+            f"attention_backend=flash_attn on a {gpu.name}: FlashAttention-2 has no kernels for it; set sdpa"
+        )
+    if config.attention_backend == "flash_attn" and config.mixed_precision == "no":
+        raise MobiusError("attention_backend=flash_attn in float32: its kernels take bf16 and fp16 alone; set sdpa")

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from mobius_train.config import RunConfig
 from mobius_train.engine.ds_config import resolve, with_bucket_sizes
-from mobius_train.run import engine_settings
 from mobius_train.errors import MobiusError
 from mobius_train.memory import engines
 from mobius_train.memory.engines import EngineMemory
 from mobius_train.memory.gpus import Gpu, check_gpu
 from mobius_train.memory.models import ModelConfigs, find_configs
-from mobius_train.memory.simulate import AttentionBackend, Simulation, simulate
+from mobius_train.memory.simulate import Simulation, Simulator
+from mobius_train.run import engine_settings
 
 MIB = 2**20
 # Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
@@ -34,13 +34,11 @@ class Layout:
     Attributes:
         engine: deepspeed; or ddp, torch's DistributedDataParallel, which this project does not train with, to compare.
         ds_json: the DeepSpeed JSON as it is written.
-        attention: the kernels of the denoiser's attention; eager materialises the scores.
     """
 
     ranks: int = 1
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     ds_json: dict[str, Any] | None = None
-    attention: AttentionBackend = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ class Planner:
     def __init__(self, recipe: Path | None = None) -> None:
         self._recipe = recipe
         self._models: dict[tuple[str | None, ...], ModelConfigs] = {}
-        self._simulations: dict[tuple[str, str], Simulation] = {}
+        self._simulator = Simulator()
+        self._simulations: dict[str, Simulation] = {}
 
     def plan(self, config: RunConfig, layout: Layout, gpu: Gpu | None = None) -> Plan:
         """Plan a recipe under a layout, on a GPU or without one.
@@ -100,9 +99,9 @@ class Planner:
             MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
         """
         if gpu is not None:
-            check_gpu(gpu, config, layout.attention)
+            check_gpu(gpu, config)
         memory = self._engine_memory(config, layout)
-        sim = self._simulation(config, layout.attention)
+        sim = self._simulation(config)
         engine = memory(sim)
         everywhere = engine.resident | {CONTEXT_PART: CONTEXT, ENCODERS: sim.encoder_bytes}
         everywhere[engines.FROZEN] += sim.frozen_bytes
@@ -120,7 +119,7 @@ class Planner:
             parts={name: size for name, size in parts.items() if size},
             phases=totals,
             saved=sim.step.saved(),
-            host=sum(engine.host.values()),
+            host=sum(engine.host.values()) + sim.step.host,
             flops=sim.step.flops,
             trained=sum(sim.trained),
             sources=self._configs(config).sources,
@@ -181,7 +180,7 @@ class Planner:
             self._models[key] = find_configs(config, self._recipe)
         return self._models[key]
 
-    def _simulation(self, config: RunConfig, attention: AttentionBackend) -> Simulation:
+    def _simulation(self, config: RunConfig) -> Simulation:
         irrelevant = {
             "global_batch_size": None,
             "gradient_accumulation_steps": 1,
@@ -190,9 +189,9 @@ class Planner:
             "use_ema": False,
             "data": config.data.model_copy(update={"cache_dir": None}),
         }
-        key = (config.model_copy(update=irrelevant).model_dump_json(), attention)
+        key = config.model_copy(update=irrelevant).model_dump_json()
         if key not in self._simulations:
-            self._simulations[key] = simulate(config, self._configs(config), attention)
+            self._simulations[key] = self._simulator.simulate(config, self._configs(config))
         return self._simulations[key]
 
 

@@ -21,6 +21,7 @@ from mobius_train.memory.models import find_configs
 from mobius_train.memory.simulate import new_text_encoder, new_vae
 from mobius_train.tasks.build import diffusion_task
 from mobius_train.tasks.diffusion import DiffusionTask
+from mobius_train.tasks.options import check_device
 
 CLIPS = 64
 # Stable Diffusion's, where the recipe leaves the schedule to the pretrained model.
@@ -31,8 +32,9 @@ def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> Di
     """The task of a text-to-image or text-to-video recipe; the recipe's file says where to look for configurations.
 
     Raises:
-        MobiusError: a model's configuration is nowhere to be found.
+        MobiusError: a model's configuration is nowhere to be found, or the device cannot do what the recipe wants.
     """
+    check_device(config, distributed.device)
     configs = find_configs(config, recipe)
     assert configs.unet is not None
     assert configs.text_encoder is not None

@@ -14,6 +14,7 @@ ASSUMPTIONS = (
     "what lives at once is counted in the allocator's 512-byte blocks; gaps between its blocks are not",
     "attention by PyTorch's fused kernels keeps no scores; eager attention keeps them",
     "the autoencoder and the text encoder stay on the GPU in float32, as they do here with a cache too",
+    "torch.compile is planned as if it were off",
     "AdamW is torch's foreach implementation, which makes one temporary as large as what it steps",
 )
 

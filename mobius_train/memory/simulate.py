@@ -11,11 +11,10 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, ChineseCLIPTextModel, CLIPTextModel
@@ -26,13 +25,14 @@ from mobius_train.errors import MobiusError
 from mobius_train.memory.models import ModelConfigs
 from mobius_train.memory.trace import Recorder, Trace, module_bytes
 from mobius_train.models import Denoiser
+from mobius_train.models.attention import AttentionBackend, set_attention_backend
 from mobius_train.models.temporal import TemporalAttention, TemporalConv
 from mobius_train.tasks.autoencoder import Autoencoding
 from mobius_train.tasks.build import denoiser_of
+from mobius_train.tasks.options import DTYPES, frozen_dtype
 
-AttentionBackend = Literal["sdpa", "eager"]
 # Labels of what is kept for the backward pass.
-SPATIAL, TEMPORAL, HEAD, OTHER = "spatial", "ring", "fusion and head", "other"
+SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion and head"
 # Frames that `ImageEncoder.decode` decodes at once.
 DECODED_AT_ONCE = 8
 TEXT_MODELS = {
@@ -48,7 +48,6 @@ class Simulation:
     Attributes:
         trained: elements of each trained parameter.
         frozen_inside: elements of each frozen parameter inside the trained module (serial).
-        units: elements of the trained module's children, what a sharding engine gathers at once.
         itemsize: bytes of an element of the trained module while it computes.
         frozen_bytes: of the frozen branch beside the trained module.
         encoder_bytes: of the autoencoder and the text encoder, in float32.
@@ -60,7 +59,6 @@ class Simulation:
 
     trained: tuple[int, ...]
     frozen_inside: tuple[int, ...]
-    units: tuple[int, ...]
     itemsize: int
     frozen_bytes: int
     encoder_bytes: int
@@ -70,71 +68,102 @@ class Simulation:
     heldout: int
 
 
-def simulate(config: RunConfig, models: ModelConfigs, attention: AttentionBackend = "sdpa") -> Simulation:
-    """Run the phases of a recipe on fake tensors.
+@dataclass(frozen=True)
+class _Models:
+    """A recipe's models on fake tensors, the denoiser in the dtype that it computes in."""
 
-    Raises:
-        MobiusError: the models do not fit each other, or are of a kind that is not supported.
+    denoiser: Denoiser
+    vae: Any
+    text_encoder: Any
+
+
+class Simulator:
+    """Runs the phases of recipes on fake tensors.
+
+    Models that differ in no setting but sizes of the data are built once.
     """
-    # Sizes are those of float16 too, in which some CPU kernels have no fake counterpart.
-    dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
-    # diffusers warns of every cast.
-    with FakeTensorMode(), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            if config.stage == "autoencoder":
-                return _simulate_autoencoder(config, models, dtype)
-            return _simulate_denoiser(config, models, dtype, attention)
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MobiusError(f"the recipe's models do not run together: {reason}") from error
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode()
+        self._models: dict[str, _Models] = {}
+
+    def simulate(self, config: RunConfig, models: ModelConfigs) -> Simulation:
+        """One micro-batch, the encoders, the held-out loss and the sampling of a recipe.
+
+        Raises:
+            MobiusError: the models do not fit each other, or are of a kind that is not supported.
+        """
+        dtype = _simulated(DTYPES[config.mixed_precision])
+        # diffusers warns of every cast.
+        with self._mode, contextlib.redirect_stderr(io.StringIO()):
+            try:
+                if config.stage == "autoencoder":
+                    return _simulate_autoencoder(config, models, dtype)
+                return _simulate_denoiser(config, self._built(config, models, dtype), dtype)
+            except (TypeError, ValueError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise MobiusError(f"the recipe's models do not run together: {reason}") from error
+
+    def _built(self, config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
+        same = {"data": config.data.model_copy(update={"num_frames": 8, "resolution": 256}), "train_batch_size": 1}
+        key = f"{config.model_copy(update=same).model_dump_json()} {dtype}"
+        if key not in self._models:
+            self._models[key] = _build(config, models, dtype)
+        return self._models[key]
 
 
-def _simulate_denoiser(
-    config: RunConfig, models: ModelConfigs, dtype: torch.dtype, attention: AttentionBackend
-) -> Simulation:
+def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
     assert models.unet is not None
     assert models.text_encoder is not None
-    unet = UNet2DConditionModel.from_config(models.unet).eval()
-    denoiser = denoiser_of(config, unet)
     vae, text_encoder = new_vae(models.vae), new_text_encoder(models.text_encoder)
-    tokens = _text_tokens(config, text_encoder)
-    width = int(text_encoder.config.hidden_size)
-    if unet.config.cross_attention_dim != width:
+    width, wanted = int(text_encoder.config.hidden_size), models.unet.get("cross_attention_dim")
+    if width != wanted:
         raise MobiusError(
-            f"the text encoder is {width} wide but the UNet's cross_attention_dim is"
-            f" {unet.config.cross_attention_dim}: choose a text encoder that fits in text_encoder_name_or_path"
+            f"the text encoder is {width} wide but the UNet's cross_attention_dim is {wanted}:"
+            " choose a text encoder that fits in text_encoder_name_or_path"
         )
-    _cast(cast(nn.Module, denoiser), dtype)
-    if attention == "eager":
-        for module in (*cast(nn.Module, denoiser).modules(), *vae.modules()):
-            if isinstance(module, Attention):
-                module.set_processor(AttnProcessor())
+    _text_tokens(config, text_encoder)
+    unet = UNet2DConditionModel.from_config(models.unet).eval()
+    # What a compiler would save is not simulated.
+    denoiser = denoiser_of(config.model_copy(update={"compile": False}), unet)
+    _cast(denoiser.trained, dtype)
+    if denoiser.frozen is not None:
+        _cast(denoiser.frozen, _simulated(frozen_dtype(config)))
+    for temporal in (False, True):
+        # flash-attn keeps what PyTorch's fused kernels keep.
+        backend: AttentionBackend = "eager" if config.attention_backend == "eager" else "sdpa"
+        set_attention_backend(cast(nn.Module, denoiser), backend, temporal)
+    return _Models(denoiser, vae, text_encoder)
+
+
+def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -> Simulation:
+    denoiser, vae, text_encoder = models.denoiser, models.vae, models.text_encoder
+    tokens = _text_tokens(config, text_encoder)
     frames = 1 if config.stage == "text-to-image" else config.data.num_frames
     size = config.data.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    latent = (unet.config.in_channels, frames, size, size)
+    latent = (int(vae.config.latent_channels), frames, size, size)
 
     batch, guided = config.train_batch_size, 2 if config.validation.guidance_scale > 1 else 1
     heldout = 0
     if config.data.validation is not None:
-        heldout = _without_graph(lambda: _predict(denoiser, batch, latent, tokens, dtype), denoiser)
+        heldout = _without_graph(lambda: _predict(denoiser, batch, latent, tokens, dtype))
     sampling = 0
     if config.validation.prompts:
         parts = min(frames, DECODED_AT_ONCE)
         sampling = max(
-            _without_graph(lambda: _predict(denoiser, guided, latent, tokens, dtype), denoiser),
-            _without_graph(lambda: vae.decode(torch.randn(parts, latent[0], size, size)).sample, vae),
+            _without_graph(lambda: _predict(denoiser, guided, latent, tokens, dtype)),
+            _without_graph(lambda: vae.decode(torch.randn(parts, latent[0], size, size)).sample),
         )
     return Simulation(
         trained=_elements(denoiser.trained, True),
         frozen_inside=_elements(denoiser.trained, False),
-        units=_units(denoiser.trained),
         itemsize=dtype.itemsize,
         frozen_bytes=module_bytes(denoiser.frozen),
         encoder_bytes=module_bytes(vae) + module_bytes(text_encoder),
         step=_denoiser_step(denoiser, batch, latent, tokens, dtype),
         encoding=max(
-            _without_graph(lambda: _encode(vae, frames, config.data.resolution), vae),
-            _without_graph(lambda: text_encoder(**_caption(tokens)), text_encoder),
+            _without_graph(lambda: _encode(vae, frames, config.data.resolution)),
+            _without_graph(lambda: text_encoder(**_caption(tokens))),
         ),
         sampling=sampling,
         heldout=heldout,
@@ -155,7 +184,7 @@ def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.
         output, mean, logvar = model(pixels, noise)
         return (output.float() - pixels.float()).flatten(1), mean.float(), logvar.float()
 
-    evaluation = _without_graph(lambda: reconstruct(images, torch.float32), model)
+    evaluation = _without_graph(lambda: reconstruct(images, torch.float32))
     _cast(model, dtype)
 
     def loss() -> Tensor:
@@ -164,11 +193,9 @@ def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.
         return error.abs().mean() + error.square().mean() + divergence.mean()
 
     recorder = Recorder()
-    recorder.know(model)
     return Simulation(
         trained=_elements(model, True),
         frozen_inside=(),
-        units=_units(vae),
         itemsize=dtype.itemsize,
         frozen_bytes=0,
         encoder_bytes=0,
@@ -181,8 +208,6 @@ def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.
 
 def _denoiser_step(denoiser: Denoiser, batch: int, latent: tuple[int, ...], tokens: int, dtype: torch.dtype) -> Trace:
     recorder = Recorder()
-    module = cast(nn.Module, denoiser)
-    recorder.know(module)
     for part, label in _labels(denoiser):
         recorder.watch(part, label)
 
@@ -202,18 +227,22 @@ def _forward_and_backward(recorder: Recorder, trained: nn.Module, compute_loss: 
         recorder.mark("forward")
         loss.backward()
         recorder.mark("backward")
-    return recorder.trace()
+    trace = recorder.trace()
+    recorder.close()
+    trained.zero_grad(set_to_none=True)
+    return trace
 
 
 def _labels(denoiser: Denoiser) -> Iterator[tuple[nn.Module, str]]:
     """The modules whose forward pass tells which part of the model is at work."""
     frozen = denoiser.frozen
-    yield denoiser.trained, SPATIAL if frozen is None else TEMPORAL
+    temporal = TEMPORAL if frozen is None else RING
+    yield denoiser.trained, SPATIAL if frozen is None else RING
     if frozen is not None:
         yield from ((module, SPATIAL) for module in frozen.modules())
     for name, module in denoiser.trained.named_modules():
         if isinstance(module, TemporalConv | TemporalAttention):
-            yield module, TEMPORAL
+            yield module, temporal
         elif name.removeprefix("unet.") in ("fusion", "conv_norm_out", "conv_act", "conv_out"):
             yield module, HEAD
 
@@ -241,9 +270,8 @@ def _caption(tokens: int) -> dict[str, Tensor]:
     return {"input_ids": ones, "attention_mask": ones}
 
 
-def _without_graph(run: Callable[[], object], model: Any) -> int:
+def _without_graph(run: Callable[[], object]) -> int:
     recorder = Recorder()
-    recorder.know(model)
     with torch.no_grad(), recorder:
         run()
     return recorder.trace().peak
@@ -278,13 +306,9 @@ def _elements(module: nn.Module, trained: bool) -> tuple[int, ...]:
     return tuple(p.numel() for p in module.parameters() if p.requires_grad == trained)
 
 
-def _units(module: nn.Module) -> tuple[int, ...]:
-    """Elements of the largest modules that run one after the other: the blocks of a list, or a child."""
-    units: list[int] = []
-    for child in module.children():
-        parts = child if isinstance(child, nn.ModuleList) else (child,)
-        units += [sum(p.numel() for p in part.parameters()) for part in parts]
-    return tuple(sorted(units, reverse=True))
+def _simulated(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 for float16, of the same size: some CPU kernels for that have no fake counterpart."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

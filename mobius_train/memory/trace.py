@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.hooks import RemovableHandle
 
 Bytes = NDArray[np.int64]
 
@@ -40,6 +41,7 @@ class Trace:
         deaths: when it was freed.
         completed: when it became the gradient of a parameter; NEVER for most.
         marks: moments by name.
+        host: bytes at the peak of what was copied to host memory, which counts nowhere else.
         flops: floating point operations of matrix products, convolutions and attention, a product and a sum as two.
     """
 
@@ -49,6 +51,7 @@ class Trace:
     completed: Bytes
     marks: dict[str, int]
     flops: dict[str, int]
+    host: int = 0
 
     def activations(self) -> Bytes:
         """Bytes alive at each moment, complete gradients apart."""
@@ -80,7 +83,7 @@ class Trace:
         sums: dict[str, int] = {}
         for index in np.flatnonzero(chosen):
             sums[self.labels[index]] = sums.get(self.labels[index], 0) + int(self.sizes[index])
-        return sums
+        return {label: size for label, size in sums.items() if size}
 
     def _curve(self, starts: Bytes, ends: Bytes) -> Bytes:
         count = len(self.sizes)
@@ -97,7 +100,6 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self._labels = ["other"]
         self._index: dict[int, int] = {}
-        self._known: dict[int, torch.UntypedStorage] = {}
         self._sizes: list[int] = []
         self._made_by: list[str] = []
         self._deaths: dict[int, int] = {}
@@ -105,19 +107,14 @@ class Recorder(TorchDispatchMode):
         self._marks: dict[str, int] = {}
         self._flops: dict[str, int] = {}
         self._phase = "forward"
-
-    def know(self, *modules: nn.Module) -> None:
-        """Leave out the storages of these modules, which exist already."""
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                storage = tensor.untyped_storage()
-                self._known[id(storage)] = storage
+        self._host = self._host_peak = 0
+        self._handles: list[RemovableHandle] = []
 
     def watch(self, module: nn.Module, label: str) -> None:
         """Whatever the module makes in its forward pass gets this label."""
-        module.register_forward_pre_hook(lambda *_: self._labels.append(label))
+        self._handles.append(module.register_forward_pre_hook(lambda *_: self._labels.append(label)))
         # Recomputation leaves a forward pass by an exception, once it has all that it needs.
-        module.register_forward_hook(lambda *_: self._leave(), always_call=True)
+        self._handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
 
     def _leave(self) -> None:
         self._labels.pop()
@@ -126,11 +123,19 @@ class Recorder(TorchDispatchMode):
         """A gradient of the module's parameters counts as one from when it is complete."""
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._complete)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._complete))
+
+    def close(self) -> None:
+        """Let go of the modules and parameters that it watches."""
+        for handle in self._handles:
+            handle.remove()
 
     def mark(self, name: str, next_phase: str = "backward") -> None:
-        """Name the moment after the last allocation; floating point operations count for another phase from now on."""
-        self._marks[name] = len(self._sizes) - 1
+        """Name this moment; floating point operations count for another phase from now on."""
+        # An allocation of nothing: what was freed before it is gone at this moment.
+        self._marks[name] = len(self._sizes)
+        self._sizes.append(0)
+        self._made_by.append(name)
         self._phase = next_phase
 
     def trace(self) -> Trace:
@@ -147,27 +152,44 @@ class Recorder(TorchDispatchMode):
             times(self._completed),
             dict(self._marks),
             dict(self._flops),
+            self._host_peak,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._made(leaf.untyped_storage())
+        new = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and self._is_new(leaf)]
+        if new:
+            # A view, or a tensor changed in place, of a storage that existed before.
+            given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            for leaf in new:
+                if id(leaf.untyped_storage()) not in given:
+                    if _is_host_copy(func, kwargs):
+                        self._made_on_host(leaf.untyped_storage())
+                    else:
+                        self._made(leaf.untyped_storage())
         count = _flop_formula(func)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
             self._flops[self._phase] = self._flops.get(self._phase, 0) + int(flops)
         return result
 
+    def _is_new(self, tensor: Tensor) -> bool:
+        return id(tensor.untyped_storage()) not in self._index
+
     def _made(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
-        if key in self._index or key in self._known:
-            return
-        index = self._index[key] = len(self._sizes)
+        index = self._index[id(storage)] = len(self._sizes)
         self._sizes.append(rounded(storage.nbytes()))
         self._made_by.append(self._labels[-1])
-        weakref.finalize(storage, self._freed, key, index).atexit = False
+        weakref.finalize(storage, self._freed, id(storage), index).atexit = False
+
+    def _made_on_host(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self._host += size
+        self._host_peak = max(self._host_peak, self._host)
+        weakref.finalize(storage, self._freed_on_host, size).atexit = False
+
+    def _freed_on_host(self, size: int) -> None:
+        self._host -= size
 
     def _freed(self, key: int, index: int) -> None:
         del self._index[key]
@@ -178,6 +200,11 @@ class Recorder(TorchDispatchMode):
         index = self._index.get(id(parameter.grad.untyped_storage()))
         if index is not None:
             self._completed.setdefault(index, len(self._sizes))
+
+
+def _is_host_copy(func: Any, kwargs: dict[str, Any] | None) -> bool:
+    """Whether this is room in host memory, as `models.offload` makes it: the device is asked for by name."""
+    return func is torch.ops.aten.empty_like.default and (kwargs or {}).get("device") == torch.device("cpu")
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:

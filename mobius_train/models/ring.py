@@ -7,7 +7,7 @@ after the other; C channels, H, W latent size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -17,9 +17,9 @@ from diffusers.models.activations import get_activation
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mobius_train.models.layout import LAYOUT_FIELDS, LayerShape, read_layout
+from mobius_train.models.recompute import RingMemory, Units
 from mobius_train.models.spatial import Feature
 from mobius_train.models.temporal import TemporalBlock, transformer_in
 
@@ -38,6 +38,10 @@ class Ring(ModelMixin, ConfigMixin):
     transformer_in and the samplers have the names that UNet3DConditionModel gives them.
 
     The configuration's entries mean what they mean in UNet2DConditionModel.
+
+    Attributes:
+        memory: what the layers keep for the backward pass.
+        host_bytes: what the last forward pass put into host memory for its backward pass.
     """
 
     _supports_gradient_checkpointing = True
@@ -79,7 +83,23 @@ class Ring(ModelMixin, ConfigMixin):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_act = get_activation(act_fn)
         self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
-        self.gradient_checkpointing = False
+        self._shapes = [shape for block in (*layout.down, layout.mid, *layout.up) for shape in block]
+        self.set_memory(RingMemory())
+        self.host_bytes = 0
+
+    def set_memory(self, memory: RingMemory) -> None:
+        """Choose what the layers keep for the backward pass."""
+        self.memory = memory
+        self.treatments = memory.treatments(self._shapes)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """The switch of diffusers: recompute every layer."""
+        return self.memory.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.set_memory(RingMemory(gradient_checkpointing=enable))
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, gradient_checkpointing: bool = False) -> Ring:
@@ -110,55 +130,55 @@ class Ring(ModelMixin, ConfigMixin):
         Returns:
             (N, out_channels, H, W).
         """
-        stream = _Stream(features, self.dtype)
-        state = self._run(self.transformer_in, stream.take().hidden, num_frames)
+        stream, units = _Stream(features, self.dtype), Units(self.treatments)
+        state = units.run(self._enter, stream.take().hidden, num_frames)
         bridges = [state]
         for block in cast(Sequence[RingBlock], self.down_blocks):
             for conv, attention in block.layers():
-                state = self._layer(conv, attention, state, None, stream.take(), num_frames)
+                state = _layer(units, conv, attention, state, None, stream.take(), num_frames)
                 bridges.append(state)
             for downsampler in block.downsamplers:
                 state = downsampler(state)
                 bridges.append(state)
         for conv, attention in self.mid_block.layers():
-            state = self._layer(conv, attention, state, None, stream.take(), num_frames)
+            state = _layer(units, conv, attention, state, None, stream.take(), num_frames)
         for block in cast(Sequence[RingBlock], self.up_blocks):
             for conv, attention in block.layers():
-                state = self._layer(conv, attention, state, bridges.pop(), stream.take(), num_frames)
+                state = _layer(units, conv, attention, state, bridges.pop(), stream.take(), num_frames)
             for upsampler in block.upsamplers:
                 state = upsampler(state, bridges[-1].shape[-2:])
-        return self._run(self._head, stream.hidden, state)
+        state = units.run(self._head, stream.hidden, state)
+        self.host_bytes = units.offload.host_bytes
+        return state
 
-    def _layer(
-        self,
-        temporal_conv: nn.Module,
-        temporal_attention: nn.Module | None,
-        state: Tensor,
-        bridge: Tensor | None,
-        feature: Feature,
-        num_frames: int,
-    ) -> Tensor:
-        """t_{i+1} (Eq. 9); a bridge is concatenated to t_i on the channels."""
-
-        def temporal(state: Tensor, bridge: Tensor | None, convolution: Tensor) -> Tensor:
-            if bridge is not None:
-                state = torch.cat([state, bridge], dim=1)
-            state = convolution + temporal_conv(state, num_frames)
-            return state if temporal_attention is None else temporal_attention(state, num_frames)
-
-        state = self._run(temporal, state, bridge, feature.convolution)
-        # Outside of what is recomputed, so that nothing keeps SA(SC(h)) for the backward pass.
-        return state if feature.attention is None else feature.attention + state
+    def _enter(self, hidden: Tensor, num_frames: int) -> Tensor:
+        return self.transformer_in(hidden.to(self.dtype), num_frames)
 
     def _head(self, hidden: Tensor, state: Tensor) -> Tensor:
         fused = self.fusion(torch.cat([hidden, state], dim=1))
         return self.conv_out(self.conv_act(self.conv_norm_out(fused)))
 
-    def _run(self, function: Callable[..., Tensor], *args: Tensor | int | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            # The ring draws no random numbers.
-            return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-        return function(*args)
+
+def _layer(
+    units: Units,
+    temporal_conv: nn.Module,
+    temporal_attention: nn.Module | None,
+    state: Tensor,
+    bridge: Tensor | None,
+    feature: Feature,
+    num_frames: int,
+) -> Tensor:
+    """t_{i+1} (Eq. 9); a bridge is concatenated to t_i on the channels."""
+
+    def temporal(state: Tensor, bridge: Tensor | None, convolution: Tensor) -> Tensor:
+        if bridge is not None:
+            state = torch.cat([state, bridge], dim=1)
+        state = convolution + temporal_conv(state, num_frames)
+        return state if temporal_attention is None else temporal_attention(state, num_frames)
+
+    state = units.run(temporal, state, bridge, feature.convolution)
+    # Outside of what is recomputed, so that nothing keeps SA(SC(h)) for the backward pass.
+    return state if feature.attention is None else feature.attention + state
 
 
 class RingBlock(TemporalBlock):
@@ -171,7 +191,7 @@ class RingBlock(TemporalBlock):
 
 
 class _Stream:
-    """The spatial features in the ring's dtype, one at a time; under autocast as they come.
+    """The spatial features, one at a time, in the ring's dtype or a narrower one that a sum with t widens.
 
     It keeps the hidden state of the last one only, which the walk behind it needs for its next layer too.
     """
@@ -184,9 +204,11 @@ class _Stream:
 
     def take(self) -> Feature:
         convolution, attention = next(self._features)
-        if not torch.is_autocast_enabled(convolution.device.type):
-            convolution = convolution.to(self._dtype)
-            attention = None if attention is None else attention.to(self._dtype)
-        feature = Feature(convolution, attention)
+        feature = Feature(self._fitted(convolution), None if attention is None else self._fitted(attention))
         self.hidden = feature.hidden
         return feature
+
+    def _fitted(self, tensor: Tensor) -> Tensor:
+        # Widened here, the copy would lie in memory until the backward pass of a recomputed layer.
+        narrower = tensor.itemsize < self._dtype.itemsize
+        return tensor if narrower or torch.is_autocast_enabled(tensor.device.type) else tensor.to(self._dtype)

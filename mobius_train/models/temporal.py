@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import cast
 
-import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobius_train.models.attention import TemporalProcessor
 from mobius_train.models.layout import LayerShape
-
-# CUDA's attention kernels take their batch as a grid axis (pytorch#142228).
-MAX_ATTENTION_BATCH = 65535
 
 
 class FrameConv(nn.Conv3d):
@@ -70,13 +68,16 @@ class TemporalConv(TemporalConvLayer):
 class TemporalAttention(TransformerTemporalModel):
     """TA: self-attention over the frames at each position, twice, a feed-forward layer, and a residual."""
 
+    def __init__(self, **shape: int) -> None:
+        """Arguments as TransformerTemporalModel's."""
+        super().__init__(**shape)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_processor(TemporalProcessor("sdpa"))
+
     def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        positions = hidden_states.shape[-2] * hidden_states.shape[-1]
-        clips_at_once = max(1, MAX_ATTENTION_BATCH // positions)
-        pieces = hidden_states.split(clips_at_once * num_frames)
-        outputs = [super(TemporalAttention, self).forward(p, num_frames=num_frames).sample for p in pieces]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return super().forward(hidden_states, num_frames=num_frames).sample
 
     def zero_output(self) -> None:
         """Make the block the identity, as a serial model must start."""

@@ -19,12 +19,18 @@ from mobius_train.encoders.text import TextEncoder, load_text_encoder
 from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser
+from mobius_train.models.choose_attention import Machine
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.diffusion import DiffusionTask
 from mobius_train.tasks.load import load_part, load_unet
+from mobius_train.tasks.options import (
+    DTYPES,
+    apply_attention_backend,
+    apply_memory_options,
+    check_device,
+    frozen_dtype,
+)
 from mobius_train.tasks.task import Task
-
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_task(config: RunConfig, distributed: Distributed) -> Task:
@@ -33,6 +39,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     Raises:
         MobiusError: a model or data folder is missing, or the parts do not fit each other.
     """
+    check_device(config, distributed.device)
     # The same new weights on every rank.
     torch.manual_seed(config.seed)
     dtype = DTYPES[config.mixed_precision]
@@ -68,10 +75,13 @@ def diffusion_task(
 ) -> DiffusionTask:
     """A denoiser around the UNet and its frozen encoders, on this rank's device, as the recipe wants them."""
     dtype = DTYPES[config.mixed_precision]
-    # float32 masters are the engine's; a frozen branch is kept in the compute dtype.
     denoiser = denoiser_of(config, unet)
+    for line in apply_attention_backend(denoiser, config, Machine.of(distributed.device)):
+        if distributed.is_main:
+            print(line, flush=True)
+    # float32 masters are the engine's; a frozen branch needs none.
     if denoiser.frozen is not None:
-        denoiser.frozen.to(distributed.device, dtype)
+        denoiser.frozen.to(distributed.device, frozen_dtype(config))
     encoders = Encoders(ImageEncoder(vae, distributed.device), text)
     return DiffusionTask(config, denoiser, objective, encoders, train, heldout, distributed, dtype)
 
@@ -82,7 +92,10 @@ def denoiser_of(config: RunConfig, unet: Any) -> Denoiser:
     Raises:
         MobiusError: see `build_denoiser`.
     """
-    return build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
+    assert config.stage != "autoencoder"
+    denoiser = build_denoiser(unet, config.stage, config.mode, config.gradient_checkpointing)
+    apply_memory_options(denoiser, config)
+    return denoiser
 
 
 def _open(config: RunConfig, source: str) -> ClipDataset:

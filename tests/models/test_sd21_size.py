@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from mobius_train.models import Denoiser, SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
+from mobius_train.models.recompute import RingMemory
 from mobius_train.models.spatial import output_head, walk
 
 MIB = 2**20
@@ -143,3 +145,47 @@ def test_memory_held_for_the_backward_pass() -> None:
     assert serial == pytest.approx(14701, rel=0.01)
     assert full == pytest.approx(16294, rel=0.01)
     assert held(build("parallel", gradient_checkpointing=True)) == pytest.approx(551, rel=0.02)
+
+
+def test_memory_options() -> None:
+    model = build("parallel")
+    for memory, expected, on_host in (
+        (RingMemory(recompute_activations=True), 5797, 0),
+        (RingMemory(True, gradient_checkpointing_kept=0.25), 648, 0),
+        (RingMemory(True, activation_offload=0.2), 542, 68),
+    ):
+        model.ring.set_memory(memory)
+        everything = held(model)
+        assert everything - model.ring.host_bytes / MIB == pytest.approx(expected, rel=0.02)
+        assert model.ring.host_bytes / MIB == pytest.approx(on_host, rel=0.02)
+
+
+def test_recomputed_in_bf16_it_holds_less_than_1000_mib() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = build("parallel", gradient_checkpointing=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    sample, timestep, text = batch()
+    narrow = (sample.bfloat16(), timestep, text.bfloat16())
+    assert held_for_backward(lambda: model.predict(*narrow), model) / MIB == pytest.approx(275, rel=0.02)
+
+
+def flops(model: Any) -> tuple[float, float]:
+    """TFLOP of a forward and a backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        output = model.predict(*batch())
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    return forward / 1e12, (counter.get_total_flops() - forward) / 1e12
+
+
+def test_what_the_options_compute_again() -> None:
+    model = build("parallel")
+    forward, backward = flops(model)
+    assert forward + backward == pytest.approx(10.26, rel=0.01)
+    # Norms and activations are free in products; all of the ring's layers are a third of the forward pass.
+    model.ring.set_memory(RingMemory(recompute_activations=True))
+    assert flops(model) == (forward, backward)
+    model.ring.set_memory(RingMemory(gradient_checkpointing=True))
+    assert flops(model) == (forward, pytest.approx(backward + 2.13, abs=0.05))

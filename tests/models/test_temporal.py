@@ -6,7 +6,6 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
-from mobius_train.models import temporal
 from mobius_train.models.temporal import FrameConv, TemporalConv, temporal_attention
 
 
@@ -66,18 +65,6 @@ def test_attention_is_the_model_of_diffusers() -> None:
     theirs.load_state_dict(mine.state_dict())
     x = torch.randn(6, 32, 4, 5)
     assert torch.equal(mine(x, num_frames=3), theirs(x, num_frames=3).sample)
-
-
-def test_attention_over_many_positions_goes_in_pieces_of_whole_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    attention = temporal_attention(32, 4, norm_num_groups=4)
-    x = torch.randn(5 * 3, 32, 4, 5)
-    whole = attention(x, num_frames=3)
-    batches = []
-    attention.transformer_blocks[0].register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
-    monkeypatch.setattr(temporal, "MAX_ATTENTION_BATCH", 2 * 20 + 19)
-    torch.testing.assert_close(attention(x, num_frames=3), whole)
-    assert batches == [2 * 20, 2 * 20, 20]
 
 
 @pytest.mark.parametrize("block", [TemporalConv(16, 16, 4), temporal_attention(16, 2, 4)])

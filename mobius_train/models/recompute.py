@@ -1,0 +1,120 @@
+"""What each unit of the ring (a layer, its entry, its head) leaves in memory for the backward pass.
+
+keep       all that autograd saves
+selective  the results of matrix products, convolutions and attention; norms and activations are recomputed
+recompute  the unit's inputs; all else is recomputed
+offload    as keep, but in host memory (`offload.py`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from mobius_train.models.layout import LayerShape
+from mobius_train.models.offload import Offload
+
+Treatment = Literal["keep", "selective", "recompute", "offload"]
+
+# Operators whose results the selective treatment saves: nearly all of the FLOPs.
+EXPENSIVE = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::convolution",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "flash_attn::_flash_attn_forward",
+}
+
+
+@dataclass(frozen=True)
+class RingMemory:
+    """How the ring trades memory for time, as in the recipe.
+
+    Attributes:
+        gradient_checkpointing: recompute the layers in the backward pass.
+        gradient_checkpointing_kept: share of the layers that are not recomputed all the same.
+        recompute_activations: in layers that are not recomputed, recompute norms and activations.
+        activation_offload: share of the layers whose saved tensors go to host memory; they are not recomputed.
+    """
+
+    gradient_checkpointing: bool = False
+    gradient_checkpointing_kept: float = 0.0
+    recompute_activations: bool = False
+    activation_offload: float = 0.0
+
+    def treatments(self, layers: Sequence[LayerShape]) -> tuple[Treatment, ...]:
+        """For the entry, each layer in the order of the forward pass, and the head.
+
+        Beside recomputed layers those are kept, and next offloaded, that cost the fewest bytes for the FLOPs they
+        spare. Where nothing is recomputed, those are offloaded that free the most.
+        """
+        kept: Treatment = "selective" if self.recompute_activations else "keep"
+        other: Treatment = "recompute" if self.gradient_checkpointing else kept
+        treatments = [other] * len(layers)
+        ranking = sorted(range(len(layers)), key=lambda i: bytes_per_flop(layers[i]))
+        offloaded = round(self.activation_offload * len(layers))
+        if self.gradient_checkpointing:
+            keep = round(self.gradient_checkpointing_kept * len(layers))
+            for index in ranking[:keep]:
+                treatments[index] = kept
+            ranking = ranking[keep : keep + offloaded]
+        for index in ranking[len(ranking) - offloaded :]:
+            treatments[index] = "offload"
+        return (other, *treatments, other)
+
+
+def bytes_per_flop(layer: LayerShape) -> float:
+    """Saved values per multiplication of one forward pass of TC and TA, up to a factor that all layers share.
+
+    Both grow with frames and positions alike, so these do not count. A TC saves the inputs of four norms,
+    activations and convolutions of 3 taps, and of the projection in front; a TA saves 33 states of its width:
+    norms, projections, q, k, v and the result of two attentions, and a gated feed-forward layer four times as wide.
+    """
+    width = layer.channels
+    projected = layer.in_channels if layer.in_channels != width else 0
+    values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
+    if layer.heads is not None:
+        values, products = values + 33 * width, products + 22 * width**2
+    return values / products
+
+
+class Units:
+    """The units of one forward pass, run in turn, each as it is to be treated."""
+
+    def __init__(self, treatments: Iterable[Treatment]) -> None:
+        self._treatments = iter(treatments)
+        self.offload = Offload()
+
+    def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """`function(*args)`, under the next unit's treatment; plainly where no gradient will be asked for."""
+        treatment = next(self._treatments)
+        if treatment == "keep" or not torch.is_grad_enabled():
+            return function(*args)
+        if treatment == "offload":
+            with self.offload.unit():
+                return function(*args)
+        # The ring draws no random numbers.
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        if treatment == "selective":
+            recompute = partial(recompute, context_fn=_selective)
+        return recompute(function, *args)
+
+
+def _selective() -> Any:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    expensive = operator.name().partition(".")[0] in EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if expensive else CheckpointPolicy.PREFER_RECOMPUTE

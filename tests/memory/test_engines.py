@@ -1,0 +1,77 @@
+"""What is planned for DeepSpeed against what it really allocates, on two gloo ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import launch
+from recipes import recipe, write
+
+from mobius_train.config import load
+from mobius_train.engine.ds_config import read
+from mobius_train.memory import Layout, Planner
+from mobius_train.memory import plan as planning
+
+RANKS = 2
+CASES = ("zero0:bf16", "zero1:no", "zero2:bf16", "zero3:no")
+# Tiny parameters would all stay whole at stage 3, and one bucket would hold them all.
+SMALL = {"reduce_bucket_size": 200_000}
+PREFETCH = {"stage3_param_persistence_threshold": 1000, "stage3_prefetch_bucket_size": 50_000}
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Path, clips_folder: Path) -> Path:
+    """A recipe, and DeepSpeed configurations with buckets of a tiny model's size."""
+    folder = tmp_path_factory.mktemp("memory")
+    write(folder / "recipe.yaml", recipe(tiny_pipeline, clips_folder, folder / "run", gradient_accumulation_steps=2))
+    for stage in range(4):
+        zero: dict[str, Any] = {"stage": stage} | (SMALL if stage else {}) | (PREFETCH if stage == 3 else {})
+        (folder / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": zero}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> dict[str, dict[str, int]]:
+    worker = Path(__file__).parent / "engine_memory_worker.py"
+    result = launch(RANKS, worker, str(folder / "recipe.yaml"), str(folder), str(folder), ",".join(CASES))
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    seen: dict[str, dict[str, int]] = json.loads((folder / "measured.json").read_text())
+    return seen
+
+
+def planned(folder: Path, case: str) -> tuple[int, int]:
+    """Bytes between steps, and the most beside them in a step; frozen models, encoders and the context apart."""
+    stage, precision = case.split(":")
+    config = load(folder / "recipe.yaml", [f"mixed_precision='{precision}'", "data.validation=null", "validation={}"])
+    planner = Planner()
+    layout = Layout(RANKS, ds_json=read(folder / f"{stage}.json"))
+    sim = planner._simulation(config)
+    memory = planner._engine_memory(config, layout)(sim)
+    phases = planner._phases(config, sim, memory, own_engine=True)
+    return sum(memory.resident.values()), max(sum(parts.values()) for parts in phases.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_what_deepspeed_allocates(measured: dict[str, dict[str, int]], folder: Path, case: str) -> None:
+    resident, beside = planned(folder, case)
+    print(
+        case,
+        "resident",
+        measured[case]["resident"],
+        resident,
+        measured[case]["resident"] / resident,
+        "beside",
+        measured[case]["beside"],
+        beside,
+        measured[case]["beside"] / beside,
+    )
+    assert resident == pytest.approx(measured[case]["resident"], rel=0.02)
+    assert beside == pytest.approx(measured[case]["beside"], rel=0.05)
+
+
+assert planning

