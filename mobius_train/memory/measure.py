@@ -26,7 +26,7 @@ from mobius_train.memory.engines import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRA
 from mobius_train.memory.plan import ENCODERS
 from mobius_train.memory.random_models import random_task
 from mobius_train.memory.saved import Saved, saved_for_backward
-from mobius_train.memory.simulate import HEAD, OTHER, SPATIAL, TEMPORAL
+from mobius_train.memory.simulate import HEAD, RING, SPATIAL, TEMPORAL
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.run import engine_settings
 from mobius_train.tasks.build import build_task
@@ -35,6 +35,8 @@ from mobius_train.tasks.diffusion import DiffusionTask
 ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
 # Kinds of state in `Engine.pieces`, by what the planner calls them.
 STATES = {"weights": MASTERS, "exp_avg": OPTIMIZER, "exp_avg_sq": OPTIMIZER, "average": AVERAGE}
+# Branches of a denoiser, by what the planner calls them.
+PARTS = {"spatial": SPATIAL, "unet": SPATIAL, "SerialUNet": SPATIAL, "ring": RING, "temporal": TEMPORAL}
 HEADS = ("fusion", "conv_norm_out", "conv_act", "conv_out")
 
 
@@ -249,9 +251,7 @@ def part_of(name: str) -> str:
     branch, _, inner = name.partition(".")
     if branch in ("ring", "unet") and inner.partition(".")[0] in HEADS:
         return HEAD
-    if branch in ("ring", "temporal"):
-        return TEMPORAL
-    return SPATIAL if branch in ("spatial", "unet", "SerialUNet") else OTHER
+    return PARTS.get(branch, "other")
 
 
 @contextmanager
