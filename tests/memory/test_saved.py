@@ -129,3 +129,10 @@ def test_following_storages_keeps_none_alive() -> None:
     gc.collect()
     assert [storage.nbytes for storage in live.alive().values()] == [12]
     del kept
+
+
+def test_only_what_lies_on_the_device_counts() -> None:
+    model = TwoLayers()
+    _, saved = saved_for_backward(lambda: model(torch.randn(ROWS, WIDTH)).sum(), {"": model}, torch.device("meta"))
+    assert saved.total == 0
+    assert saved.tensors
