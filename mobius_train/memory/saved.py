@@ -6,7 +6,7 @@ Works with real and with fake tensors (FakeTensorMode), with recomputation and w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -43,7 +43,10 @@ class Saved:
 
 
 def saved_for_backward(
-    forward: Callable[[], Tensor], roots: Mapping[str, nn.Module], device: torch.device | None = None
+    forward: Callable[[], Tensor],
+    roots: Mapping[str, nn.Module],
+    device: torch.device | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Saved]:
     """Run `forward`, whose result does not count, and find out what it leaves for the backward pass.
 
@@ -54,6 +57,8 @@ def saved_for_backward(
     Args:
         roots: modules by name; they and all inside are told apart, and their parameters and buffers do not count.
         device: count what lies there only: what is offloaded to host memory is not on the GPU.
+        compiled: parts are under torch.compile, which runs its own graphs only where nobody looks at operators and at
+            the modules inside: count what autograd's hooks see, by root.
     """
     running = Running()
     live = LiveStorages(running)
@@ -68,9 +73,10 @@ def saved_for_backward(
         return tensor
 
     with ExitStack() as stack:
-        stack.enter_context(running.watching(roots))
+        stack.enter_context(running.watching(roots.items() if compiled else named_modules(roots)))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-        stack.enter_context(live)
+        if not compiled:
+            stack.enter_context(live)
         output = forward()
     ignored = set().union(*map(storages, roots.values()))
     result = output.untyped_storage()._cdata
@@ -115,10 +121,10 @@ class Running:
         return next(name for name, enabled in reversed(self._stack) if enabled)
 
     @contextmanager
-    def watching(self, roots: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Follow these modules and all inside."""
+    def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
+        """Follow the forward passes of these modules."""
         handles: list[RemovableHandle] = []
-        for name, module in named_modules(roots):
+        for name, module in modules:
             handles.append(module.register_forward_pre_hook(self._entering(name)))
             # A forward pass may end in an exception that is caught further out.
             handles.append(module.register_forward_hook(self._leaving, always_call=True))
