@@ -204,9 +204,7 @@ class _Steps:
         }
         device = engine.device if engine.device.type == "cuda" else None
         batch = task.encoded(next(self._batches))
-        loss, saved = saved_for_backward(
-            lambda: task.loss(engine, batch).mean(), roots, device, self._config.compile
-        )
+        loss, saved = saved_for_backward(lambda: task.loss(engine, batch).mean(), roots, device, self._config.compile)
         engine.backward(loss)
         while engine.step(self._config.learning_rate) is None:
             engine.backward(task.loss(engine, next(self._batches)).mean())

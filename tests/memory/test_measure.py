@@ -46,9 +46,11 @@ def tiny(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
-    plan, found = measured(EMOJI)
+    # The plan is of a GPU's attention kernels; which ones auto takes on a CPU is another matter.
+    plan, found = measured(EMOJI, "attention_backend=sdpa")
     assert sum(found.saved.values()) > 300e6
     assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.01)
+    assert plan.saved.keys() == found.saved.keys()
     components = [row for row in rows(plan, found) if row.name in found.components]
     assert len(components) >= 5
     assert all(row.planned == pytest.approx(row.measured, rel=0.01) for row in components)
@@ -63,18 +65,15 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     assert sum(other.saved.values()) > 1.2 * total
 
 
-def test_random_models_keep_as_much_as_real_ones(tiny: Path, tmp_path: Path) -> None:
+def test_random_models_and_cached_batches_keep_as_much_as_real_ones(tiny: Path, tmp_path: Path) -> None:
     _, real = measured(tiny)
     _, random = measured(tiny, "data.train=/nowhere", "data.validation=null", random_models=True)
-    assert random.saved == real.saved
-    assert random.components == real.components
-
-
-def test_a_cached_batch_is_encoded_before_the_step(tiny: Path, tmp_path: Path) -> None:
-    _, online = measured(tiny)
     _, cached = measured(tiny, f"data.cache_dir={tmp_path / 'cache'}")
-    assert cached.saved == online.saved
+    assert real.saved == random.saved == cached.saved
+    assert real.components == random.components == cached.components
+    # Nothing is written, neither a cache nor a run.
     assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_snapshot_needs_a_gpu(tiny: Path, tmp_path: Path) -> None:
