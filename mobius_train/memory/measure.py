@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.config import RunConfig
+from mobius_train.data.batch import ClipBatch
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import resolve
@@ -181,7 +182,7 @@ class _Steps:
         while not done:
             batch = next(self._batches)
             if self._config.data.cache_dir is not None:
-                batch = self._task.encoders.encode_batch(batch)
+                batch = self._task.encoders.encode_batch(cast(ClipBatch, batch))
             with self._meter.phase(ENCODING):
                 started = time.perf_counter()
                 encoded = self._task.encoded(batch)

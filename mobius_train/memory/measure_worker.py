@@ -29,7 +29,8 @@ def main() -> None:
     try:
         config, recipe, ds_json = load(Path(job.config), job.overrides), Path(job.config), read(Path(job.deepspeed))
         if job.limit_gb is not None:
-            torch.cuda.set_per_process_memory_fraction(job.limit_gb * 1e9 / torch.cuda.mem_get_info()[1])
+            share = job.limit_gb * 1e9 / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         measured = measure(
             config,
             recipe,
