@@ -120,7 +120,7 @@ def measure(
         steps_of = _Steps(config, task, engine, meter)
         saved = steps_of.saved()
         with _history(snapshot):
-            gc.collect()
+            meter.forget()
             seconds = [steps_of.step() for _ in range(warmup + steps)][warmup:]
         return Measurement(
             device=torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
@@ -157,6 +157,12 @@ class Meter:
             max(before.allocated, torch.cuda.max_memory_allocated(self.device)),
             max(before.reserved, torch.cuda.max_memory_reserved(self.device)),
         )
+
+    def forget(self) -> None:
+        """Give back what building has left in the allocator, so that it does not count as reserved."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def allocated(self) -> int | None:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None

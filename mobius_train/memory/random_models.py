@@ -47,7 +47,10 @@ def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> Di
         text = TextEncoder(text_model, RandomTokens(text_model.config), distributed.device, config.max_text_tokens)
         clips = RandomClips(config.data.num_frames, config.data.resolution)
         heldout = None if config.data.validation is None else clips
-        return diffusion_task(config, unet, objective, vae, text, clips, heldout, distributed)
+        task = diffusion_task(config, unet, objective, vae, text, clips, heldout, distributed)
+    # Where `build_task` leaves it: an engine that starts from float32 weights on the GPU would need room for them.
+    task.trained.to("cpu")
+    return task
 
 
 class RandomClips(ClipDataset):
