@@ -115,7 +115,7 @@ class Simulator:
 def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
     assert models.unet is not None
     assert models.text_encoder is not None
-    vae, text_encoder = _new_vae(models.vae), _new_text_encoder(models.text_encoder)
+    vae, text_encoder = new_vae(models.vae), new_text_encoder(models.text_encoder)
     width, wanted = int(text_encoder.config.hidden_size), models.unet.get("cross_attention_dim")
     if width != wanted:
         raise MobiusError(
@@ -277,11 +277,11 @@ def _without_graph(run: Callable[[], object]) -> int:
     return recorder.trace().peak
 
 
-def _new_vae(config: dict[str, Any]) -> Any:
+def new_vae(config: dict[str, Any]) -> Any:
     return AutoencoderKL.from_config(config).requires_grad_(False).eval()
 
 
-def _new_text_encoder(config: dict[str, Any]) -> Any:
+def new_text_encoder(config: dict[str, Any]) -> Any:
     values = dict(config)
     # A model of both towers: the text tower alone is used.
     if values.get("model_type") in ("clip", "chinese_clip"):

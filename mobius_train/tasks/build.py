@@ -15,7 +15,7 @@ from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.diffusion.objective import DiffusionObjective
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.images import ImageEncoder
-from mobius_train.encoders.text import load_text_encoder
+from mobius_train.encoders.text import TextEncoder, load_text_encoder
 from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser
@@ -60,6 +60,21 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         raise MobiusError("no text encoder: set text_encoder_name_or_path")
     text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
     _check_fit(unet, vae, text.width, text_source)
+    return diffusion_task(config, unet, objective, vae, text, train, heldout, distributed)
+
+
+def diffusion_task(
+    config: RunConfig,
+    unet: Any,
+    objective: DiffusionObjective,
+    vae: AutoencoderKL,
+    text: TextEncoder,
+    train: ClipDataset,
+    heldout: ClipDataset | None,
+    distributed: Distributed,
+) -> DiffusionTask:
+    """A denoiser around the UNet and its frozen encoders, on this rank's device, as the recipe wants them."""
+    dtype = DTYPES[config.mixed_precision]
     denoiser = denoiser_of(config, unet)
     for line in apply_attention_backend(denoiser, config, Machine.of(distributed.device)):
         if distributed.is_main:

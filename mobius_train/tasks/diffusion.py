@@ -121,7 +121,7 @@ class DiffusionTask:
         )
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
-        encoded = self._encoded(batch)
+        encoded = self.encoded(batch)
         draws = draw(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
         noisy = self.objective.noisy(self._latents(encoded, draws.posterior), draws)
         keep = self.objective.keep_caption(draws).to(encoded.text.device)
@@ -131,7 +131,8 @@ class DiffusionTask:
         )
         return self.objective.loss(prediction, noisy)
 
-    def _encoded(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
+    def encoded(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
+        """The batch on this rank's device, through the frozen encoders unless it comes from the cache."""
         encoded = self.encoders.encode_batch(batch) if isinstance(batch, ClipBatch) else batch
         return encoded.to(self.distributed.device)
 
@@ -156,7 +157,7 @@ class DiffusionTask:
             first_frame=self.config.data.random_frame,
             even=self.config.shard_frozen,
         ):
-            encoded = self._encoded(batch)
+            encoded = self.encoded(batch)
             # What is there to make ranks even is another one's.
             mine = encoded.sample_index % self.distributed.world_size == self.distributed.rank
             draws = draw(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])

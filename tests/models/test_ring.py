@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from autograd_memory import LiveStorages, SavedTensors, held_for_backward, leaves_of_graph, storages, watched
+from autograd_memory import held_for_backward, tensors_saved_in, watched
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor, nn
 from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
+from mobius_train.memory.graph import leaves_of_graph
+from mobius_train.memory.saved import LiveStorages, storages
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.spatial import Feature, spatial_features
@@ -67,17 +69,11 @@ def test_at_the_first_step_only_fusion_and_head_learn() -> None:
     assert learning == {n for n in gradients if n.startswith(("fusion.", "conv_norm_out.", "conv_out."))}
 
 
-def spatial_tensors_saved(model: nn.Module, spatial: nn.Module, batch: Batch) -> int:
-    with SavedTensors() as saved:
-        loss(model, batch)
-    return len(saved.nbytes.keys() & storages(spatial))
-
-
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradient_checkpointing: bool) -> None:
     model = build_denoiser(unet, "text-to-video", "parallel", gradient_checkpointing)
     batch = batch_for(unet)
-    assert spatial_tensors_saved(model, model.spatial, batch) == 0
+    assert tensors_saved_in("spatial", lambda: loss(model, batch), model) == 0
     ring = set(map(id, model.ring.parameters()))
     leaves = leaves_of_graph(loss(model, batch))
     assert leaves
@@ -88,7 +84,7 @@ def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradie
 def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None:
     model = build_denoiser(tiny_unet("sd2"), "text-to-video", mode, False)
     batch = batch_for(model.unet)
-    assert spatial_tensors_saved(model, model.unet, batch) > 100
+    assert tensors_saved_in("unet", lambda: loss(model, batch), model) > 100
     spatial = set(map(id, model.unet.parameters()))
     in_graph = [leaf for leaf in leaves_of_graph(loss(model, batch)) if id(leaf) in spatial]
     assert bool(in_graph) == (mode == "full")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from autograd_memory import SavedTensors, held_for_backward, storages
+from autograd_memory import held_for_backward
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from unets import Batch, batch_for, tiny_unet
 
+from mobius_train.memory.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, offload
 from mobius_train.models.compiling import compile_layers
 from mobius_train.models.layout import LayerShape
@@ -156,9 +157,7 @@ def _compiler_as_before() -> Iterator[None]:
 
 def saved(model: ParallelUNet, batch: Batch) -> int:
     """Bytes that autograd saves, parameters aside; unlike `held`, seen inside of compiled graphs."""
-    with SavedTensors() as tensors:
-        model.predict(*batch)
-    return sum(size for key, size in tensors.nbytes.items() if key not in storages(model))
+    return saved_for_backward(lambda: model.predict(*batch), {"": model}, compiled=True)[1].total
 
 
 @pytest.mark.usefixtures("_compiler_as_before")

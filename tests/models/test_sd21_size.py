@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from autograd_memory import SavedTensors, held_for_backward, leaves_of_graph, storages
+from autograd_memory import held_for_backward, tensors_saved_in
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mobius_train.memory.graph import leaves_of_graph
+from mobius_train.memory.saved import saved_for_backward
 from mobius_train.models import Denoiser, SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import RingMemory
@@ -122,10 +124,9 @@ def test_serial_has_the_weights_of_the_3d_unet() -> None:
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_parallel_keeps_nothing_of_the_spatial_branch(gradient_checkpointing: bool) -> None:
     model = build("parallel", gradient_checkpointing)
-    with SavedTensors() as saved:
-        output = model.predict(*batch())
+    output, saved = saved_for_backward(lambda: model.predict(*batch()), {"": model})
     assert output.shape == (2, 4, 8, 32, 32)
-    assert not saved.nbytes.keys() & storages(model.spatial)
+    assert not any(name.startswith("spatial") for name in saved.tensors)
     ring = set(map(id, model.ring.parameters()))
     assert all(id(leaf) in ring for leaf in leaves_of_graph(output))
     output.sum().backward()
@@ -134,9 +135,7 @@ def test_parallel_keeps_nothing_of_the_spatial_branch(gradient_checkpointing: bo
 
 def test_serial_keeps_the_spatial_branch() -> None:
     model = build("serial")
-    with SavedTensors() as saved:
-        model.predict(*batch())
-    assert len(saved.nbytes.keys() & storages(model.unet)) > 300
+    assert tensors_saved_in("unet", lambda: model.predict(*batch()), model) > 300
 
 
 def test_memory_held_for_the_backward_pass() -> None:

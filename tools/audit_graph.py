@@ -1,0 +1,80 @@
+"""Prove on real steps of a recipe that the backward pass leaves out the frozen spatial branch.
+
+It says which modules keep what for the backward pass, and exits 1 where the proof fails, as it does in mode=serial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from mobius_train import environment
+from mobius_train.cli import run_rank
+from mobius_train.config import load
+from mobius_train.errors import MobiusError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHOWN = 5
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    parser.add_argument(
+        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
+    )
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=20, help="modules to list by saved bytes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    config = load(arguments.config, arguments.overrides)
+    launch = environment.prepare()
+    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    from mobius_train.engine.ds_config import read
+    from mobius_train.memory.audit import Audit, audit
+    from mobius_train.quiet import quiet_libraries
+    from mobius_train.versions import versions
+
+    quiet_libraries()
+    # What is said while models are built is no part of the report.
+    with redirect_stdout(sys.stderr):
+        found: Audit = audit(config, read(arguments.deepspeed), launch, arguments.steps)
+    if launch.rank == 0 and arguments.json:
+        report = {
+            "proven": found.proven,
+            "claims": [{"what": c.what, "proven": c.proven, "offenders": c.offenders} for c in found.claims],
+            "saved_bytes": {"total": found.saved.total, "by_module": found.saved.nbytes},
+            "saved_tensors": found.saved.tensors,
+            "autograd_nodes": found.nodes,
+            "config": config.model_dump(mode="json"),
+            "versions": versions(),
+        }
+        print(json.dumps(report, indent=1))
+    elif launch.rank == 0:
+        for claim in found.claims:
+            print(f"{'proven    ' if claim.proven else 'NOT PROVEN'}  {claim.what}")
+        print(f"saved for the backward pass of one micro-batch: {found.saved.total / 2**20:.2f} MiB")
+        for name, nbytes in list(found.saved.nbytes.items())[: arguments.top]:
+            print(f"{nbytes / 2**20:10.2f} MiB  {name}")
+        if len(found.saved.nbytes) > arguments.top:
+            print(f"and {len(found.saved.nbytes) - arguments.top} modules more (--top)")
+    failed = [claim for claim in found.claims if not claim.proven]
+    if failed:
+        raise MobiusError("\n".join(["not proven:"] + [f"  - {c.what}, but: {_first(c.offenders)}" for c in failed]))
+
+
+def _first(offenders: tuple[str, ...]) -> str:
+    more = f" and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
+    return f"{', '.join(offenders[:SHOWN])}{more}"
+
+
+if __name__ == "__main__":
+    run_rank(main)

@@ -1,0 +1,101 @@
+"""Run real steps of a recipe in several modes, and print the measured memory beside the planned one.
+
+On a GPU: peaks of the allocator. On a CPU: the exact bytes that are saved for the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mobius_train.cli import run
+from mobius_train.config import load
+from mobius_train.environment import choose_accelerator
+from mobius_train.errors import MobiusError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MIB = 2**20
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    parser.add_argument(
+        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        metavar="MODE[+recompute][+key=value…]",
+        help="what to measure, each in a process of its own (default: the recipe as it is)",
+    )
+    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--random-models",
+        action="store_true",
+        help="random weights of full size and random clips: needs neither model files nor data",
+    )
+    parser.add_argument("--snapshot", type=Path, metavar="FILE", help="with one mode on a GPU: the allocator's history")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, sizes in bytes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.warmup < 0 or arguments.steps < 1:
+        raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: give at least 0 and 1")
+    choose_accelerator()
+    # It imports torch and DeepSpeed, which reads what was chosen.
+    from mobius_train.memory.side_by_side import Job, failures, measure_apart, overrides_of
+
+    given = tuple(arguments.overrides)
+    recipe = {load(arguments.config, given).mode: given}
+    variants = {one: (*given, *overrides_of(one)) for one in arguments.modes} if arguments.modes else recipe
+    for overrides in variants.values():
+        load(arguments.config, overrides)
+    if arguments.snapshot is not None and len(variants) > 1:
+        raise MobiusError("--snapshot is of one mode: give --modes one")
+    records = {}
+    for name, overrides in variants.items():
+        job = Job(
+            str(arguments.config),
+            overrides,
+            str(arguments.deepspeed),
+            arguments.warmup,
+            arguments.steps,
+            arguments.random_models,
+            None if arguments.snapshot is None else str(arguments.snapshot),
+        )
+        records[name] = measure_apart(job)
+        if "error" not in records[name]:
+            show(name, records[name])
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    failed = failures(records)
+    if failed:
+        raise MobiusError("not measured:\n" + "\n".join(f"  - {line}" for line in failed))
+
+
+def show(name: str, record: dict[str, Any]) -> None:
+    measured = record["measured"]
+    fastest, slowest = measured["spread"]
+    print(f"{name}, on {measured['device']}: {measured['step_seconds']:.3f} s/step ({fastest:.3f} to {slowest:.3f})")
+    print(f"  {'MiB':<44}{'planned':>10}{'measured':>10}{'error':>8}")
+    for row in record["rows"]:
+        error = "" if row["error"] is None else f"{row['error']:+.1%}"
+        print(f"  {row['name']:<44}{_mib(row['planned']):>10}{_mib(row['measured']):>10}{error:>8}")
+    for phase, peak in measured["phases"].items():
+        print(f"  reserved by the allocator in {phase:<34}{_mib(peak['reserved']):>10}")
+    print(f"  resident set of the process, peak {_mib(measured['resident_set']):>30}", flush=True)
+
+
+def _mib(size: int | None) -> str:
+    return "" if size is None else f"{size / MIB:.1f}"
+
+
+if __name__ == "__main__":
+    run(main)
