@@ -1,7 +1,8 @@
-"""What every command-line entry shares: how a mistake is told, and that no output is written over."""
+"""What command-line entries share: how a mistake is told, the choice of an engine, that no output is written over."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mobius_train.errors import MobiusError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -41,6 +44,28 @@ def _exit_code(main: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """--engine and --deepspeed, which `deepspeed_json` reads."""
+    parser.add_argument("--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="what shards and steps")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON, by default ds_configs/zero2.json")
+
+
+def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
+    """The DeepSpeed JSON; None for the other engine.
+
+    Raises:
+        MobiusError: one was given to the other engine.
+    """
+    if arguments.engine == "deepspeed":
+        return arguments.deepspeed or REPOSITORY / "ds_configs" / "zero2.json"
+    if arguments.deepspeed is not None:
+        raise MobiusError(
+            f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, and --engine is {arguments.engine}:"
+            " remove one of them; FSDP has its settings in the recipe, fsdp.sharding and others"
+        )
+    return None
 
 
 def check_output_folder(folder: Path, overwrite: bool = False) -> None:

@@ -16,9 +16,8 @@ import argparse
 from pathlib import Path
 
 from mobius_train import environment
-from mobius_train.cli import run_rank
+from mobius_train.cli import add_engine_options, deepspeed_json, run_rank
 from mobius_train.config import load
-from mobius_train.errors import MobiusError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,28 +27,11 @@ def parse_arguments() -> argparse.Namespace:
         prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
     )
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
-    parser.add_argument("--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="what shards and steps")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON, by default ds_configs/zero2.json")
+    add_engine_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_args()
-
-
-def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
-    """The DeepSpeed JSON; None for the other engine.
-
-    Raises:
-        MobiusError: one was given to the other engine.
-    """
-    if arguments.engine == "deepspeed":
-        return arguments.deepspeed or REPOSITORY / "ds_configs" / "zero2.json"
-    if arguments.deepspeed is not None:
-        raise MobiusError(
-            f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, and --engine is {arguments.engine}:"
-            " remove one of them; FSDP has its settings in the recipe, fsdp.sharding and others"
-        )
-    return None
 
 
 def main() -> None:

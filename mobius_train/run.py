@@ -37,7 +37,7 @@ def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
         be_deterministic()
     with closing(ranks.start(launch)) as distributed:
         _check_ranks(config, distributed.world_size)
-        make_engine = choose_engine(engine_settings(config), _fsdp_settings(config), ds_path, launch)
+        make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
         output_dir = _output_dir(config, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
@@ -66,7 +66,7 @@ def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
         be_deterministic()
     with closing(ranks.start(launch)) as distributed:
         _check_ranks(config, distributed.world_size)
-        make_engine = choose_engine(engine_settings(config), _fsdp_settings(config), ds_path, launch)
+        make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
         task = build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
         loss = task.loss(engine, next(task.training_batches(0))).mean()
@@ -100,7 +100,7 @@ def engine_settings(config: RunConfig) -> EngineSettings:
     )
 
 
-def _fsdp_settings(config: RunConfig) -> FsdpSettings:
+def fsdp_settings(config: RunConfig) -> FsdpSettings:
     return FsdpSettings(**config.fsdp.model_dump())
 
 

@@ -12,11 +12,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from mobius_train import environment
-from mobius_train.cli import run_rank
+from mobius_train.cli import REPOSITORY, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHOWN = 5
 
 
