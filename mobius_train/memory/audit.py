@@ -58,7 +58,7 @@ def audit(config: RunConfig, ds_json: dict[str, Any], launch: Launch, steps: int
     """Build a text-to-video recipe as a run does, take `steps` optimizer steps, and look at graph and weights.
 
     The spatial branch is the 2D UNet in any mode; the frozen encoders are looked at with it. The graph is the model's,
-    whatever engine trains it; FSDP puts other tensors in the place of parameters while it computes, which have no names.
+    whatever engine trains it. FSDP puts tensors without names in the place of parameters while it computes.
 
     Raises:
         MobiusError: the recipe is of another stage, or cannot run.
