@@ -15,23 +15,26 @@ def draw(plans: dict[str, Plan], path: Path) -> None:
         MobiusError: matplotlib is not installed, or can't write such a file.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MobiusError("pictures need matplotlib: pip install 'mobius-train[plot]'") from error
     figure = Figure(figsize=(4 + 1.5 * len(plans), 6), layout="constrained")
     axes = figure.add_subplot()
     names = dict.fromkeys(name for plan in plans.values() for name in plan.parts)
+    colors = colormaps["tab20"]
     bottoms = dict.fromkeys(plans, 0.0)
     for number, name in enumerate(names):
         for bar, plan in plans.items():
             size = plan.parts.get(name, 0) / MIB
-            axes.bar(bar, size, bottom=bottoms[bar], color=f"C{number % 10}", hatch="//" * (number // 10))
+            axes.bar(bar, size, bottom=bottoms[bar], color=colors(number % colors.N))
             bottoms[bar] += size
-        axes.bar(next(iter(plans)), 0, label=name, color=f"C{number % 10}", hatch="//" * (number // 10))
+        axes.bar(next(iter(plans)), 0, label=name, color=colors(number % colors.N))
     for gpu in {plan.gpu for plan in plans.values()}:
         if gpu is not None:
             axes.axhline(gpu.bytes / MIB, color="black", linestyle="--", label=gpu.name)
     axes.set_ylabel("MiB on each rank")
+    axes.set_xticks(range(len(plans)), [f"{name}\n{plan.peak / MIB:.0f} MiB" for name, plan in plans.items()])
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
     try:
