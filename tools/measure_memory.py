@@ -10,21 +10,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import run
+from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run
 from mobius_train.config import load
 from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
-    parser.add_argument(
-        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
-    )
+    add_engine_options(parser)
     parser.add_argument(
         "--modes",
         nargs="+",
@@ -52,7 +49,7 @@ def main() -> None:
     # It imports torch and DeepSpeed, which reads what was chosen.
     from mobius_train.memory.side_by_side import Job, failures, measure_apart, overrides_of
 
-    given = tuple(arguments.overrides)
+    ds_path, given = deepspeed_json(arguments), tuple(arguments.overrides)
     recipe = {load(arguments.config, given).mode: given}
     variants = {one: (*given, *overrides_of(one)) for one in arguments.modes} if arguments.modes else recipe
     for overrides in variants.values():
@@ -64,7 +61,7 @@ def main() -> None:
         job = Job(
             str(arguments.config),
             overrides,
-            str(arguments.deepspeed),
+            None if ds_path is None else str(ds_path),
             arguments.warmup,
             arguments.steps,
             arguments.random_models,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.config import RunConfig
+from mobius_train.engine.ds_config import read
 from mobius_train.memory.measure import Measurement
 from mobius_train.memory.plan import CONTEXT_PART, SAVED, Layout, Plan, Planner
 
@@ -28,13 +29,14 @@ class Row:
         return self.planned / self.measured - 1
 
 
-def planned(config: RunConfig, recipe: Path, ds_json: dict[str, Any]) -> Plan:
+def planned(config: RunConfig, recipe: Path, ds_path: Path | None) -> Plan:
     """One rank's plan, as `measure` runs it.
 
     Raises:
         MobiusError: see `Planner.plan`.
     """
-    return Planner(recipe).plan(config.model_copy(update={"global_batch_size": None}), Layout(1, "deepspeed", ds_json))
+    layout = Layout(1, "fsdp") if ds_path is None else Layout(1, "deepspeed", read(ds_path))
+    return Planner(recipe).plan(config.model_copy(update={"global_batch_size": None}), layout)
 
 
 def rows(plan: Plan, measured: Measurement) -> list[Row]:

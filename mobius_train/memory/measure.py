@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mobius_train.config import RunConfig
 from mobius_train.data.batch import ClipBatch
 from mobius_train.engine import distributed as ranks
-from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.ds_config import resolve
+from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.environment import Launch
 from mobius_train.errors import MobiusError
@@ -29,7 +29,7 @@ from mobius_train.memory.random_models import random_task
 from mobius_train.memory.saved import Saved, saved_for_backward
 from mobius_train.memory.simulate import HEAD, RING, SPATIAL, TEMPORAL
 from mobius_train.metrics.memory import peak_memory_gb
-from mobius_train.run import engine_settings
+from mobius_train.run import engine_settings, fsdp_settings
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.diffusion import DiffusionTask
 
@@ -85,7 +85,7 @@ class Measurement:
 def measure(
     config: RunConfig,
     recipe: Path,
-    ds_json: dict[str, Any],
+    ds_path: Path | None,
     launch: Launch,
     *,
     warmup: int = 2,
@@ -97,6 +97,7 @@ def measure(
 
     Args:
         recipe: the recipe's file.
+        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
         warmup: optimizer steps whose time does not count; their memory does, except on a GPU what the step takes
             that looks at saved tensors.
         random_models: see `random_task`.
@@ -112,10 +113,10 @@ def measure(
     with closing(ranks.start(launch)) as distributed:
         if snapshot is not None and distributed.device.type != "cuda":
             raise MobiusError("a snapshot is of the GPU's allocator, and there is no GPU: leave --snapshot out")
-        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
         task = random_task(config, recipe, distributed) if random_models else build_task(config, distributed)
         task = cast(DiffusionTask, task)
-        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        engine = make_engine(task.trained, task.units, distributed)
         meter = Meter(engine.device)
         steps_of = _Steps(config, task, engine, meter)
         saved = steps_of.saved()
@@ -230,8 +231,10 @@ def _components(task: DiffusionTask, engine: Engine) -> dict[str, int]:
                 sizes[name] = sizes.get(name, 0) + tensor.nbytes
 
     trained = task.trained
-    count(TRAINED, (p for p in trained.parameters() if p.requires_grad))
-    count(FROZEN, (p for p in trained.parameters() if not p.requires_grad))
+    # FSDP's shards are the float32 weights, which count as such below.
+    whole = [p for p in trained.parameters() if not isinstance(p, DTensor)]
+    count(TRAINED, (p for p in whole if p.requires_grad))
+    count(FROZEN, (p for p in whole if not p.requires_grad))
     if task.denoiser.frozen is not None:
         count(FROZEN, _weights(task.denoiser.frozen))
     count(ENCODERS, chain(_weights(task.encoders.images.vae), _weights(task.encoders.text.model)))

@@ -27,25 +27,27 @@ def main() -> None:
 
     quiet_libraries()
     try:
-        config, recipe, ds_json = load(Path(job.config), job.overrides), Path(job.config), read(Path(job.deepspeed))
+        config, recipe = load(Path(job.config), job.overrides), Path(job.config)
+        ds_path = None if job.deepspeed is None else Path(job.deepspeed)
         if job.limit_gb is not None:
             share = job.limit_gb * 1e9 / torch.cuda.mem_get_info()[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         measured = measure(
             config,
             recipe,
-            ds_json,
+            ds_path,
             launch,
             warmup=job.warmup,
             steps=job.steps,
             random_models=job.random_models,
             snapshot=None if job.snapshot is None else Path(job.snapshot),
         )
-        found = as_json(planned(config, recipe, ds_json), measured)
+        found = as_json(planned(config, recipe, ds_path), measured)
     except (MobiusError, torch.OutOfMemoryError) as error:
         record.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         raise MobiusError(str(error)) from error
-    found |= {"config": config.model_dump(mode="json"), "deepspeed": ds_json, "cores": os.cpu_count()}
+    engine = {"engine": "fsdp"} if ds_path is None else {"engine": "deepspeed", "deepspeed": read(ds_path)}
+    found |= {"config": config.model_dump(mode="json"), "cores": os.cpu_count()} | engine
     record.write_text(json.dumps(found | {"versions": versions()}), encoding="utf-8")
 
 

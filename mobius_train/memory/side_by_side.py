@@ -22,12 +22,13 @@ class Job:
     """What one process measures.
 
     Attributes:
+        deepspeed: the DeepSpeed JSON; None: FSDP is the engine.
         limit_gb: of GPU memory (1e9 bytes) that its allocator may take; None for all.
     """
 
     config: str
     overrides: tuple[str, ...]
-    deepspeed: str
+    deepspeed: str | None
     warmup: int = 2
     steps: int = 3
     random_models: bool = False

@@ -14,7 +14,6 @@ from launching import clean_environment
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
 
 from mobius_train import config as configuration
-from mobius_train.engine.ds_config import read
 from mobius_train.environment import Launch
 from mobius_train.errors import MobiusError
 from mobius_train.memory.compare import planned, rows
@@ -36,8 +35,8 @@ def _one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(path: Path, *overrides: str, **options: Any) -> tuple[Any, Measurement]:
     config = configuration.load(path, overrides)
-    plan = planned(config, path, read(ZERO2))
-    return plan, measure(config, path, read(ZERO2), ALONE, warmup=0, steps=1, **options)
+    plan = planned(config, path, ZERO2)
+    return plan, measure(config, path, ZERO2, ALONE, warmup=0, steps=1, **options)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     plan, found = measured(tiny, "mode=serial")
     total = sum(found.saved.values())
     assert sum(plan.saved.values()) == pytest.approx(total, rel=0.02)
-    other = planned(configuration.load(tiny, ["mode=serial", "train_batch_size=3"]), tiny, read(ZERO2))
+    other = planned(configuration.load(tiny, ["mode=serial", "train_batch_size=3"]), tiny, ZERO2)
     assert sum(other.saved.values()) > 1.2 * total
 
 
