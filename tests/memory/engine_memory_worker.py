@@ -24,6 +24,9 @@ launch = environment.prepare()  # before torch and DeepSpeed are imported
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.fsdp._fully_shard._fsdp_param import alloc_storage, free_storage
+from torch.distributed.tensor import DTensor
 
 from mobius_train.cli import run_rank
 from mobius_train.config import load
@@ -36,8 +39,30 @@ from mobius_train.tasks.build import build_task
 
 
 def tensors() -> dict[int, Tensor]:
-    """A tensor for each storage that Python can reach."""
-    return {t.untyped_storage()._cdata: t for t in gc.get_objects() if isinstance(t, Tensor) and t.device.type == "cpu"}
+    """A tensor for each storage that Python can reach; a DTensor's own has no memory, its local tensor's has."""
+    found = (t for t in gc.get_objects() if isinstance(t, Tensor) and not isinstance(t, DTensor))
+    return {t.untyped_storage()._cdata: t for t in found if t.device.type == "cpu"}
+
+
+def watch_gathered(recorder: Recorder) -> None:
+    """Count what FSDP gathers: it gives memory to storages that exist, past all operators."""
+    standing: dict[int, int] = {}
+
+    def alloc(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.size() == 0:
+            standing[storage._cdata] = len(recorder._sizes)
+            recorder._sizes.append(rounded(tensor.numel() * tensor.itemsize))
+            recorder._made_by.append("gathered")
+        alloc_storage(tensor)
+
+    def free(tensor: Tensor) -> None:
+        index = standing.pop(tensor.untyped_storage()._cdata, None)
+        if index is not None:
+            recorder._deaths[index] = len(recorder._sizes)
+        free_storage(tensor)
+
+    _fsdp_param.alloc_storage, _fsdp_param.free_storage = alloc, free
 
 
 def optimizer_step(task: Any, engine: Any, batches: Any) -> None:
@@ -69,7 +94,9 @@ def case(recipe: Path, ds_json: Path | None, overrides: list[str], distributed: 
     resident = sum(
         rounded(tensor.untyped_storage().nbytes()) for key, tensor in tensors().items() if key not in before | frozen
     )
-    with Recorder() as recorder:
+    recorder = Recorder()
+    watch_gathered(recorder)
+    with recorder:
         optimizer_step(task, engine, batches)
     peak = recorder.trace().peak
     most = torch.tensor([resident, peak])

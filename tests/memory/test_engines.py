@@ -18,10 +18,9 @@ from mobius_train.memory.plan import ENCODERS
 
 RANKS = 2
 CASES = (
-    "zero0:bf16",
-    "zero1:no",
+    "zero0:bf16:gradient_accumulation_steps=1",
     "zero2:bf16",
-    "zero3:no",
+    "zero3:no:gradient_accumulation_steps=1",
     "fsdp:bf16",
     "fsdp:no:fsdp.reshard_after_forward=false:gradient_accumulation_steps=1",
 )
