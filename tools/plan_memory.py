@@ -21,9 +21,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
     parser.add_argument(
         "--engine",
-        choices=("deepspeed", "ddp"),
+        choices=("deepspeed", "fsdp", "ddp"),
         default="deepspeed",
-        help="ddp: torch's DistributedDataParallel, to compare with published figures",
+        help="fsdp: with the recipe's fsdp section; ddp: torch's DDP, to compare with published figures",
     )
     parser.add_argument("--gpu", help="V100-16, A100-40, …, or a size in GB")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs of the job (default: %(default)s)")

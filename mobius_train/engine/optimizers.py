@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from mobius_train.engine.settings import EngineSettings
+from mobius_train.engine.settings import EngineSettings, OptimizerName
 from mobius_train.errors import MobiusError
 
 
@@ -21,6 +21,7 @@ def check_optimizer(settings: EngineSettings, offloaded: bool) -> None:
     Raises:
         MobiusError: there is no such optimizer here.
     """
+    check_offload(settings.optimizer, offloaded)
     if settings.optimizer != "adamw_8bit":
         return
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -30,7 +31,14 @@ def check_optimizer(settings: EngineSettings, offloaded: bool) -> None:
         )
     if not torch.cuda.is_available():
         raise MobiusError("optimizer=adamw_8bit needs a CUDA device, and there is none: use optimizer=adamw")
-    if offloaded:
+
+
+def check_offload(optimizer: OptimizerName, offloaded: bool) -> None:
+    """
+    Raises:
+        MobiusError: the optimizer's states cannot lie in host memory.
+    """
+    if optimizer == "adamw_8bit" and offloaded:
         raise MobiusError(
             "optimizer=adamw_8bit steps on the GPU, but the optimizer is offloaded to host memory: use optimizer=adamw,"
             " or do not offload"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mobius_train.config import RunConfig
@@ -16,7 +17,7 @@ Variant = tuple[RunConfig, Layout]
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a recipe or of its DeepSpeed configuration.
+    """A change of a recipe, of its DeepSpeed configuration or of the engine.
 
     Attributes:
         setting: what to write.
@@ -43,15 +44,16 @@ class Advice:
 
 def advise(planner: Planner, config: RunConfig, layout: Layout, gpu: Gpu) -> list[Advice]:
     """Changes that save memory, from the cheapest on, until all of them together fit the GPU."""
-    now = planner.plan(config, layout, gpu).peak
+    least = planner.plan(config, layout, gpu).peak
     advice: list[Advice] = []
     variant = (config, layout)
     for change in CHANGES:
         alone = _tried(planner, change, (config, layout), gpu)
         following = _tried(planner, change, variant, gpu)
-        if alone is None or following is None or min(alone[1].peak, following[1].peak) >= now:
+        if alone is None or following is None or following[1].peak >= least:
             continue
         variant, plan = following
+        least = plan.peak
         setting = change.setting.format(half=gpu.half_precision)
         advice.append(Advice(setting, change.cost, alone[1].peak, plan.peak, alone[1].fits, plan.fits))
         if plan.fits:
@@ -87,7 +89,7 @@ def _zero(stage: int) -> Callable[[RunConfig, Layout, Gpu], Variant | None]:
     def apply(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
         now = _stage(layout)
         # Stages 1 and 2 step AdamW without whole float32 gradients, on a single rank too.
-        if layout.engine == "ddp" or now >= stage or (layout.ranks == 1 and stage > 2):
+        if layout.engine != "deepspeed" or now >= stage or (layout.ranks == 1 and stage > 2):
             return None
         return config, _with_zero(layout, {"stage": stage})
 
@@ -121,20 +123,55 @@ def _parallel(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
     return _recipe(config, mode="parallel"), layout
 
 
+def _cached(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    # What is drawn from the clips anew in each epoch cannot be cached, nor does an autoencoder train on latents.
+    if config.stage == "autoencoder" or config.data.cache_dir is not None:
+        return None
+    data = config.data.model_copy(update={"cache_dir": Path("cache")})
+    return _recipe(config, data=data), layout
+
+
+def _eight_bit(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.optimizer == "adamw_8bit" or layout.engine == "ddp":
+        return None
+    return _recipe(config, optimizer="adamw_8bit"), layout
+
+
+def _fsdp(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if layout.engine != "deepspeed":
+        return None
+    return config, replace(layout, engine="fsdp", ds_json=None)
+
+
+def _shard_frozen(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.shard_frozen or layout.ranks == 1 or config.stage == "autoencoder" or layout.engine == "ddp":
+        return None
+    return _recipe(config, shard_frozen=True), layout
+
+
 def _offload(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
     zero = (layout.ds_json or {}).get("zero_optimization", {})
-    if layout.engine == "ddp" or "offload_optimizer" in zero:
+    if layout.engine != "deepspeed" or "offload_optimizer" in zero:
         return None
     stage = max(_stage(layout), 2)
-    return config, _with_zero(layout, {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": True}})
+    offload = {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
+
+
+def _offload_shards(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if layout.engine != "fsdp" or config.fsdp.cpu_offload:
+        return None
+    fsdp = config.fsdp.model_copy(update={"cpu_offload": True})
+    return _recipe(config, fsdp=fsdp, optimizer="adamw"), layout
 
 
 def _offload_weights(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
     zero = (layout.ds_json or {}).get("zero_optimization", {})
-    if layout.engine == "ddp" or "offload_param" in zero:
+    if layout.engine != "deepspeed" or "offload_param" in zero:
         return None
     device = {"device": "cpu", "pin_memory": True}
-    return config, _with_zero(layout, {"stage": 3, "offload_optimizer": device, "offload_param": device})
+    offload = {"stage": 3, "offload_optimizer": device, "offload_param": device}
+    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
 
 
 def _half_resolution(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
@@ -158,13 +195,18 @@ CHANGES = (
     Change("ZeRO-1 (ds_configs/zero1.json)", "communication of the weights after a step", _zero(1)),
     Change("ZeRO-2 (ds_configs/zero2.json)", "gradients sent with every micro-batch", _zero(2)),
     Change("recompute_activations=true", "norms and activation functions once more", _cheap_recomputation),
+    Change("data.cache_dir=…", "disk space; the clips encoded before the first step", _cached),
+    Change("--engine fsdp", "none but weights gathered in every pass", _fsdp),
+    Change("optimizer=adamw_8bit", "bitsandbytes; moments of 8 bits, blocks of 256", _eight_bit),
     Change("train_batch_size=1 with more gradient_accumulation_steps", "smaller kernels, the same sums", _single_clips),
     Change("gradient_checkpointing=true", "the trained layers' forward pass once more", _checkpointing),
     Change("mode=parallel", "another model: the ring", _parallel),
     Change("ZeRO-3 (ds_configs/zero3.json)", "weights gathered in every pass", _zero(3)),
+    Change("shard_frozen=true", "frozen layers gathered in every pass", _shard_frozen),
     Change("offload_optimizer (ds_configs/zero2_offload.json)", "AdamW on the CPU, in host memory", _offload),
     Change(
         "offload_param (ds_configs/zero3_offload.json)", "weights sent from the host in every pass", _offload_weights
     ),
+    Change("fsdp.cpu_offload=true", "AdamW on the CPU, weights sent from the host in every pass", _offload_shards),
     Change("half of data.resolution", "another task: a quarter of the pixels", _half_resolution),
 )

@@ -7,22 +7,19 @@ p elements of a rank's partition, b bytes of an element while the module compute
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from mobius_train.memory.adam import FOREACH, FP32, Adam
 from mobius_train.memory.simulate import Simulation
 from mobius_train.memory.trace import Bytes, rounded
 
-FP32 = 4
 TRAINED, FROZEN, MASTERS = "trained weights", "frozen weights", "master weights"
 GRADIENTS, OPTIMIZER, AVERAGE = "gradients", "optimizer states", "moving average"
 BUCKETS, GATHERED, STEP = "communication buckets", "gathered weights", "optimizer's transients"
-# Copies of what a rank steps that AdamW makes: torch's foreach implementation takes the square roots of all second
-# moments at once, its fused one makes none.
-ADAM_COPIES = 1
 # DeepSpeed's engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements that it reduces at once at stage 0.
 REDUCED_AT_ONCE = 500_000_000
 # Defaults of DeepSpeed's zero/config.py, in elements.
@@ -42,6 +39,7 @@ class EngineMemory:
         between: gradients that stand between the micro-batches of a step.
         stepping: bytes beside it while gradients are reduced and the optimizer steps, whichever is more.
         host: what an offload keeps in host memory.
+        frozen_whole: frozen weights inside the trained module lie whole on every rank.
     """
 
     resident: Parts
@@ -49,6 +47,7 @@ class EngineMemory:
     stepping: Parts
     between: int = 0
     host: Parts = field(default_factory=dict)
+    frozen_whole: bool = True
 
 
 def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
@@ -61,22 +60,24 @@ def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
         resident={
             FROZEN: _whole(sim.frozen_inside, FP32),
             TRAINED: whole,
-            OPTIMIZER: 2 * whole,
+            OPTIMIZER: _moments(FOREACH, sim.trained),
             BUCKETS: whole,
             AVERAGE: whole if use_ema else 0,
         },
         during=_standing(whole) if accumulation > 1 else lambda gradients: {GRADIENTS: gradients},
         # The foreach implementation is torch's default.
-        stepping={GRADIENTS: whole, STEP: whole},
+        stepping={GRADIENTS: whole, STEP: whole * FOREACH.copies},
         between=whole if accumulation > 1 else 0,
     )
 
 
-def deepspeed(sim: Simulation, config: dict[str, Any], ranks: int, accumulation: int, use_ema: bool) -> EngineMemory:
+def deepspeed(
+    sim: Simulation, config: dict[str, Any], ranks: int, accumulation: int, use_ema: bool, adam: Adam
+) -> EngineMemory:
     """DeepSpeed ZeRO, by a configuration that `resolve` and `with_bucket_sizes` have filled in."""
     zero = config["zero_optimization"]
     stage = {0: _stage0, 1: _stage1, 2: _stage2, 3: _stage3}[zero["stage"]]
-    return stage(_Setting(sim, zero, ranks, accumulation, use_ema))
+    return stage(_Setting(sim, zero, ranks, accumulation, use_ema, adam))
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class _Setting:
     ranks: int
     accumulation: int
     use_ema: bool
+    adam: Adam
 
     @property
     def b(self) -> int:
@@ -113,13 +115,13 @@ def _stage0(s: _Setting) -> EngineMemory:
     # Reduced in flat copies.
     copy = rounded(_largest_run(s.sim.trained, REDUCED_AT_ONCE) * s.b)
     # float32 gradients, and what AdamW makes.
-    transients = high * (ADAM_COPIES + mixed)
+    transients = high * (s.adam.copies + mixed)
     return EngineMemory(
         resident={
             FROZEN: s.frozen(),
             TRAINED: low,
             MASTERS: high if mixed else 0,
-            OPTIMIZER: 2 * high,
+            OPTIMIZER: _moments(s.adam, s.sim.trained),
             AVERAGE: high if s.use_ema else 0,
         },
         during=_standing(low) if s.accumulates else lambda gradients: {GRADIENTS: gradients},
@@ -190,12 +192,12 @@ class _Partition:
             # zero/stage_1_and_2.py, temp_grad_buffer_for_gpu_offload.
             return parts | {BUCKETS: rounded(max(s.sim.trained) * s.b)}
         # The float32 partition is a copy even where the weights are float32.
-        return parts | {MASTERS: shard, OPTIMIZER: 2 * shard, AVERAGE: shard if s.use_ema else 0}
+        return parts | {MASTERS: shard, OPTIMIZER: s.adam.moments(self.elements), AVERAGE: shard if s.use_ema else 0}
 
     def step_transients(self) -> int:
         """The partition's gradients made flat, then float32, and what AdamW makes."""
         flat, high = rounded(self.elements * self._s.b), rounded(self.elements * FP32)
-        return high * (1 + ADAM_COPIES) + (0 if self._s.b == FP32 else flat)
+        return high * (1 + self._s.adam.copies) + (0 if self._s.b == FP32 else flat)
 
     def host(self) -> Parts:
         if not self.offloaded:
@@ -225,7 +227,7 @@ def _stage3(s: _Setting) -> EngineMemory:
     }
     host = {}
     # A copy of float32 weights too: it compares their device with the device's name, which are never equal.
-    states = {MASTERS: high, OPTIMIZER: 2 * high, AVERAGE: high if s.use_ema else 0}
+    states = {MASTERS: high, OPTIMIZER: s.adam.moments(total), AVERAGE: high if s.use_ema else 0}
     if optimizer:
         host = states | {GRADIENTS: low + high}
     else:
@@ -244,13 +246,18 @@ def _stage3(s: _Setting) -> EngineMemory:
         gathered = np.minimum(gatherable - np.minimum(gradients, gatherable), limit)
         return {GATHERED: gathered, BUCKETS: (gradients > 0) * bucket}
 
-    transients = high * (1 + ADAM_COPIES) + (low if s.b != FP32 else 0)
-    return EngineMemory(resident, during, {} if optimizer else {STEP: transients}, 0, host)
+    transients = high * (1 + s.adam.copies) + (low if s.b != FP32 else 0)
+    return EngineMemory(resident, during, {} if optimizer else {STEP: transients}, 0, host, frozen_whole=False)
 
 
 def _standing(nbytes: int) -> Callable[[Bytes], CurveParts]:
     """Gradients of earlier micro-batches, to which new ones are added."""
     return lambda gradients: {GRADIENTS: np.full_like(gradients, nbytes)}
+
+
+def _moments(adam: Adam, elements: Iterable[int]) -> int:
+    """Of parameters that are stepped one by one."""
+    return sum(adam.moments(count) for count in elements)
 
 
 def _whole(elements: Any, itemsize: int) -> int:

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mobius_train.config import RunConfig
+import numpy as np
+
+from mobius_train.config import FsdpConfig, RunConfig
 from mobius_train.engine.ds_config import resolve, with_bucket_sizes
+from mobius_train.engine.mesh import shard_size
+from mobius_train.engine.optimizers import check_offload
+from mobius_train.engine.settings import FsdpSettings
 from mobius_train.errors import MobiusError
 from mobius_train.memory import engines
+from mobius_train.memory.adam import EIGHT_BIT, FUSED, Adam
 from mobius_train.memory.engines import EngineMemory
+from mobius_train.memory.fsdp import fsdp
 from mobius_train.memory.gpus import Gpu, check_gpu
 from mobius_train.memory.models import ModelConfigs, find_configs
-from mobius_train.memory.simulate import Simulation, Simulator
+from mobius_train.memory.simulate import FrozenModel, Simulation, Simulator
 from mobius_train.run import engine_settings
 
 MIB = 2**20
@@ -32,12 +39,13 @@ class Layout:
     """How the trained weights are spread.
 
     Attributes:
-        engine: deepspeed; or ddp, torch's DistributedDataParallel, which this project does not train with, to compare.
+        engine: deepspeed, or fsdp with the recipe's `fsdp` section; or ddp, torch's DistributedDataParallel, which
+            this project does not train with, to compare.
         ds_json: the DeepSpeed JSON as it is written.
     """
 
     ranks: int = 1
-    engine: Literal["deepspeed", "ddp"] = "deepspeed"
+    engine: Literal["deepspeed", "fsdp", "ddp"] = "deepspeed"
     ds_json: dict[str, Any] | None = None
 
 
@@ -103,13 +111,10 @@ class Planner:
         memory = self._engine_memory(config, layout)
         sim = self._simulation(config)
         engine = memory(sim)
-        everywhere = engine.resident | {CONTEXT_PART: CONTEXT, ENCODERS: sim.encoder_bytes}
-        everywhere[engines.FROZEN] += sim.frozen_bytes
-        own_engine = layout.engine != "ddp"
-        if own_engine and sim.frozen_inside:
-            # `Inference` keeps copies of frozen weights inside the trained module.
-            everywhere[COPY] = sum(sim.frozen_inside) * sim.itemsize
-        phases = self._phases(config, sim, engine, own_engine)
+        frozen = _Spread(sim.frozen, layout.ranks if config.shard_frozen else 1)
+        everywhere = engine.resident | {CONTEXT_PART: CONTEXT}
+        everywhere[engines.FROZEN] += frozen.resident
+        phases = self._phases(config, sim, engine, layout)
         totals: dict[Phase, int] = {phase: sum(everywhere.values()) + sum(p.values()) for phase, p in phases.items()}
         worst = max(totals, key=lambda phase: totals[phase])
         parts = dict(everywhere)
@@ -127,23 +132,46 @@ class Planner:
         )
 
     def _phases(
-        self, config: RunConfig, sim: Simulation, engine: EngineMemory, own_engine: bool
+        self, config: RunConfig, sim: Simulation, engine: EngineMemory, layout: Layout
     ) -> dict[Phase, dict[str, int]]:
         """What each phase holds at its peak beside what lives everywhere."""
+        ranks = layout.ranks if config.shard_frozen else 1
+        frozen, text = _Spread(sim.frozen, ranks), _Spread(sim.text, ranks)
+        cached = config.data.cache_dir is not None
+        online = sim.vae.whole + text.resident
+        # With a cache the encoders come back to sample; a text encoder in shards has stayed.
+        training = (text.resident if ranks > 1 else 0) if cached else online
         phases: dict[Phase, dict[str, int]] = {
-            "forward and backward": _training_peak(sim, engine),
-            "optimizer's step": engine.stepping,
+            "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
+            "optimizer's step": {ENCODERS: training} | engine.stepping,
         }
-        if sim.encoding:
-            cached = config.data.cache_dir is not None
-            phases["encoding"] = {engines.GRADIENTS: 0 if cached else engine.between, TRANSIENT: sim.encoding}
-        if own_engine and max(sim.sampling, sim.heldout):
-            copy = sum(sim.trained) * sim.itemsize
-            phases["sampling"] = {COPY: copy, TRANSIENT: max(sim.sampling, sim.heldout)}
+        if sim.encoding and cached:
+            # Before the text encoder is sharded.
+            phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
+        elif sim.encoding:
+            phases["encoding"] = {
+                ENCODERS: online,
+                engines.GRADIENTS: engine.between,
+                engines.GATHERED: text.gathered,
+                TRANSIENT: sim.encoding,
+            }
+        if layout.engine == "ddp" or not max(sim.sampling, sim.heldout):
+            return phases
+        copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
+        evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
+        heldout = evaluating | {ENCODERS: training, TRANSIENT: sim.heldout}
+        sampling = evaluating | {ENCODERS: online, TRANSIENT: sim.sampling}
+        phases["sampling"] = max(heldout, sampling if sim.sampling else heldout, key=lambda parts: sum(parts.values()))
         return phases
 
-    def _engine_memory(self, config: RunConfig, layout: Layout) -> Callable[[Simulation], EngineMemory]:
-        """The formulas of a layout, whose contradictions with the recipe are found before anything is simulated."""
+    def _engine_memory(
+        self, config: RunConfig, layout: Layout, adam: Adam | None = None
+    ) -> Callable[[Simulation], EngineMemory]:
+        """The formulas of a layout, whose contradictions with the recipe are found before anything is simulated.
+
+        Args:
+            adam: another implementation than this project takes on a GPU.
+        """
         accumulation = config.gradient_accumulation_steps
         if layout.ranks < 1:
             raise MobiusError(f"{layout.ranks} ranks: there must be 1 or more")
@@ -153,19 +181,35 @@ class Planner:
                 f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
                 f" gradient_accumulation_steps={accumulation} x {layout.ranks} rank(s) = {product}: change one of them"
             )
+        if config.shard_frozen and layout.ranks == 1:
+            raise MobiusError("shard_frozen=true has one rank to shard over: plan more, or set shard_frozen=false")
+        if layout.engine != "deepspeed" and layout.ds_json is not None:
+            raise MobiusError(
+                f"a DeepSpeed configuration was given, but the engine is {layout.engine}: remove one of them"
+            )
+        if layout.engine != "fsdp" and config.fsdp != FsdpConfig():
+            raise MobiusError(
+                f"the recipe has fsdp settings, which do nothing when the engine is {layout.engine}: remove them"
+            )
+        adam = adam or (EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED)
+        if layout.engine == "fsdp":
+            check_offload(config.optimizer, config.fsdp.cpu_offload)
+            size = shard_size(FsdpSettings(**config.fsdp.model_dump()), layout.ranks, layout.ranks)
+            return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
         if layout.engine == "ddp":
-            if layout.ds_json is not None:
-                raise MobiusError("a DeepSpeed configuration was given, but the engine is ddp: remove one of them")
+            if config.optimizer != "adamw" or config.shard_frozen:
+                raise MobiusError("ddp is planned with optimizer=adamw and shard_frozen=false alone: set these")
             if config.mixed_precision != "no":
                 raise MobiusError(
                     f"mixed_precision={config.mixed_precision} with ddp: it is planned in float32 alone, set no"
                 )
             return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
         resolved = resolve(layout.ds_json or {}, engine_settings(config), layout.ranks)
+        check_offload(config.optimizer, "offload_optimizer" in resolved["zero_optimization"])
 
         def memory(sim: Simulation) -> EngineMemory:
             filled = with_bucket_sizes(resolved, sum(sim.trained))
-            return engines.deepspeed(sim, filled, layout.ranks, accumulation, config.use_ema)
+            return engines.deepspeed(sim, filled, layout.ranks, accumulation, config.use_ema, adam)
 
         return memory
 
@@ -187,6 +231,9 @@ class Planner:
             # The two 16-bit types have the same sizes.
             "mixed_precision": "no" if config.mixed_precision == "no" else "bf16",
             "use_ema": False,
+            "optimizer": "adamw",
+            "shard_frozen": False,
+            "fsdp": FsdpConfig(),
             "data": config.data.model_copy(update={"cache_dir": None}),
         }
         key = config.model_copy(update=irrelevant).model_dump_json()
@@ -209,10 +256,32 @@ def plan(
     return Planner(recipe).plan(config, layout, gpu)
 
 
-def _training_peak(sim: Simulation, engine: EngineMemory) -> dict[str, int]:
-    activations, gradients = sim.step.activations(), sim.step.gradients()
+class _Spread:
+    """A frozen model on one rank of so many that share it: what it always holds, and what it gathers for a layer.
+
+    With the room that the collective needs: see `memory.fsdp`.
+    """
+
+    def __init__(self, model: FrozenModel, ranks: int) -> None:
+        layers = sum(model.layers)
+        self.resident, self.gathered = model.whole, 0
+        if ranks > 1:
+            self.resident = model.whole - layers + layers // ranks
+            self.gathered = 2 * max(model.layers, default=0)
+
+
+def _training_peak(sim: Simulation, engine: EngineMemory, frozen: int) -> dict[str, int]:
+    """
+    Args:
+        frozen: gathered of the frozen branch, while it runs.
+    """
+    step = sim.step
+    activations, gradients = step.activations(), step.gradients()
     beside = engine.during(gradients)
+    if frozen:
+        running = np.arange(len(gradients)) < step.entered.min()
+        beside[engines.GATHERED] = beside.get(engines.GATHERED, 0) + running * frozen
     time = int((activations + sum(beside.values())).argmax())
-    saved, transient = sim.step.at(time)
+    saved, transient = step.at(time)
     parts = {SAVED + label: size for label, size in saved.items()} | {TRANSIENT: transient}
     return parts | {name: int(curve[time]) for name, curve in beside.items()}

@@ -13,9 +13,10 @@ ASSUMPTIONS = (
     " and NCCL's buffers; not simulated",
     "what lives at once is counted in the allocator's 512-byte blocks; gaps between its blocks are not",
     "attention by PyTorch's fused kernels keeps no scores; eager attention keeps them",
-    "the autoencoder and the text encoder stay on the GPU in float32, as they do here with a cache too",
+    "the autoencoder and the text encoder lie on the GPU in float32; with a cache, while they encode and sample alone",
     "torch.compile is planned as if it were off",
-    "AdamW is torch's foreach implementation, which makes one temporary as large as what it steps",
+    "AdamW is torch's fused implementation, which makes no temporaries (with ddp: its default, which makes one as large"
+    " as what it steps)",
 )
 
 

@@ -27,18 +27,29 @@ from mobius_train.memory.trace import Recorder, Trace, module_bytes
 from mobius_train.models import Denoiser
 from mobius_train.models.attention import AttentionBackend, set_attention_backend
 from mobius_train.models.temporal import TemporalAttention, TemporalConv
+from mobius_train.models.units import layer_units
 from mobius_train.tasks.autoencoder import Autoencoding
 from mobius_train.tasks.build import denoiser_of
 from mobius_train.tasks.options import DTYPES, frozen_dtype
+from mobius_train.tasks.sharded import text_layers
 
 # Labels of what is kept for the backward pass.
 SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion and head"
 # Frames that `ImageEncoder.decode` decodes at once.
 DECODED_AT_ONCE = 8
+Shape = tuple[int, ...]
 TEXT_MODELS = {
     "clip_text_model": CLIPTextModel,
     "chinese_clip_text_model": ChineseCLIPTextModel,
 }
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """Bytes of a frozen model, and of those of its layers that can be sharded."""
+
+    whole: int = 0
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,10 @@ class Simulation:
     Attributes:
         trained: elements of each trained parameter.
         frozen_inside: elements of each frozen parameter inside the trained module (serial).
+        units: shapes of the trained parameters by layer, as the step's trace watches these; the last are in no layer.
         itemsize: bytes of an element of the trained module while it computes.
-        frozen_bytes: of the frozen branch beside the trained module.
-        encoder_bytes: of the autoencoder and the text encoder, in float32.
+        frozen: the frozen branch beside the trained module.
+        vae, text: the autoencoder and the text encoder, in float32.
         step: one micro-batch forward and backward; its mark is `forward`.
         encoding: bytes at the peak of encoding one clip and its caption.
         sampling: bytes at the peak of drawing one clip, decoding included.
@@ -59,9 +71,11 @@ class Simulation:
 
     trained: tuple[int, ...]
     frozen_inside: tuple[int, ...]
+    units: tuple[tuple[Shape, ...], ...]
     itemsize: int
-    frozen_bytes: int
-    encoder_bytes: int
+    frozen: FrozenModel
+    vae: FrozenModel
+    text: FrozenModel
     step: Trace
     encoding: int
     sampling: int
@@ -157,9 +171,11 @@ def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -
     return Simulation(
         trained=_elements(denoiser.trained, True),
         frozen_inside=_elements(denoiser.trained, False),
+        units=_units(denoiser.trained),
         itemsize=dtype.itemsize,
-        frozen_bytes=module_bytes(denoiser.frozen),
-        encoder_bytes=module_bytes(vae) + module_bytes(text_encoder),
+        frozen=_frozen(denoiser.frozen, _flat(layer_units(denoiser.frozen)) if denoiser.frozen is not None else []),
+        vae=_frozen(vae, []),
+        text=_frozen(text_encoder, text_layers(text_encoder)),
         step=_denoiser_step(denoiser, batch, latent, tokens, dtype),
         encoding=max(
             _without_graph(lambda: _encode(vae, frames, config.data.resolution)),
@@ -196,9 +212,11 @@ def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.
     return Simulation(
         trained=_elements(model, True),
         frozen_inside=(),
+        units=_units(model),
         itemsize=dtype.itemsize,
-        frozen_bytes=0,
-        encoder_bytes=0,
+        frozen=FrozenModel(),
+        vae=FrozenModel(),
+        text=FrozenModel(),
         step=_forward_and_backward(recorder, model, loss),
         encoding=0,
         sampling=evaluation,
@@ -222,6 +240,8 @@ def _denoiser_step(denoiser: Denoiser, batch: int, latent: tuple[int, ...], toke
 
 def _forward_and_backward(recorder: Recorder, trained: nn.Module, compute_loss: Callable[[], Tensor]) -> Trace:
     recorder.watch_gradients(trained)
+    for unit in layer_units(trained):
+        recorder.watch_unit(unit)
     with recorder:
         loss = compute_loss()
         recorder.mark("forward")
@@ -300,6 +320,21 @@ def _text_tokens(config: RunConfig, text_encoder: Any) -> int:
             f"max_text_tokens={tokens} is more than the text encoder's {positions} positions: lower max_text_tokens"
         )
     return tokens
+
+
+def _units(trained: nn.Module) -> tuple[tuple[Shape, ...], ...]:
+    layers = [[p for module in unit for p in module.parameters()] for unit in layer_units(trained)]
+    inside = {id(p) for layer in layers for p in layer}
+    layers.append([p for p in trained.parameters() if id(p) not in inside])
+    return tuple(tuple(tuple(p.shape) for p in layer if p.requires_grad) for layer in layers)
+
+
+def _frozen(module: nn.Module | None, layers: list[nn.Module]) -> FrozenModel:
+    return FrozenModel(module_bytes(module), tuple(module_bytes(layer) for layer in layers))
+
+
+def _flat(units: list[list[nn.Module]]) -> list[nn.Module]:
+    return [module for unit in units for module in unit]
 
 
 def _elements(module: nn.Module, trained: bool) -> tuple[int, ...]:

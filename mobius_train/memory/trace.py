@@ -41,6 +41,8 @@ class Trace:
         deaths: when it was freed.
         completed: when it became the gradient of a parameter; NEVER for most.
         marks: moments by name.
+        entered: when each of the watched units was first called; NEVER for one that was not.
+        left: when the gradients of all its parameters were complete.
         host: bytes at the peak of what was copied to host memory, which counts nowhere else.
         flops: floating point operations of matrix products, convolutions and attention, a product and a sum as two.
     """
@@ -51,6 +53,8 @@ class Trace:
     completed: Bytes
     marks: dict[str, int]
     flops: dict[str, int]
+    entered: Bytes
+    left: Bytes
     host: int = 0
 
     def activations(self) -> Bytes:
@@ -107,6 +111,8 @@ class Recorder(TorchDispatchMode):
         self._marks: dict[str, int] = {}
         self._flops: dict[str, int] = {}
         self._phase = "forward"
+        self._entered: list[int] = []
+        self._left: list[int] = []
         self._host = self._host_peak = 0
         self._handles: list[RemovableHandle] = []
 
@@ -124,6 +130,25 @@ class Recorder(TorchDispatchMode):
         for parameter in module.parameters():
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._complete))
+
+    def watch_unit(self, modules: list[nn.Module]) -> None:
+        """Modules that run one after the other: when they are called first, and when their gradients are complete."""
+        unit = len(self._entered)
+        self._entered.append(NEVER)
+        self._left.append(NEVER)
+
+        def enter(*_: object) -> None:
+            self._entered[unit] = min(self._entered[unit], len(self._sizes))
+
+        def leave(_: Tensor) -> None:
+            # The last parameter's stands.
+            self._left[unit] = len(self._sizes)
+
+        for module in modules:
+            self._handles.append(module.register_forward_pre_hook(enter))
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    self._handles.append(parameter.register_post_accumulate_grad_hook(leave))
 
     def close(self) -> None:
         """Let go of the modules and parameters that it watches."""
@@ -152,6 +177,8 @@ class Recorder(TorchDispatchMode):
             times(self._completed),
             dict(self._marks),
             dict(self._flops),
+            np.array(self._entered, dtype=np.int64),
+            np.array(self._left, dtype=np.int64),
             self._host_peak,
         )
 

@@ -6,6 +6,7 @@ Legend: B clips, C latent channels, F frames, h, w latent size; L text tokens, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,23 @@ class DiffusionTask:
         if self.config.shard_frozen:
             # Not before: ranks have not equally much to encode for the cache.
             self._shard_text()
+        self._move_encoders(torch.device("cpu"))
+
+    def _move_encoders(self, device: torch.device) -> None:
+        """Those that lie whole on this rank."""
+        self.encoders.images.vae.to(device)
+        if self._sharded_text is None:
+            self.encoders.text.model.to(device)
+
+    @contextmanager
+    def _encoders_at_hand(self) -> Iterator[None]:
+        """With a cache they are on the device for sampling alone."""
+        self._move_encoders(self.distributed.device)
+        try:
+            yield
+        finally:
+            if self._collate is EncodedBatch.collate:
+                self._move_encoders(torch.device("cpu"))
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
         return self.encoders.encode(clips[index])
@@ -200,13 +218,14 @@ class DiffusionTask:
             return Shown()
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)
-        clips = pipeline(
-            prompt=validation.prompts,
-            negative_prompt=validation.negative_prompt,
-            num_inference_steps=validation.num_inference_steps,
-            seed=validation.seed,
-            output_type="uint8",
-        ).frames
+        with self._encoders_at_hand():
+            clips = pipeline(
+                prompt=validation.prompts,
+                negative_prompt=validation.negative_prompt,
+                num_inference_steps=validation.num_inference_steps,
+                seed=validation.seed,
+                output_type="uint8",
+            ).frames
         if not main:
             return Shown()
         figures: dict[str, float] = {}

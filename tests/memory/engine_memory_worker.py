@@ -1,6 +1,8 @@
-"""Started on several ranks by test_engines.py: what DeepSpeed really allocates in a step of a tiny run.
+"""Started on several ranks by test_engines.py: what an engine really allocates in a step of a tiny run.
 
-    engine_memory_worker.py <recipe> <ds_configs> <folder> <stage>:<precision>[,...]
+    engine_memory_worker.py <recipe> <ds_configs> <folder> <engine>:<precision>[:key=value...][,...]
+
+The engine is the name of a DeepSpeed configuration, or fsdp.
 
 Rank 0 writes <folder>/measured.json: bytes by case, the most that any rank has; what lives between steps apart from
 frozen models and encoders, and the most that a step allocates beside that.
@@ -22,20 +24,45 @@ launch = environment.prepare()  # before torch and DeepSpeed are imported
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.fsdp._fully_shard._fsdp_param import alloc_storage, free_storage
+from torch.distributed.tensor import DTensor
 
 from mobius_train.cli import run_rank
 from mobius_train.config import load
 from mobius_train.engine import distributed as ranks
-from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.ds_config import read, resolve
+from mobius_train.engine.choose import choose_engine
+from mobius_train.engine.settings import FsdpSettings
 from mobius_train.memory.trace import Recorder, rounded
 from mobius_train.run import engine_settings
 from mobius_train.tasks.build import build_task
 
 
 def tensors() -> dict[int, Tensor]:
-    """A tensor for each storage that Python can reach."""
-    return {t.untyped_storage()._cdata: t for t in gc.get_objects() if isinstance(t, Tensor) and t.device.type == "cpu"}
+    """A tensor for each storage that Python can reach; a DTensor's own has no memory, its local tensor's has."""
+    found = (t for t in gc.get_objects() if isinstance(t, Tensor) and not isinstance(t, DTensor))
+    return {t.untyped_storage()._cdata: t for t in found if t.device.type == "cpu"}
+
+
+def watch_gathered(recorder: Recorder) -> None:
+    """Count what FSDP gathers: it gives memory to storages that exist, past all operators."""
+    standing: dict[int, int] = {}
+
+    def alloc(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.size() == 0:
+            standing[storage._cdata] = len(recorder._sizes)
+            recorder._sizes.append(rounded(tensor.numel() * tensor.itemsize))
+            recorder._made_by.append("gathered")
+        alloc_storage(tensor)
+
+    def free(tensor: Tensor) -> None:
+        index = standing.pop(tensor.untyped_storage()._cdata, None)
+        if index is not None:
+            recorder._deaths[index] = len(recorder._sizes)
+        free_storage(tensor)
+
+    _fsdp_param.alloc_storage, _fsdp_param.free_storage = alloc, free
 
 
 def optimizer_step(task: Any, engine: Any, batches: Any) -> None:
@@ -47,8 +74,8 @@ def optimizer_step(task: Any, engine: Any, batches: Any) -> None:
         report = engine.step(1e-4)
 
 
-def case(recipe: Path, ds_json: Path, precision: str, distributed: ranks.Distributed) -> dict[str, int]:
-    config = load(recipe, [f"mixed_precision='{precision}'"])
+def case(recipe: Path, ds_json: Path | None, overrides: list[str], distributed: ranks.Distributed) -> dict[str, int]:
+    config = load(recipe, overrides)
     settings = engine_settings(config)
     gc.collect()
     before = set(tensors())
@@ -56,11 +83,10 @@ def case(recipe: Path, ds_json: Path, precision: str, distributed: ranks.Distrib
     frozen = {p.untyped_storage()._cdata for p in task.denoiser.frozen.parameters()} if task.denoiser.frozen else set()
     for encoder in (task.encoders.images.vae, task.encoders.text.model):
         frozen |= {t.untyped_storage()._cdata for t in (*encoder.parameters(), *encoder.buffers())}
-    engine = DeepSpeedEngine(
-        task.trained, settings, resolve(read(ds_json), settings, distributed.world_size), distributed
-    )
-    # What CUDA defaults to, and CPUs do not.
-    for group in engine._engine.optimizer.param_groups:
+    fsdp = FsdpSettings(**config.fsdp.model_dump())
+    engine: Any = choose_engine(settings, fsdp, ds_json, launch)(task.trained, task.units, distributed)
+    # What CUDA's unfused AdamW defaults to, and CPUs do not.
+    for group in (engine._optimizer if ds_json is None else engine._engine.optimizer).param_groups:
         group["foreach"] = True
     batches = task.training_batches(0)
     optimizer_step(task, engine, batches)
@@ -68,7 +94,9 @@ def case(recipe: Path, ds_json: Path, precision: str, distributed: ranks.Distrib
     resident = sum(
         rounded(tensor.untyped_storage().nbytes()) for key, tensor in tensors().items() if key not in before | frozen
     )
-    with Recorder() as recorder:
+    recorder = Recorder()
+    watch_gathered(recorder)
+    with recorder:
         optimizer_step(task, engine, batches)
     peak = recorder.trace().peak
     most = torch.tensor([resident, peak])
@@ -82,8 +110,9 @@ def main() -> None:
     distributed = ranks.start(launch)
     seen = {}
     for name in cases.split(","):
-        stage, precision = name.split(":")
-        seen[name] = case(Path(recipe), Path(ds_configs) / f"{stage}.json", precision, distributed)
+        engine, precision, *overrides = name.split(":")
+        ds_json = None if engine == "fsdp" else Path(ds_configs) / f"{engine}.json"
+        seen[name] = case(Path(recipe), ds_json, [f"mixed_precision='{precision}'", *overrides], distributed)
     if distributed.is_main:
         (Path(folder) / "measured.json").write_text(json.dumps(seen))
     distributed.close()
