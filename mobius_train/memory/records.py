@@ -40,11 +40,13 @@ class Measured:
     Attributes:
         gpu: its name in `GPUS`.
         settings: see `_settings`.
+        engine: deepspeed or fsdp.
         zero: what the DeepSpeed JSON says of ZeRO.
     """
 
     gpu: str
     settings: dict[str, Any]
+    engine: str
     zero: dict[str, Any]
     peak: int
 
@@ -63,12 +65,12 @@ def read_records(folder: Path) -> list[Measured]:
 
 
 def find_record(records: list[Measured], gpu: str, config: RunConfig, layout: Layout) -> Measured | None:
-    """The measurement of the same run; they are all of one rank under DeepSpeed."""
-    if layout.ranks != 1 or layout.engine != "deepspeed":
+    """The measurement of the same run; they are all of one rank."""
+    if layout.ranks != 1:
         return None
-    settings, zero = _settings(config.model_dump(mode="json")), (layout.ds_json or {}).get("zero_optimization", {})
-    same = (one for one in records if (one.gpu, one.settings, one.zero) == (gpu, settings, zero))
-    return next(same, None)
+    zero = (layout.ds_json or {}).get("zero_optimization", {})
+    wanted = (gpu, _settings(config.model_dump(mode="json")), layout.engine, zero)
+    return next((one for one in records if (one.gpu, one.settings, one.engine, one.zero) == wanted), None)
 
 
 def _measured(record: dict[str, Any]) -> Measured | None:
@@ -78,8 +80,9 @@ def _measured(record: dict[str, Any]) -> Measured | None:
     gpu = _gpu(str(measured["device"]))
     if gpu is None:
         return None
-    zero = record["deepspeed"].get("zero_optimization", {})
-    return Measured(gpu, _settings(config), zero, measured["peak"] + (measured.get("outside") or 0))
+    zero = record.get("deepspeed", {}).get("zero_optimization", {})
+    peak = measured["peak"] + (measured.get("outside") or 0)
+    return Measured(gpu, _settings(config), str(record.get("engine")), zero, peak)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
