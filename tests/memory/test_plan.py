@@ -76,6 +76,41 @@ def test_an_offload_moves_states_to_the_host(planner: Planner) -> None:
     assert offloaded.peak < kept.peak
 
 
+def test_8_bit_moments_take_a_byte_and_a_float_for_each_block(planner: Planner) -> None:
+    for layout in (zero(2), Layout(4, "fsdp")):
+        plain = planned(planner, *RECOMPUTED, layout=layout)
+        eight = planned(planner, *RECOMPUTED, "optimizer=adamw_8bit", layout=layout)
+        ratio = eight.parts["optimizer states"] / plain.parts["optimizer states"]
+        assert ratio == pytest.approx((1 + 4 / 256) / 4, rel=0.01)
+
+
+def test_fsdp_shards_over_all_ranks_or_a_group(planner: Planner) -> None:
+    def fsdp(*overrides: str, ranks: int = 4) -> Plan:
+        return planned(planner, *RECOMPUTED, "global_batch_size=null", *overrides, layout=Layout(ranks, "fsdp"))
+
+    alone, full = fsdp(ranks=1), fsdp()
+    assert full.parts["master weights"] == pytest.approx(alone.parts["master weights"] / 4, rel=0.01)
+    hybrid = fsdp("fsdp.sharding=hybrid", "fsdp.shard_size=2", ranks=8)
+    assert hybrid.parts["master weights"] == pytest.approx(alone.parts["master weights"] / 2, rel=0.01)
+    # Gradients stand whole between micro-batches, and in shards where there is but one.
+    assert full.parts["gradients"] == pytest.approx(4 * full.trained, rel=0.01)
+    assert "gradients" not in fsdp("gradient_accumulation_steps=1").parts
+    offloaded = fsdp("fsdp.cpu_offload=true")
+    assert "master weights" not in offloaded.parts
+    assert offloaded.host > 4 * full.trained / 4 * 3
+    training = "forward and backward"
+    assert fsdp("fsdp.reshard_after_forward=false").phases[training] > full.phases[training] + full.trained
+
+
+def test_frozen_models_are_shared_out_and_encoders_leave_with_a_cache(planner: Planner) -> None:
+    training = "forward and backward"
+    plain, sharded = planned(planner, *RECOMPUTED), planned(planner, *RECOMPUTED, "shard_frozen=true")
+    assert sharded.parts["frozen weights"] < 0.35 * plain.parts["frozen weights"]
+    cached = planned(planner, *RECOMPUTED, "data.cache_dir=cache")
+    assert plain.phases[training] - cached.phases[training] == plain.parts["frozen encoders"]
+    assert cached.parts["frozen encoders"] == plain.parts["frozen encoders"], "they fill the cache"
+
+
 def test_sampling_and_the_average_cost_what_they_hold(planner: Planner) -> None:
     plain = planned(planner, *RECOMPUTED, layout=zero(0))
     sampling = planned(planner, *RECOMPUTED, "validation.prompts=[a dog]", "use_ema=true", layout=zero(0))
@@ -119,7 +154,12 @@ def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Plann
     advice = advise(planner, config, zero(2), gpu)
     assert advice[0].setting == "mixed_precision=fp16"
     assert advice[-1].fits_together
-    assert all(one.alone < plan.peak or one.together < plan.peak for one in advice)
+    together = [plan.peak, *(one.together for one in advice)]
+    assert together == sorted(together, reverse=True)
+    # Alone on a small GPU nothing can be sharded, but FSDP makes no copies of gradients.
+    alone = load(PAPER, ["global_batch_size=null"])
+    settings = [one.setting for one in advise(planner, alone, zero(2, 1), find_gpu("11"))]
+    assert {"data.cache_dir=…", "--engine fsdp", "optimizer=adamw_8bit"} < set(settings)
     text = as_text(plan, {}, advice)
     assert f"{(plan.peak - gpu.bytes) / MIB:.0f} MiB too much" in text
     assert "mixed_precision=fp16" in text
@@ -135,6 +175,12 @@ def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Plann
         (["mixed_precision=bf16"], Layout(4, "ddp"), None, "float32 alone"),
         ([], zero(2, 3), None, "3 rank"),
         ([], Layout(4, ds_json={"zero_optimization": {"stage": 4}}), None, "it is 0, 1, 2 or 3"),
+        (["optimizer=adamw_8bit"], Layout(4, ds_json=read(DS_CONFIGS / "zero2_offload.json")), None, "8bit steps on"),
+        (["optimizer=adamw_8bit", "fsdp.cpu_offload=true"], Layout(4, "fsdp"), None, "8bit steps on"),
+        (["fsdp.cpu_offload=true"], zero(2), None, "fsdp settings, which do nothing"),
+        (["fsdp.sharding=hybrid"], Layout(4, "fsdp"), None, "fsdp.shard_size to one of"),
+        ([], Layout(4, "fsdp", {"zero_optimization": {"stage": 3}}), None, "the engine is fsdp"),
+        (["shard_frozen=true", "global_batch_size=null"], zero(2, 1), None, "one rank to shard over"),
         (["max_text_tokens=600"], zero(2), None, "512 positions"),
         (["text_encoder_name_or_path=stable-diffusion-v1-5", "max_text_tokens=77"], zero(2), None, "768 wide"),
         (["vae_name_or_path=nobody/nothing"], zero(2), None, "vae_name_or_path"),
