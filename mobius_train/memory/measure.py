@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mobius_train.config import RunConfig
-from mobius_train.data.batch import ClipBatch
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
@@ -118,14 +117,15 @@ def measure(
         task = cast(DiffusionTask, task)
         engine = make_engine(task.trained, task.units, distributed)
         meter = Meter(engine.device)
-        steps_of = _Steps(config, task, engine, meter)
+        micro_batches = (1 + warmup + steps) * config.gradient_accumulation_steps
+        steps_of = _Steps(config, task, engine, meter, micro_batches)
         saved = steps_of.saved()
         with _history(snapshot):
             meter.forget()
             seconds = [steps_of.step() for _ in range(warmup + steps)][warmup:]
         return Measurement(
             device=torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
-            components=_components(task, engine),
+            components=_components(task, engine, encoders=config.data.cache_dir is None),
             resident=meter.allocated(),
             phases=meter.peaks,
             outside=meter.outside(),
@@ -179,19 +179,26 @@ class Meter:
 class _Steps:
     """Optimizer steps as the training loop takes them, cut into phases."""
 
-    def __init__(self, config: RunConfig, task: DiffusionTask, engine: Engine, meter: Meter) -> None:
+    def __init__(
+        self, config: RunConfig, task: DiffusionTask, engine: Engine, meter: Meter, micro_batches: int
+    ) -> None:
         self._config, self._task, self._engine, self._meter = config, task, engine, meter
-        self._batches = task.training_batches(0)
+        self._batches: Iterator[Any] = task.training_batches(0)
+        self._online = config.data.cache_dir is None
+        if not self._online:
+            # As `prepare_data` does, but for the files.
+            host = torch.device("cpu")
+            with meter.phase(ENCODING):
+                self._batches = iter([task.encoded(next(self._batches)).to(host) for _ in range(micro_batches)])
+            task.move_encoders(host)
 
     def step(self) -> float:
-        """One optimizer step; how long it took, in seconds, but for clips that a cache would hold."""
+        """One optimizer step; how long it took, in seconds."""
         seconds, done = 0.0, False
         while not done:
             batch = next(self._batches)
-            if self._config.data.cache_dir is not None:
-                batch = self._task.encoders.encode_batch(cast(ClipBatch, batch))
-            with self._meter.phase(ENCODING):
-                started = time.perf_counter()
+            started = time.perf_counter()
+            with self._meter.phase(ENCODING) if self._online else nullcontext():
                 encoded = self._task.encoded(batch)
             with self._meter.phase(TRAINING):
                 loss = self._task.loss(self._engine, encoded).mean()
@@ -219,8 +226,8 @@ class _Steps:
         return saved
 
 
-def _components(task: DiffusionTask, engine: Engine) -> dict[str, int]:
-    """Bytes by what they are, each storage once."""
+def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str, int]:
+    """Bytes by what they are, each storage once; `encoders`: they lie on the device between steps."""
     seen: set[int] = set()
     sizes: dict[str, int] = {}
 
@@ -237,7 +244,8 @@ def _components(task: DiffusionTask, engine: Engine) -> dict[str, int]:
     count(FROZEN, (p for p in whole if not p.requires_grad))
     if task.denoiser.frozen is not None:
         count(FROZEN, _weights(task.denoiser.frozen))
-    count(ENCODERS, chain(_weights(task.encoders.images.vae), _weights(task.encoders.text.model)))
+    if encoders:
+        count(ENCODERS, chain(_weights(task.encoders.images.vae), _weights(task.encoders.text.model)))
     for name, piece in engine.pieces().items():
         count(STATES[name.partition("/")[0]], iter([piece.data]))
     return sizes

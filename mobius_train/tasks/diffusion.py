@@ -102,10 +102,10 @@ class DiffusionTask:
         if self.config.shard_frozen:
             # Not before: ranks have not equally much to encode for the cache.
             self._shard_text()
-        self._move_encoders(torch.device("cpu"))
+        self.move_encoders(torch.device("cpu"))
 
-    def _move_encoders(self, device: torch.device) -> None:
-        """Those that lie whole on this rank."""
+    def move_encoders(self, device: torch.device) -> None:
+        """Put the frozen encoders on a device, those that lie whole on this rank."""
         self.encoders.images.vae.to(device)
         if self._sharded_text is None:
             self.encoders.text.model.to(device)
@@ -113,12 +113,12 @@ class DiffusionTask:
     @contextmanager
     def _encoders_at_hand(self) -> Iterator[None]:
         """With a cache they are on the device for sampling alone."""
-        self._move_encoders(self.distributed.device)
+        self.move_encoders(self.distributed.device)
         try:
             yield
         finally:
             if self._collate is EncodedBatch.collate:
-                self._move_encoders(torch.device("cpu"))
+                self.move_encoders(torch.device("cpu"))
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
         return self.encoders.encode(clips[index])

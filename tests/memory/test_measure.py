@@ -17,7 +17,9 @@ from mobius_train import config as configuration
 from mobius_train.environment import Launch
 from mobius_train.errors import MobiusError
 from mobius_train.memory.compare import planned, rows
+from mobius_train.memory.engines import FROZEN, MASTERS, OPTIMIZER, TRAINED
 from mobius_train.memory.measure import Measurement, measure, part_of
+from mobius_train.memory.plan import ENCODERS
 from mobius_train.memory.side_by_side import overrides_of
 
 EMOJI = REPOSITORY / "configs" / "emoji.yaml"
@@ -33,10 +35,10 @@ def _one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
-def measured(path: Path, *overrides: str, **options: Any) -> tuple[Any, Measurement]:
+def measured(path: Path, *overrides: str, ds_path: Path | None = ZERO2, **options: Any) -> tuple[Any, Measurement]:
     config = configuration.load(path, overrides)
-    plan = planned(config, path, ZERO2)
-    return plan, measure(config, path, ZERO2, ALONE, warmup=0, steps=1, **options)
+    plan = planned(config, path, ds_path)
+    return plan, measure(config, path, ds_path, ALONE, warmup=0, steps=1, **options)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
     assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.01)
     assert plan.saved.keys() == found.saved.keys()
     components = [row for row in rows(plan, found) if row.name in found.components]
-    assert len(components) >= 5
+    assert {row.name for row in components} >= {TRAINED, FROZEN, MASTERS, OPTIMIZER}
     assert all(row.planned == pytest.approx(row.measured, rel=0.01) for row in components)
 
 
@@ -64,12 +66,22 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     assert sum(other.saved.values()) > 1.2 * total
 
 
+def test_fsdp_keeps_what_is_planned_too(tiny: Path) -> None:
+    plan, found = measured(tiny, ds_path=None)
+    assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.02)
+    components = {row.name: row for row in rows(plan, found) if row.name in found.components}
+    assert {MASTERS, OPTIMIZER} <= components.keys()
+    assert all(row.planned == pytest.approx(row.measured, rel=0.02) for row in components.values())
+
+
 def test_random_models_and_cached_batches_keep_as_much_as_real_ones(tiny: Path, tmp_path: Path) -> None:
     _, real = measured(tiny)
     _, random = measured(tiny, "data.train=/nowhere", "data.validation=null", random_models=True)
     _, cached = measured(tiny, f"data.cache_dir={tmp_path / 'cache'}")
     assert real.saved == random.saved == cached.saved
-    assert real.components == random.components == cached.components
+    # With a cache the encoders are away.
+    encoders = {ENCODERS: real.components[ENCODERS]}
+    assert real.components == random.components == cached.components | encoders
     # Nothing is written, neither a cache nor a run.
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "out").exists()

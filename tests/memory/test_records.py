@@ -21,7 +21,8 @@ def folder(tmp_path: Path) -> Path:
     """One measurement on an A100 of 80 GB, a setting that failed, and records of other things."""
     config = load(PAPER, ["mixed_precision=bf16", "output_dir=elsewhere"])
     measured = {"device": "NVIDIA A100-SXM4-80GB", "peak": 1000, "outside": 10}
-    one = {"measured": measured, "config": config.model_dump(mode="json"), "deepspeed": read(DS_CONFIGS / "zero2.json")}
+    one = {"measured": measured, "config": config.model_dump(mode="json"), "engine": "deepspeed"}
+    one["deepspeed"] = read(DS_CONFIGS / "zero2.json")
     record = {"what": "memory", "settings": {"parallel bf16": one, "serial": {"error": "out of memory"}}}
     (tmp_path / "gpu_memory.json").write_text(json.dumps(record))
     (tmp_path / "other.json").write_text(json.dumps({"settings": "three", "measured": 3}))
@@ -41,6 +42,7 @@ def test_a_measurement_is_found_by_what_decides_memory(folder: Path) -> None:
     assert find_record(records, "A100-80", load(PAPER), layout) is None
     assert find_record(records, "A100-80", same.model_copy(update={"optimizer": "adamw_8bit"}), layout) is None
     assert find_record(records, "A100-80", same, Layout(4, ds_json=layout.ds_json)) is None
+    assert find_record(records, "A100-80", same, Layout(1, "fsdp")) is None
     assert find_record(records, "A100-80", same, Layout(1, ds_json=read(DS_CONFIGS / "zero3.json"))) is None
 
 
