@@ -94,7 +94,7 @@ def test_fsdp_shards_over_all_ranks_or_a_group(planner: Planner) -> None:
     assert hybrid.parts["master weights"] == pytest.approx(alone.parts["master weights"] / 2, rel=0.01)
     # Gradients stand whole between micro-batches, and in shards where there is but one.
     assert full.parts["gradients"] == pytest.approx(4 * full.trained, rel=0.01)
-    assert "gradients" not in fsdp("gradient_accumulation_steps=1").parts
+    assert fsdp("gradient_accumulation_steps=1").parts.get("gradients", 0) < 2 * full.trained
     offloaded = fsdp("fsdp.cpu_offload=true")
     assert "master weights" not in offloaded.parts
     assert offloaded.host > 4 * full.trained / 4 * 3

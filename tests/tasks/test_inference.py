@@ -43,3 +43,26 @@ def test_the_template_takes_no_memory_and_survives_the_live_module() -> None:
     copy = inference.model(weights)
     assert copy[1].weight.dtype == torch.bfloat16
     assert all(parameter.is_meta for parameter in inference._template.parameters())
+
+
+def test_frozen_weights_are_the_live_ones_where_an_engine_left_them_whole() -> None:
+    live = module()
+    inference = Inference(live, torch.device("cpu"), torch.bfloat16)
+    weights = {name: p.detach().clone() for name, p in live.named_parameters() if p.requires_grad}
+    for parameter in live[0].parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)  # as an engine casts
+    copy = inference.model(weights)
+    assert copy[0].weight.data_ptr() == live[0].weight.data_ptr()
+    assert not inference._before
+
+
+def test_frozen_weights_that_zero3_has_partitioned_are_as_they_were() -> None:
+    live = module()
+    before = live[0].weight.detach().clone()
+    inference = Inference(live, torch.device("cpu"), torch.float32)
+    weights = {name: p.detach().clone() for name, p in live.named_parameters() if p.requires_grad}
+    for number, parameter in enumerate(live[0].parameters()):
+        parameter.ds_id = number
+        parameter.data = torch.empty(0)
+    for _ in range(2):
+        assert torch.equal(inference.model(weights)[0].weight, before)
