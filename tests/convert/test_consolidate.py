@@ -84,7 +84,7 @@ def test_peaks_at_no_more_than_twice_the_float32_weights(sharded: Path, stage: s
 
 def test_fsdp(sharded: Path, tmp_path: Path) -> None:
     report = consolidate(sharded / "fsdp", tmp_path / "whole.safetensors")
-    expected = torch.load(sharded / "fsdp.pt")
+    expected = torch.load(sharded / "fsdp.pt", weights_only=True)
     assert same(load_file(tmp_path / "whole.safetensors"), expected)
     assert {what.split()[0] for what, _ in report.left_out} == {"optim", "ema", "step"}
     consolidate(sharded / "fsdp", tmp_path / "ema.safetensors", weights="ema")
