@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobius_train.durable import replace_file
+from mobius_train.memory.architectures import KNOWN
+from mobius_train.memory.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.models.recompute import RingMemory
 from mobius_train.versions import versions
@@ -55,51 +54,20 @@ class Row:
     tflop: float
 
 
-class Alive(TorchDispatchMode):
-    """Follows the storages of all operators' results while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                self._seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return result
-
-    def nbytes(self, without: set[int]) -> int:
-        """Bytes that still live."""
-        return sum(n for key, (ref, n) in self._seen.items() if key not in without and not ref.expired())
-
-
-def storages(module: nn.Module) -> set[int]:
-    return {p.untyped_storage()._cdata for p in module.parameters()}
-
-
 def eager(option: str, model: Any, predict: Callable[[], Tensor]) -> Row:
     """Measure one step."""
-    with Alive() as alive, FlopCounterMode(display=False) as flops:
-        output = predict()
+    with FlopCounterMode(display=False) as flops:
+        output, saved = saved_for_backward(predict, {"model": model})
+        # On fake tensors the host's memory is the device's.
         host = getattr(getattr(model, "ring", None), "host_bytes", 0)
-        saved = alive.nbytes(storages(model) | {output.untyped_storage()._cdata}) - host
         output.float().sum().backward()
     model.zero_grad()
-    return Row(option, saved / 2**20, host / 2**20, flops.get_total_flops() / 1e12)
+    return Row(option, (saved.total - host) / 2**20, host / 2**20, flops.get_total_flops() / 1e12)
 
 
 def unet2d(dtype: torch.dtype) -> UNet2DConditionModel:
     torch.set_default_dtype(dtype)
-    return UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2,
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    ).eval()
+    return UNet2DConditionModel(**KNOWN["stable-diffusion-2-1"]["unet"]).eval()
 
 
 def steps(model: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
