@@ -16,10 +16,8 @@ import argparse
 from pathlib import Path
 
 from mobius_train import environment
-from mobius_train.cli import add_engine_options, deepspeed_json, run_rank
+from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run_rank
 from mobius_train.config import load
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def parse_arguments() -> argparse.Namespace:

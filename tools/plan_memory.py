@@ -6,13 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from mobius_train.cli import run
+from mobius_train.cli import REPOSITORY, run
 from mobius_train.config import load
 from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
 from mobius_train.quiet import quiet_libraries
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def parse() -> argparse.Namespace:
