@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, Stopped
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run an entry point and exit: 0 when it returns, 1 with the message alone on a MobiusError.
+    """Run an entry point and exit: 0 when it returns, 1 with the message alone on a MobiusError, 75 when it was stopped.
 
     Any other exception keeps its traceback, and exits non-zero too.
     """
@@ -40,6 +40,8 @@ def _exit_code(main: Callable[[], object]) -> int:
     except MobiusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped:
+        return os.EX_TEMPFAIL
     return 0
 
 

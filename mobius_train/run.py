@@ -20,6 +20,7 @@ from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.quiet import quiet_libraries
+from mobius_train.stop import FILE, Stop
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
@@ -51,8 +52,9 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         # The folder is made when nothing in the input can be wrong any more.
         _claim(output_dir, identity.config, distributed)
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
-        with Saver(output_dir, engine, identity, retention, distributed) as saver:
-            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver).train()
+        stop = Stop(output_dir / FILE if distributed.is_main else None)
+        with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
+            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
 
