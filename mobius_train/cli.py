@@ -13,7 +13,7 @@ from mobius_train.errors import MobiusError, Stopped
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run an entry point and exit: 0 when it returns, 1 with the message alone on a MobiusError, 75 when it was stopped.
+    """Run an entry point and exit: 0 when it returns, 75 if it was stopped, 1 with the message alone on a MobiusError.
 
     Any other exception keeps its traceback, and exits non-zero too.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import closing
 from pathlib import Path
 
 from mobius_train.checkpoint.resume import find, resume
@@ -20,7 +19,7 @@ from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.quiet import quiet_libraries
-from mobius_train.stop import FILE, Stop
+from mobius_train.stop import Stop
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
@@ -34,7 +33,7 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     if config.deterministic:
         be_deterministic()
     ds_json = read(ds_path)
-    with closing(ranks.start(launch)) as distributed:
+    with ranks.start(launch) as distributed:
         _check_batch_sizes(config, distributed.world_size)
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         output_dir = _output_dir(config, distributed)
@@ -52,7 +51,7 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         # The folder is made when nothing in the input can be wrong any more.
         _claim(output_dir, identity.config, distributed)
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
-        stop = Stop(output_dir / FILE if distributed.is_main else None)
+        stop = Stop(output_dir if distributed.is_main else None)
         with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
             shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
@@ -65,7 +64,7 @@ def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
     if config.deterministic:
         be_deterministic()
     ds_json = read(ds_path)
-    with closing(ranks.start(launch)) as distributed:
+    with ranks.start(launch) as distributed:
         _check_batch_sizes(config, distributed.world_size)
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         task = build_task(config, distributed)

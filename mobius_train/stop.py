@@ -1,4 +1,4 @@
-"""Stopping on request: a signal or a file, seen by any rank, ends the run after a checkpoint at the next step boundary."""
+"""Stopping on request: a signal or a file ends the run after a checkpoint at the next step boundary."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from types import FrameType
 # What Slurm sends before it takes the nodes away: the signal that was asked for in time, and the last warning.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 FILE = "stop"
+# Says to a script that the run has stopped so; exit codes do not, as srun kills the other ranks after the first.
+MARK = "stopped"
 
 
 class Stop:
     """Whether this rank was asked to stop; the trainer combines the ranks' answers once a step.
 
     Args:
-        file: where somebody asks by touching it; looked for on the rank that is given it.
+        folder: where somebody asks by touching `stop`; for the one rank that looks there.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self._file, self._signalled, self._pid = file, False, os.getpid()
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._signalled, self._pid = folder, False, os.getpid()
+        if folder is not None:
+            (folder / MARK).unlink(missing_ok=True)
 
     def asked(self) -> bool:
-        return self._signalled or (self._file is not None and self._file.exists())
+        return self._signalled or (self._folder is not None and (self._folder / FILE).exists())
 
-    def done(self) -> None:
-        """What was asked for has been done: the file would stop the next run too."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+    def done(self, step: int) -> None:
+        """What was asked for has been done; the file would stop the next run too."""
+        if self._folder is not None:
+            (self._folder / MARK).write_text(f"{step}\n", encoding="utf-8")
+            (self._folder / FILE).unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -126,7 +126,7 @@ class Trainer:
     def _end_early(self) -> NoReturn:
         self.saver.wait()
         if self.distributed.is_main:
-            self.stop.done()
+            self.stop.done(self.progress.step)
             print(
                 f"\nstopped at step {self.progress.step} as asked: go on by output_dir={self.output_dir}"
                 " resume_from_checkpoint=latest",

@@ -40,7 +40,7 @@ train() {
     echo "command    ${command[*]}"
 
     # A request that the last start has left must not stop this one.
-    rm -f "$output_dir/stop"
+    rm -f "$output_dir/stop" "$output_dir/stopped"
     signalled=
     trap 'signalled=yes; mkdir -p "'"$output_dir"'" && touch "'"$output_dir"'/stop"' USR1 TERM
     # In the background, or bash would run the trap only after srun has ended.
@@ -57,13 +57,13 @@ train() {
     finish "$status" "$output_dir"
 }
 
-# What the exit code means: 0 done, 75 stopped as asked and to go on, anything else failed.
+# Requeue what was stopped, and once at each step what has failed.
 finish() {
     local status="$1" output_dir="$2"
     if ((status == 0)); then exit 0; fi
     # Slurm requeues a job itself that it preempts, and one that was cancelled must stay so.
     if [[ "$(squeue --noheader --format=%T --job="$SLURM_JOB_ID")" != RUNNING ]]; then exit "$status"; fi
-    if ((status != 75)); then
+    if [[ ! -e "$output_dir/stopped" ]]; then
         "${CONTAINER[@]}" "$PYTHON" tools/record_failure.py "$output_dir" \
             --exit-code="$status" --job="$SLURM_JOB_ID" || exit "$status"
     fi
