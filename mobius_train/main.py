@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
+    parser.add_argument("--preflight", action="store_true", help="check the nodes against each other, train nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     # Overrides may stand before, between and after the options.
@@ -42,12 +43,10 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
-    from mobius_train.run import dry_run, train
+    from mobius_train.run import check_nodes, dry_run, train
 
-    if arguments.dry_run:
-        dry_run(config, arguments.deepspeed, launch)
-    else:
-        train(config, arguments.deepspeed, launch)
+    act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
+    act(config, arguments.deepspeed, launch)
 
 
 if __name__ == "__main__":

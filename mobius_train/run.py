@@ -18,6 +18,7 @@ from mobius_train.engine.settings import EngineSettings
 from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.preflight import preflight
 from mobius_train.quiet import quiet_libraries
 from mobius_train.stop import Stop
 from mobius_train.tasks.build import build_task
@@ -37,6 +38,8 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
         _check_batch_sizes(config, distributed.world_size)
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         output_dir = _output_dir(config, distributed)
+        if distributed.world_size > 1:
+            _preflight(config, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
@@ -56,6 +59,15 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
             shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
+
+
+def check_nodes(config: RunConfig, ds_path: Path, launch: Launch) -> None:
+    """The preflight alone. Writes nothing that stays."""
+    ds_json = read(ds_path)
+    with ranks.start(launch) as distributed:
+        _check_batch_sizes(config, distributed.world_size)
+        resolve(ds_json, engine_settings(config), distributed.world_size)
+        _preflight(config, _output_dir(config, distributed), distributed)
 
 
 def dry_run(config: RunConfig, ds_path: Path, launch: Launch) -> None:
@@ -97,6 +109,12 @@ def engine_settings(config: RunConfig) -> EngineSettings:
         use_ema=config.use_ema,
         ema_decay=config.ema_decay,
     )
+
+
+def _preflight(config: RunConfig, output_dir: Path, distributed: Distributed) -> None:
+    line = preflight(config, output_dir, distributed)
+    if distributed.is_main:
+        print(line, flush=True)
 
 
 def _count(task: Task, trained: bool) -> int:
