@@ -49,11 +49,12 @@ SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
 # Seconds without an answer after which a node is down.
-SlurmdTimeout=15
+SlurmdTimeout=30
 SchedulerParameters=bf_interval=2,sched_min_interval=100000,batch_sched_delay=0
 # Jobs take their port from their number: clusters side by side number them differently.
 FirstJobId={first_job}
@@ -122,7 +123,9 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         self._daemon(node, *IN_NAMESPACE, str(self.folder / "hosts"), "slurmd", "-D", "-N", node)
-        wait_until(lambda: self._state(node).startswith("idle"), 60, lambda: f"{node}: {self._state(node)}")
+        wait_until(
+            lambda: self._state(node) in ("idle", "allocated", "mixed"), 60, lambda: f"{node}: {self._state(node)}"
+        )
 
     def kill_daemon(self, node: str) -> None:
         """kill -9 of a slurmd; its jobs go on."""
@@ -138,6 +141,10 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         self.kill_daemon(node)
 
+    def tasks(self, node: str) -> list[int]:
+        """The processes that jobs have on a node."""
+        return _of_node(self.folder / "slurm.conf", node)
+
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -147,13 +154,17 @@ class Cluster:
         (folder / "state").mkdir()
         host = socket.gethostname()
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=4 RealMemory=4000"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=4 RealMemory=4000 Gres=gpu:2"
             for node in NODES
         )
         configuration = CONFIGURATION.format(
             host=host, port=free_port(), folder=folder, first_job=random.randrange(1, 10**6), nodes=nodes
         )
         (folder / "slurm.conf").write_text(configuration)
+        # GPUs that are none: Slurm counts these files, and no job opens them.
+        for number in range(2):
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
         (folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
         key = folder / "munge.key"
         key.touch(mode=0o600)
