@@ -31,6 +31,7 @@ IN_NAMESPACE = (
     "-c",
     'mount --bind "$0" /etc/hosts && exec "$@"',
 )
+RESOURCES = "CPUs=4 RealMemory=4000 Gres=gpu:2"
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -154,8 +155,7 @@ class Cluster:
         (folder / "state").mkdir()
         host = socket.gethostname()
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=4 RealMemory=4000 Gres=gpu:2"
-            for node in NODES
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} {RESOURCES}" for node in NODES
         )
         configuration = CONFIGURATION.format(
             host=host, port=free_port(), folder=folder, first_job=random.randrange(1, 10**6), nodes=nodes

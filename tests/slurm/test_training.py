@@ -1,4 +1,4 @@
-"""slurm/train_parallel.sh, submitted unchanged to two nodes: whatever happens to it, its losses are those of a quiet run."""
+"""slurm/train_parallel.sh, submitted unchanged to two nodes: whatever happens to it, its losses are a quiet run's."""
 
 from __future__ import annotations
 
@@ -155,9 +155,8 @@ def test_what_fails_at_the_same_step_twice_or_before_the_first_stops(
     output = tmp_path / "out"
     trainer = tmp_path / "python"
     training = f"mkdir -p {output}; touch {output}/config.yaml; echo '{{\"step\": 5}}' > {output}/metrics.jsonl"
-    trainer.write_text(
-        f'#!/bin/bash\nif [[ $1 == tools/* ]]; then exec {sys.executable} "$@"; fi\n{training if begun else ""}\nexit 3\n'
-    )
+    others = f'if [[ $1 == tools/* ]]; then exec {sys.executable} "$@"; fi'
+    trainer.write_text(f"#!/bin/bash\n{others}\n{training if begun else ''}\nexit 3\n")
     trainer.chmod(0o755)
     number = cluster.submit(
         f"--output={tmp_path / 'log'}", SCRIPT, f"output_dir={output}", PYTHON=str(trainer), PYTHONPATH=str(REPOSITORY)
