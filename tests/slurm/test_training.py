@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, wait_until
 from launching import REPOSITORY
-from recipes import metrics
+from recipes import metrics, recipe, write
 
 pytestmark = pytest.mark.slurm
 
@@ -186,3 +186,20 @@ def test_one_task_starts_for_each_gpu_with_its_share_of_the_cpus(cluster: Cluste
     lines = (tmp_path / "log").read_text().splitlines()
     told = sorted(line for line in lines if "/4 on" in line)
     assert told == [f"{rank}/4 on {'n1' if rank < 2 else 'n2'} 2 n1" for rank in range(4)], lines
+
+
+def test_a_job_array_fills_the_cache_part_by_part(
+    cluster: Cluster, tmp_path: Path, tiny_pipeline: Path, clips_folder: Path
+) -> None:
+    cache = tmp_path / "cache"
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", data={"cache_dir": str(cache)})
+    path = write(tmp_path / "recipe.yaml", values)
+    log = f"--output={tmp_path / '%a.log'}"
+    number = cluster.submit("--array=0-1", log, "slurm/prepare_data.sh", "--config", str(path), PYTHON=sys.executable)
+    wait_until(
+        lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(tmp_path))
+    )
+    logs = [(tmp_path / f"{part}.log").read_text() for part in range(2)]
+    for part, text in enumerate(logs):
+        assert f"part {part} of 2: {cache}" in text
+    assert all((folder / "keys.json").exists() and list(folder.glob("part-*")) for folder in cache.iterdir())
