@@ -59,6 +59,8 @@ def train(config: RunConfig, ds_path: Path, launch: Launch) -> None:
             shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
+        # Together: srun gives the last ranks a few seconds after the first.
+        distributed.barrier()
 
 
 def check_nodes(config: RunConfig, ds_path: Path, launch: Launch) -> None:

@@ -43,9 +43,9 @@ train() {
     rm -f "$output_dir/stop" "$output_dir/stopped"
     signalled=
     trap 'signalled=yes; mkdir -p "'"$output_dir"'" && touch "'"$output_dir"'/stop"' USR1 TERM
-    # In the background, or bash would run the trap only after srun has ended. --wait: when a node is dead the others end
-    # by themselves, but srun would wait for its tasks until Slurm has given the node up (SlurmdTimeout, often 5 minutes).
-    srun --kill-on-bad-exit=1 --wait=20 --nodes="${#nodes[@]}" --ntasks=$((${#nodes[@]} * tasks_per_node)) \
+    # In the background, or bash would run the trap only after srun has ended. --wait: when a node is dead the other ranks
+    # end, but srun would wait for its tasks until Slurm has given the node up (SlurmdTimeout, often 5 minutes).
+    srun --kill-on-bad-exit=1 --wait=5 --nodes="${#nodes[@]}" --ntasks=$((${#nodes[@]} * tasks_per_node)) \
         --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" "${command[@]}" &
     local srun_pid=$! status
     while

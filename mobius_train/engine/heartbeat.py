@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from mobius_train.errors import MobiusError
 
-PERIOD = 5.0  # seconds
+PERIOD = 4.0  # seconds
 MISSED = 5  # beats in a row; a busy machine may skip a few
 VERDICT = "verdict"
 LEFT = b"left"

@@ -71,7 +71,7 @@ class DiffusionTask:
         self._collate = EncodedBatch.collate
 
     def fill_cache(self, part: int, parts: int) -> dict[str, Path]:
-        """Compute one of so many shares of what the cache lacks; returns its folders. Shares need not know of each other.
+        """Compute one of so many shares of what the cache lacks, whoever computes the others; returns its folders.
 
         Raises:
             MobiusError: the recipe names no cache.
