@@ -35,14 +35,14 @@ def main() -> None:
             frozen = nn.Linear(width, width).requires_grad_(False)
             module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
             engine = DeepSpeedEngine(module, settings, config, distributed)
-            for _ in range(2):
+            for _ in range(3):
                 counted = CountCollectives()
                 with counted:
                     for _ in range(accumulation):
                         x = frozen(torch.ones(2, width)).to(engine.dtype)
                         engine.backward(engine(x).float().square().mean())
                         engine.step(1e-3)
-                # Of the second step: in the first one, stage 3 gathers more, to learn the order of the layers.
+                # Of the last step: in the first ones, stage 3 gathers more, to learn the order of the layers.
                 found[stage] = dict(counted.bytes)
             engine.close()
         if distributed.is_main:
