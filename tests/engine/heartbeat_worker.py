@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 
 from mobius_train import environment
 from mobius_train.cli import run_rank
@@ -14,12 +15,12 @@ from mobius_train.cli import run_rank
 def main() -> None:
     launch = environment.prepare()
     from mobius_train.engine import distributed as ranks
-    from mobius_train.engine import heartbeat
+    from mobius_train.engine.heartbeat import Heartbeat
 
-    heartbeat.PERIOD = 0.4
-    heartbeat.Heartbeat.__init__.__defaults__ = (0.4,)
+    # Ten times as fast as in earnest.
+    Heartbeat.__init__.__defaults__ = (0.4,)
     how, who = sys.argv[1], int(sys.argv[2])
-    with ranks.start(launch) as distributed:
+    with ranks.start(launch, timedelta(seconds=60 if how != "absent" else 3)) as distributed:
         distributed.barrier()
         if launch.rank == who:
             if how == "fail":

@@ -55,6 +55,18 @@ def test_the_others_end_and_name_it(how: str, who: int) -> None:
 
 
 @pytest.mark.distributed
+def test_a_rank_that_does_not_come_is_named() -> None:
+    processes = _start("absent", 0, ranks=2)
+    processes[1].kill()
+    try:
+        text, _ = processes[0].communicate(timeout=90)
+    finally:
+        processes[0].kill()
+    assert processes[0].returncode == 1
+    assert "error: 1 of 2 ranks have not come within 3 s: rank 1" in text
+
+
+@pytest.mark.distributed
 def test_the_control_ranks_that_leave_at_different_times_end_well() -> None:
     for who in (0, 1):
         started = time.monotonic()
