@@ -87,6 +87,16 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def meeting_point(rank: int) -> tuple[str, int, bool, str]:
+    """Host and port where the ranks meet, whether this rank opens it, and which attempt of a launcher this is.
+
+    torchrun's agent has opened it already, and keeps it when it starts the ranks again.
+    """
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank == 0 and not of_agent, attempt
+
+
 def nodes_by_rank() -> list[str]:
     """Which node each rank of this Slurm step is on, by rank; [] where Slurm does not say."""
     try:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mobius_train.engine.heartbeat import Heartbeat, meet
-from mobius_train.environment import Launch, node_name, nodes_by_rank
+from mobius_train.environment import Launch, meeting_point, node_name, nodes_by_rank
 from mobius_train.errors import MobiusError, Stopped
 
 # Long enough for one rank to encode a data set while the others wait; a rank that died is noticed by its heartbeat.
@@ -82,15 +82,17 @@ class Distributed:
     def _join(self, backend: str, meeting: timedelta) -> None:
         rank, size = self.rank, self.world_size
         try:
-            store, *_ = next(dist.rendezvous("env://", rank, size, timeout=meeting))
+            # torch's own rendezvous would wait for all ranks, and not say which are missing.
+            host, port, mine, attempt = meeting_point(rank)
+            server = dist.TCPStore(host, port, is_master=mine, timeout=meeting, wait_for_workers=False)
+            store = dist.PrefixStore(attempt, server)
         except dist.DistError as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise MobiusError(f"rank {rank} on {node_name()} cannot meet rank 0 at {where}: {error}") from error
+            raise MobiusError(f"rank {rank} on {node_name()} cannot meet rank 0 at {host}:{port}: {error}") from error
         if size > 1:
             self.nodes = meet(store, rank, size, node_name(), meeting, expected=nodes_by_rank())
             self._heartbeat = Heartbeat(store, rank, self.nodes)
-        store = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=TIMEOUT)
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, rank=rank, world_size=size, store=group, timeout=TIMEOUT)
 
     def __enter__(self) -> Distributed:
         return self
