@@ -193,8 +193,8 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
         # What a killed slurmd has left.
-        for node in NODES:
-            for pid in _of_node(self.folder / "slurm.conf", node):
+        for pid, (_, variables) in _processes().items():
+            if variables.get("SLURM_CONF") == str(self.folder / "slurm.conf"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
