@@ -1,4 +1,5 @@
 # make train: set up and run the embedded default.   make test: set up and run all checks.
+# make test-slurm: those on a two-node Slurm of this machine's own (apt-get install slurm-wlm munge shellcheck; root).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -7,12 +8,15 @@ READY = $(VENV)/ready-$(shell cat setup.py pyproject.toml constraints.txt | cksu
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: train test setup lint
+.PHONY: train test test-slurm setup lint
 train: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -q
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -q tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, Stopped
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run an entry point and exit: 0 when it returns, 1 with the message alone on a MobiusError.
+    """Run an entry point and exit: 0 when it returns, 75 if it was stopped, 1 with the message alone on a MobiusError.
 
     Any other exception keeps its traceback, and exits non-zero too.
     """
@@ -43,6 +43,8 @@ def _exit_code(main: Callable[[], object]) -> int:
     except MobiusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped:
+        return os.EX_TEMPFAIL
     return 0
 
 

@@ -168,7 +168,9 @@ class RunConfig(Section):
     checkpoints_keep_every: int | None = Field(
         None, ge=1, description="checkpoints at multiples of so many steps are kept for ever, beyond the limit"
     )
-    resume_from_checkpoint: str | None = Field(None, description="latest, or checkpoint-<n>")
+    resume_from_checkpoint: str | None = Field(
+        None, description="latest, checkpoint-<n>, or auto: latest if there is any"
+    )
     validation_steps: int | None = Field(None, ge=1, description="none: before and after only")
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -81,6 +82,32 @@ def detect(environment: Mapping[str, str]) -> Launch:
     return Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
 
+def node_name() -> str:
+    """This node's name: Slurm's, if it has one, which need not be the machine's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def meeting_point(rank: int) -> tuple[str, int, bool, str]:
+    """Host and port where the ranks meet, whether this rank opens it, and which attempt of a launcher this is.
+
+    torchrun's agent has opened it already, and keeps it when it starts the ranks again.
+    """
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank == 0 and not of_agent, attempt
+
+
+def nodes_by_rank() -> list[str]:
+    """Which node each rank of this Slurm step is on, by rank; [] where Slurm does not say."""
+    try:
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+        nodes = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+        tasks = _tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+    except (KeyError, OSError, subprocess.SubprocessError, MobiusError):
+        return []
+    return [node for node, count in zip(nodes, tasks, strict=False) for _ in range(count)]
+
+
 def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables for torch.distributed and DeepSpeed."""
     needed = {
@@ -129,18 +156,23 @@ def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
 
 
 def _tasks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
-    """Slurm writes the tasks per node as `2(x3),1`: two on each of three nodes, then one."""
     text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", str(world_size)))
+    tasks = _tasks_per_node(text)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    if node >= len(tasks):
+        raise MobiusError(f"SLURM_NODEID={node}, but Slurm's tasks per node are {text!r}")
+    return tasks[node]
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm writes them as `2(x3),1`: two on each of three nodes, then one."""
     tasks: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
             raise MobiusError(f"cannot read Slurm's tasks per node: {text!r}")
         tasks += [int(match[1])] * int(match[2] or 1)
-    node = int(environment.get("SLURM_NODEID", "0"))
-    if node >= len(tasks):
-        raise MobiusError(f"SLURM_NODEID={node}, but Slurm's tasks per node are {text!r}")
-    return tasks[node]
+    return tasks
 
 
 def _checked(launch: Launch, names: str) -> Launch:

@@ -27,9 +27,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     add_engine_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
+    parser.add_argument("--preflight", action="store_true", help="check the nodes against each other, train nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    return parser.parse_args()
+    # Overrides may stand before, between and after the options.
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
@@ -38,12 +40,10 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
-    from mobius_train.run import dry_run, train
+    from mobius_train.run import check_nodes, dry_run, train
 
-    if arguments.dry_run:
-        dry_run(config, ds_path, launch)
-    else:
-        train(config, ds_path, launch)
+    act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
+    act(config, ds_path, launch)
 
 
 if __name__ == "__main__":

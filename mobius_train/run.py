@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import closing
 from pathlib import Path
 
 from mobius_train.checkpoint.resume import find, resume
@@ -12,13 +11,15 @@ from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.durable import replace_file
 from mobius_train.engine import distributed as ranks
-from mobius_train.engine.choose import choose_engine
+from mobius_train.engine.choose import MakeEngine, choose_engine
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.preflight import preflight
 from mobius_train.quiet import quiet_libraries
+from mobius_train.stop import Stop
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
@@ -35,10 +36,11 @@ def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with closing(ranks.start(launch)) as distributed:
-        _check_ranks(config, distributed.world_size)
-        make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
+    with ranks.start(launch) as distributed:
+        make_engine = _choose_engine(config, ds_path, launch)
         output_dir = _output_dir(config, distributed)
+        if distributed.world_size > 1:
+            _preflight(config, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
@@ -53,10 +55,21 @@ def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
         # The folder is made when nothing in the input can be wrong any more.
         _claim(output_dir, identity.config, distributed)
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
-        with Saver(output_dir, engine, identity, retention, distributed) as saver:
-            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver).train()
+        stop = Stop(output_dir if distributed.is_main else None)
+        with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
+            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
+        # Together: srun gives the last ranks a few seconds after the first.
+        distributed.barrier()
+
+
+def check_nodes(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
+    """The preflight alone. Writes nothing that stays."""
+    quiet_libraries()
+    with ranks.start(launch) as distributed:
+        _choose_engine(config, ds_path, launch)
+        _preflight(config, _output_dir(config, distributed), distributed)
 
 
 def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
@@ -64,9 +77,8 @@ def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with closing(ranks.start(launch)) as distributed:
-        _check_ranks(config, distributed.world_size)
-        make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
+    with ranks.start(launch) as distributed:
+        make_engine = _choose_engine(config, ds_path, launch)
         task = build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
         loss = task.loss(engine, next(task.training_batches(0))).mean()
@@ -102,6 +114,17 @@ def engine_settings(config: RunConfig) -> EngineSettings:
 
 def fsdp_settings(config: RunConfig) -> FsdpSettings:
     return FsdpSettings(**config.fsdp.model_dump())
+
+
+def _choose_engine(config: RunConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
+    _check_ranks(config, launch.world_size)
+    return choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
+
+
+def _preflight(config: RunConfig, output_dir: Path, distributed: Distributed) -> None:
+    line = preflight(config, output_dir, distributed)
+    if distributed.is_main:
+        print(line, flush=True)
 
 
 def _count(task: Task, trained: bool) -> int:

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.protocol import Engine, StepReport
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, Stopped
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.metrics.sinks import Sinks
 from mobius_train.output import finished_folder
 from mobius_train.schedule import learning_rates
+from mobius_train.stop import Stop
 from mobius_train.tasks.task import Shown, Task
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,20 @@ class Trainer:
         output_dir: Path,
         progress: Progress,
         saver: Saver,
+        stop: Stop,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
-        self.saver = saver
+        self.saver, self.stop = saver, stop
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
 
     def train(self) -> Shown:
-        """Train to the end; returns what the last validation showed."""
+        """Train to the end; returns what the last validation showed.
+
+        Raises:
+            Stopped: a rank was asked to stop; a checkpoint of the last step is there.
+        """
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
             batches = self.task.training_batches(progress.samples_seen)
@@ -65,11 +71,14 @@ class Trainer:
                     if self._to:
                         self._to.unpause()
                 metrics = self._step(batches)
+                stopping = metrics.pop("stopping") > 0
                 if self._to:
                     self._to.step(progress.step, metrics)
                 self.saver.poll()
-                if _due(config.checkpointing_steps, progress.step):
+                if stopping or _due(config.checkpointing_steps, progress.step):
                     self.saver.save(asdict(progress))
+                if stopping:
+                    self._end_early()
             self.saver.wait()
             # The last validation's pictures are what the run ends with.
             shown = self._validate()
@@ -108,10 +117,24 @@ class Trainer:
                 "data_wait_share": waited / seconds,
                 "memory_gb": peak_memory_gb(self.distributed.device),
                 "step_applied": float(report.applied),
+                # It travels with these, so that all ranks stop at the same step.
+                "stopping": float(self.stop.asked()),
             }
         )
         self._count_skipped(report, metrics["loss"])
         return metrics
+
+    def _end_early(self) -> NoReturn:
+        self.saver.wait()
+        if self.distributed.is_main:
+            self.stop.done(self.progress.step)
+            print(
+                f"\nstopped at step {self.progress.step} as asked: go on by output_dir={self.output_dir}"
+                " resume_from_checkpoint=latest",
+                flush=True,
+            )
+        self.distributed.barrier()
+        raise Stopped
 
     def _count_skipped(self, report: StepReport, loss: float) -> None:
         """A non-finite step was not applied; too many in a row end the run.

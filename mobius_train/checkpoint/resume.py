@@ -19,16 +19,23 @@ from mobius_train.errors import MobiusError
 
 logger = logging.getLogger(__name__)
 
+# Latest if there is any, else a new start: what a job says that is started again by itself.
+AUTO = "auto"
 
-def find(output_dir: Path, name: str, distributed: Distributed) -> Path:
+
+def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
     """The checkpoint that was asked for, after every file of it was hashed. All ranks call it, and get the same.
 
-    "latest" is the one that the file `latest` names; if that is damaged, the good one with the most steps.
+    "latest" is the one that the file `latest` names; if that is damaged, the good one with the most steps. "auto" is
+    the same, or None where there is no checkpoint.
 
     Raises:
         MobiusError: there is none, or the one that was asked for by its name is damaged.
     """
+    wanted, name = name, LATEST if name == AUTO else name
     candidates, warning = distributed.broadcast_object(_candidates(output_dir, name))
+    if wanted == AUTO and not candidates:
+        return None
     if warning and distributed.is_main:
         logger.warning("%s", warning)
     found = []

@@ -100,6 +100,20 @@ def open_clips(source: str, *, num_frames: int, resolution: int, caption_languag
     return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
 
 
+def describe_source(source: str) -> str:
+    """What is there, by names and sizes alone: the same text wherever the same files are.
+
+    Raises:
+        MobiusError: the source is not there, or not a local path.
+    """
+    _refuse_scheme(source)
+    paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else _shard_paths(source)
+    # Of a folder the names alone: it may hold a million clips.
+    sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
+    digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())
+    return f"{len(paths)} files ({digest.hexdigest()[:8]})"
+
+
 def _refuse_scheme(source: str) -> None:
     if SCHEME.match(source):
         raise MobiusError(

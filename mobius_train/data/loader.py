@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset
 
 from mobius_train.data.order import GlobalBatches, clip_of, frame_of
+from mobius_train.stop import leave_to_parent
 
 Collate = Callable[[list[tuple[int, Any]]], Any]
 
@@ -67,6 +68,7 @@ def training_batches(
             num_workers=num_workers,
             timeout=600 if num_workers else 0,
             persistent_workers=num_workers > 0,
+            worker_init_fn=leave_to_parent,
         )
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -67,7 +66,7 @@ def audit(config: RunConfig, ds_json: dict[str, Any], launch: Launch, steps: int
         raise MobiusError(
             f"stage {config.stage!r} has no spatial branch beside what it trains: audit a text-to-video one"
         )
-    with closing(ranks.start(launch)) as distributed:
+    with ranks.start(launch) as distributed:
         ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
         task = cast(DiffusionTask, build_task(config, distributed))
         engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)

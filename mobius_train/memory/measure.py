@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -109,7 +109,7 @@ def measure(
         raise MobiusError("stage 'autoencoder' is not measured: give a text-to-image or text-to-video recipe")
     # One rank stands for all.
     config = config.model_copy(update={"global_batch_size": None})
-    with closing(ranks.start(launch)) as distributed:
+    with ranks.start(launch) as distributed:
         if snapshot is not None and distributed.device.type != "cuda":
             raise MobiusError("a snapshot is of the GPU's allocator, and there is no GPU: leave --snapshot out")
         make_engine = choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)

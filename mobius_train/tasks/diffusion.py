@@ -23,6 +23,7 @@ from mobius_train.diffusion.objective import DiffusionObjective
 from mobius_train.diffusion.randomness import draw
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.engine.distributed import Distributed
+from mobius_train.errors import MobiusError
 from mobius_train.media import write_clips
 from mobius_train.metrics.motion import motion
 from mobius_train.models import Denoiser, weights_hash
@@ -80,23 +81,11 @@ class DiffusionTask:
 
     def prepare_data(self) -> None:
         """Compute latents and text embeddings that are not in the cache yet, and read from it from now on."""
-        root = self.config.data.cache_dir
-        if root is None:
+        if self.config.data.cache_dir is None:
             return
-        encoders = self.encoders.fingerprint()
-        for name, clips in self._clips.items():
-            if clips is None:
-                continue
-            folder = root / f"{name}-{clips.fingerprint[:16]}-{encoders[:16]}"
-            cache.build(
-                folder,
-                clips.keys,
-                partial(self._encode, clips),
-                rank=self.distributed.rank,
-                world_size=self.distributed.world_size,
-                name=name,
-            )
-            self.distributed.barrier()
+        folders = self.fill_cache(self.distributed.rank, self.distributed.world_size)
+        self.distributed.barrier()
+        for name, folder in folders.items():
             self._samples[name] = cache.LatentCache(folder)
         self._collate = EncodedBatch.collate
         if self.config.shard_frozen:
@@ -119,6 +108,23 @@ class DiffusionTask:
         finally:
             if self._collate is EncodedBatch.collate:
                 self.move_encoders(torch.device("cpu"))
+
+    def fill_cache(self, part: int, parts: int) -> dict[str, Path]:
+        """Compute one of so many shares of what the cache lacks, whoever computes the others; returns its folders.
+
+        Raises:
+            MobiusError: the recipe names no cache.
+        """
+        root = self.config.data.cache_dir
+        if root is None:
+            raise MobiusError("data.cache_dir is not set: there is no cache to fill")
+        encoders, folders = self.encoders.fingerprint(), {}
+        for name, clips in self._clips.items():
+            if clips is not None:
+                folders[name] = root / f"{name}-{clips.fingerprint[:16]}-{encoders[:16]}"
+                encode = partial(self._encode, clips)
+                cache.build(folders[name], clips.keys, encode, rank=part, world_size=parts, name=name)
+        return folders
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
         return self.encoders.encode(clips[index])

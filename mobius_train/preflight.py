@@ -1,0 +1,201 @@
+"""Before the models load, in seconds: are all nodes alike, and able to work together? Those that are not are named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from mobius_train.config import RunConfig
+from mobius_train.data.clips import describe_source
+from mobius_train.engine.distributed import Distributed
+from mobius_train.engine.heartbeat import name_of
+from mobius_train.errors import MobiusError
+from mobius_train.sources import check_local
+from mobius_train.versions import versions
+
+# Seconds. Checkpoints and logs are ordered by their times.
+CLOCKS = 5.0
+# NFS may take so long to show a file of another node.
+SHARED = 20.0
+# Bytes of the all-reduce: enough to fill the network, little enough for a moment.
+BYTES = {"cuda": 256 * 2**20, "cpu": 8 * 2**20}
+REPETITIONS = 3
+LIMIT = 60
+
+
+class Facts(NamedTuple):
+    """What one rank says of itself; all but the clock must be the same everywhere."""
+
+    alike: dict[str, str]
+    """By what it is called in the message."""
+    clock: float
+    """Seconds since 1970, right after a barrier."""
+    complaint: str
+    """What this rank alone finds wrong; else empty."""
+
+
+def preflight(config: RunConfig, output_dir: Path, distributed: Distributed) -> str:
+    """Check all ranks against each other; returns a line about them. All ranks call it.
+
+    Raises:
+        MobiusError: ranks differ, or one cannot do its part; rank 0's message names each.
+    """
+    started = time.monotonic()
+    facts = _gather(config, distributed)
+    problems = differences(facts, distributed.nodes) + _unshared(output_dir, distributed)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise MobiusError(f"the nodes are not ready:\n{listed}" if distributed.is_main else "see rank 0's error")
+    clocks = [fact.clock for fact in facts]
+    return (
+        f"preflight: {distributed.world_size} rank(s) on {len(set(distributed.nodes))} node(s) agree on versions,"
+        f" commit, configuration and data; {_all_reduce(distributed)}; clocks within {max(clocks) - min(clocks):.2f} s;"
+        f" took {time.monotonic() - started:.1f} s"
+    )
+
+
+def _gather(config: RunConfig, distributed: Distributed) -> list[Facts]:
+    alike, complaints = _alike(config), []
+    for check in CHECKS:
+        try:
+            alike |= check(config)
+        except (MobiusError, OSError) as error:
+            complaints.append(str(error))
+    distributed.barrier()
+    return distributed.gather_objects(Facts(alike, time.time(), "; ".join(complaints)))
+
+
+def differences(facts: list[Facts], nodes: list[str]) -> list[str]:
+    """What is not the same on all ranks, and what single ranks complain of; the odd ones are named."""
+    problems = []
+    for what in dict.fromkeys(name for fact in facts for name in fact.alike):
+        # A rank that could not find it out complains instead.
+        values = {rank: fact.alike[what] for rank, fact in enumerate(facts) if what in fact.alike}
+        usual = Counter(values.values()).most_common(1)[0][0]
+        odd = defaultdict(list)
+        for rank, value in values.items():
+            if value != usual:
+                odd[value].append(rank)
+        problems += [f"{_names(ranks, nodes)}: {what} is {value}, elsewhere {usual}" for value, ranks in odd.items()]
+    clocks = sorted(fact.clock for fact in facts)
+    usual_clock = clocks[len(clocks) // 2]
+    for rank, fact in enumerate(facts):
+        if abs(fact.clock - usual_clock) > CLOCKS:
+            problems.append(f"{name_of(rank, nodes)}: its clock is {fact.clock - usual_clock:+.0f} s from the others'")
+        if fact.complaint:
+            problems.append(f"{name_of(rank, nodes)}: {fact.complaint}")
+    return problems
+
+
+def _names(ranks: list[int], nodes: list[str]) -> str:
+    shown = ", ".join(name_of(rank, nodes) for rank in ranks[:8])
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+
+
+def _alike(config: RunConfig) -> dict[str, str]:
+    return {
+        **versions(),
+        "CUDA": str(torch.version.cuda),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "configuration": hashlib.sha256(config.dump().encode()).hexdigest()[:12],
+    }
+
+
+def _models(config: RunConfig) -> dict[str, str]:
+    for name in (config.pretrained_model_name_or_path, config.vae_name_or_path, config.text_encoder_name_or_path):
+        if name is not None:
+            check_local(name)
+    return {}
+
+
+def _data(config: RunConfig) -> dict[str, str]:
+    sources = (config.data.train, config.data.validation)
+    return {source: describe_source(source) for source in sources if source is not None}
+
+
+# What a rank finds out by itself: facts to be alike everywhere, or a MobiusError.
+CHECKS: tuple[Callable[[RunConfig], dict[str, str]], ...] = (_models, _data)
+
+
+def _unshared(output_dir: Path, distributed: Distributed) -> list[str]:
+    """The ranks that cannot write where rank 0 reads; nothing stays behind."""
+    above = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
+    folder = above / distributed.broadcast_object(f".preflight-{secrets.token_hex(4)}")
+    if distributed.is_main:
+        folder.mkdir()
+    distributed.barrier()
+    complaint = _until_shared(lambda: (folder / str(distributed.rank)).touch())
+    complaints = distributed.gather_objects(complaint)
+    unseen = None
+    if distributed.is_main:
+        wrote = [rank for rank, text in enumerate(complaints) if text is None]
+        unseen = _until_shared(lambda: _see(folder, wrote))
+        shutil.rmtree(folder)
+    unseen = distributed.broadcast_object(unseen)
+    problems = [
+        f"{name_of(rank, distributed.nodes)}: cannot write beside rank 0 in {above} ({text}): all nodes must share it"
+        for rank, text in enumerate(complaints)
+        if text is not None
+    ]
+    return problems + ([f"what others wrote in {above} cannot be seen on rank 0: {unseen}"] if unseen else [])
+
+
+def _until_shared(act: Callable[[], None]) -> str | None:
+    """Try for a while; returns the reason in the end, or None."""
+    deadline = time.monotonic() + SHARED
+    while True:
+        try:
+            act()
+            return None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                return error.strerror or str(error)
+            time.sleep(0.5)
+
+
+def _see(folder: Path, ranks: list[int]) -> None:
+    missing = sorted({str(rank) for rank in ranks} - set(os.listdir(folder)), key=int)
+    if missing:
+        raise OSError(f"nothing from ranks {', '.join(missing)}")
+
+
+def _all_reduce(distributed: Distributed) -> str:
+    """Bus bandwidth as nccl-tests define it: what every rank sends, 2 (n-1)/n of the bytes, over the time."""
+    ranks, size = distributed.world_size, BYTES[distributed.device.type]
+    if ranks == 1:
+        return "nothing to reduce"
+    seconds = 0.0
+    for repetition in range(1 + REPETITIONS):
+        values = torch.full((size // 4,), float(distributed.rank + 1), device=distributed.device)
+        distributed.barrier()
+        started = time.perf_counter()
+        _within_limit(dist.all_reduce(values, async_op=True))
+        right = bool((values == ranks * (ranks + 1) / 2).all())
+        # The first one connects the ranks.
+        seconds += (time.perf_counter() - started) if repetition else 0.0
+        wrong = [rank for rank, fine in enumerate(distributed.gather_objects(right)) if not fine]
+        if wrong:
+            raise MobiusError(f"an all-reduce gave a wrong sum on {_names(wrong, distributed.nodes)}")
+    bandwidth = 2 * (ranks - 1) / ranks * size * REPETITIONS / seconds
+    return f"all-reduce of {size >> 20} MiB right, {bandwidth / 1e9:.2f} GB/s"
+
+
+def _within_limit(work: Any) -> None:
+    try:
+        work.wait(timedelta(seconds=LIMIT))
+    except RuntimeError as error:
+        raise MobiusError(
+            f"all ranks answer, but an all-reduce of theirs did not come back within {LIMIT} s: on several nodes, see"
+            f" NCCL_SOCKET_IFNAME and NCCL_IB_HCA in slurm/site.sh ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,1 @@
+"""What more GPUs bring, on paper: what they send each other, and how long that takes."""
