@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tarfile
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -188,11 +188,11 @@ def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Clip]) -> li
         rows.append(clip.row())
     for name, of_split in samples.items():
         if of_split:
-            publish(config.output_dir / shard_name(name, part), lambda path, s=of_split: _write_tar(path, s))
+            publish(config.output_dir / shard_name(name, part), partial(_write_tar, of_split))
     return rows
 
 
-def _write_tar(path: Path, samples: list[dict[str, Any]]) -> None:
+def _write_tar(samples: list[dict[str, Any]], path: Path) -> None:
     with path.open("wb") as file, contextlib.closing(_tar(file)) as tar:
         for one in samples:
             tar.write(one)

@@ -9,7 +9,7 @@ from mobius_train.prepare.stages.stage import GlobalStage, Stage
 
 
 class Pass(NamedTuple):
-    """stages: for each part by itself. decision: taken when all parts are through; the last pass writes shards instead."""
+    """stages: for each part by itself. decision: taken when all parts are through; the last writes shards."""
 
     number: int
     stages: list[Stage]

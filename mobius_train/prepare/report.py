@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def write(config: PrepareConfig, counts: Counts, inputs: Inputs, rows: Path) -> 
         if pictures:
             clips = [torch.from_numpy(frames).permute(0, 3, 1, 2) for _, frames in pictures]
             captions = [_caption(row) for row, _ in pictures]
-            publish(folder / f"{name}.png", lambda path, c=clips, t=captions: contact_sheet(c, t, path))
+            publish(folder / f"{name}.png", partial(contact_sheet, clips, captions))
 
 
 def _table(counts: Counts, inputs: int) -> Iterator[str]:

@@ -37,7 +37,7 @@ RECIPE, ROWS, WORK = "recipe.yaml", "index.jsonl", "work"
 class Task(NamedTuple):
     """This process among those that share the output folder: it does the parts of number i, i + of, i + 2·of, …"""
 
-    index: int
+    number: int
     of: int
 
 
@@ -104,7 +104,7 @@ def _one_thread() -> None:
 def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Task) -> None:
     work = config.output_dir / WORK
     _shared.update(config=config, work=work, inputs=inputs, current=current)
-    mine = range(task.index, inputs.parts, task.of)
+    mine = range(task.number, inputs.parts, task.of)
     missing = [part for part in mine if not rows_path(work, current.number, part).exists()]
     total = sum(inputs.size(part) for part in mine)
     done = total - sum(inputs.size(part) for part in missing)

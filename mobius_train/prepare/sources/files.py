@@ -35,7 +35,7 @@ class Folder(Section):
 
 
 class Metadata(Section):
-    """The files that a .jsonl or .csv names: `file_name` beside it, `text` or `caption`, and perhaps `labels`, `group`."""
+    """The files that a .jsonl or .csv names: `file_name` beside it, `text` or `caption`; perhaps `labels`, `group`."""
 
     kind: Literal["metadata"]
     path: Path

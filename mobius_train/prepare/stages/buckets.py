@@ -14,7 +14,7 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class Buckets(ClipStage):
-    """Of the sizes that need no more enlarging than `max_enlarging` the one whose aspect is nearest, the largest of these.
+    """Of the sizes that need no more enlarging than `max_enlarging`, the largest of those whose aspect is nearest.
 
     Frames are scaled to cover it, and their centre is cut out.
     """

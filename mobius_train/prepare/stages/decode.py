@@ -113,7 +113,8 @@ class Decode(ClipStage):
         with av.open(io.BytesIO(data), format=demuxer) as container:
             stream = _video_stream(container)
             self.limits.check(stream.codec_context.width, stream.codec_context.height, 1)
-            times, step = [], 1 / float(stream.average_rate or 25)
+            times: list[float] = []
+            step = 1 / float(stream.average_rate or 25)
             for packet in container.demux(stream):
                 if packet.size:
                     times.append(len(times) * step if packet.pts is None else float(packet.pts * packet.time_base))

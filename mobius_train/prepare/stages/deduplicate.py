@@ -1,8 +1,8 @@
 """Exact and perceptual deduplication over all clips.
 
-Perceptual hashes are imagehash's phash, 64 bits of a frame's lowest frequencies, taken of `looks` frames. Two clips look
-the same if no more than `max_distance` bits of each frame's hash differ. Not all pairs are compared: where at most d bits
-differ, one of d + 1 bands of the hash has none of them, and clips with an equal band are found in a table.
+Perceptual hashes are imagehash's phash, 64 bits of a frame's lowest frequencies, taken of `looks` frames. Two clips
+look the same if no more than `max_distance` bits of each frame's hash differ. Not all pairs are compared: where at most
+d bits differ, one of d + 1 bands of the hash has none of them, and clips with an equal band are found in a table.
 """
 
 from __future__ import annotations
