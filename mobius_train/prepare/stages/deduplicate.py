@@ -30,7 +30,7 @@ class Deduplicate(GlobalStage):
     perceptual: bool = True
     max_distance: int = Field(2, ge=0, le=15, description="bits of 64, in each frame")
     looks: int = Field(3, ge=1, description="frames that are compared, evenly chosen")
-    colour: float = Field(12.0, ge=0, description="mean colours of clips that look the same differ by less, of 255")
+    colour: float = Field(4.0, ge=0, description="mean colours of clips that look the same differ by less, of 255")
 
     def measure(self, clip: Clip) -> None:
         frames = clip.pixels
