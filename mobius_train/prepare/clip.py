@@ -35,8 +35,9 @@ class Clip:
     """One clip on its way.
 
     key: unique, of letters that shards can carry. origin: where a person finds it. group: its clips are on one side of
-    the split. number: of the reference in its part. captions: by language. start, end: seconds of its file. frames: at
-    the constant rate `fps`; none before it is decoded. place: where its bytes are.
+    the split. number: of the reference in its part. captions: by language. drafts: descriptions to make a caption of.
+    start, end: seconds of its file. frames: at the constant rate `fps`; none before it is decoded. place: where its
+    bytes are.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     fps: float | None = None
+    drafts: list[str] = field(default_factory=list)
     output: dict[str, Any] = field(default_factory=dict)
     dropped: Drop | None = None
     frames: Frames | None = None
@@ -89,6 +91,7 @@ class Clip:
             "reason": self.dropped and self.dropped.reason,
             "detail": self.dropped and self.dropped.detail,
             "captions": self.captions,
+            "drafts": self.drafts,
             "labels": self.labels,
             "group": self.group,
             "notes": self.notes,

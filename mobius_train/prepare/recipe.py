@@ -12,7 +12,9 @@ from mobius_train.config import Section
 from mobius_train.prepare.sources.archives import Archive, Shards
 from mobius_train.prepare.sources.files import FileList, Folder, Metadata
 from mobius_train.prepare.sources.fluent_emoji import FluentEmoji
+from mobius_train.prepare.stages.aesthetic import Aesthetic
 from mobius_train.prepare.stages.buckets import Buckets
+from mobius_train.prepare.stages.caption import Caption
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
 from mobius_train.prepare.stages.decode import Decode
 from mobius_train.prepare.stages.deduplicate import Deduplicate
@@ -20,11 +22,17 @@ from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.label_frequency import LabelFrequency
 from mobius_train.prepare.stages.shots import Shots as ShotStage
 from mobius_train.prepare.stages.static import Static
+from mobius_train.prepare.stages.stitch import Stitch
+from mobius_train.prepare.stages.summarise import Summarise
 from mobius_train.prepare.stages.text import Text
+from mobius_train.prepare.stages.translate import Translate
+from mobius_train.prepare.stages.watermark import Watermark
 
 Source = Annotated[Folder | FileList | Metadata | Archive | Shards | FluentEmoji, Field(discriminator="kind")]
+Offline = Decode | ShotStage | Static | Dynamics | Text | ChooseFrames | Buckets | Deduplicate | LabelFrequency
+WithModels = Caption | Summarise | Translate | Aesthetic | Watermark | Stitch
 AnyStage = Annotated[
-    Decode | ShotStage | Static | Dynamics | Text | ChooseFrames | Buckets | Deduplicate | LabelFrequency,
+    Offline | WithModels,
     Field(discriminator="name"),
 ]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import torch
 from tqdm import tqdm
 
 from mobius_train.data.shards import INDEX, describe_shard
@@ -58,6 +59,8 @@ def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> bool:
     _claim(config)
     if (folder / INDEX).exists():
         return True
+    for stage in config.stages:
+        stage.check()
     inputs = open_inputs(config, work)
     for current in passes(config):
         _run_parts(config, inputs, current, workers, task)
@@ -98,7 +101,9 @@ def _do(part: int) -> int:
 
 
 def _one_thread() -> None:
+    """Parts are what runs side by side; and sums of several threads may come out differently."""
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
 
 
 def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Task) -> None:

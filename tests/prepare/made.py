@@ -75,7 +75,7 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 
 def result(output: Path) -> dict[str, str]:
-    """The hash of each shard and of the index; the output's folder apart, they must not depend on how they were made."""
+    """The hash of each shard and of the index: they must not depend on how they were made."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in [*sorted(output.glob("*.tar")), output / "index.jsonl", output / "index.json"]

@@ -75,6 +75,7 @@ def _deep() -> bytes:
     return buffer.getvalue()
 
 
+_ONE_PIXEL = np.arange(0, 240, 30, np.uint8)[:, None, None, None].repeat(3, 3)
 GOOD = made.animation(made.moving(seed=99))
 
 # name: (contents, (stage, reason)), or (contents, None) for what is odd but becomes a clip
@@ -90,7 +91,7 @@ FILES = {
     "one_frame.webp": (made.animation(made.moving(1)), ("decode", "still")),
     "deep16.png": (_deep(), ("decode", "still")),
     "four_frames.webp": (made.animation(made.moving(4)), ("decode", "too few frames")),
-    "tiny1x1.webp": (made.animation(np.arange(0, 240, 30, np.uint8)[:, None, None, None].repeat(3, 3)), ("buckets", "too small")),
+    "tiny1x1.webp": (made.animation(_ONE_PIXEL), ("buckets", "too small")),
     "webp_named.gif": (made.animation(made.moving(seed=40)), None),
     "odd.webp": (made.animation(made.moving(size=(33, 47), seed=41)), None),
     "alpha.webp": (_transparent(), None),

@@ -16,6 +16,14 @@ class Stage(Section, ABC):
     name: str
     needs_frames: ClassVar[bool] = True
 
+    def check(self) -> None:
+        """Look at what the stage needs, before anything is done.
+
+        Raises:
+            MobiusError: a model or a file isn't there.
+        """
+        return
+
     @abstractmethod
     def apply(self, clips: list[Clip]) -> list[Clip]:
         """All clips of a source file, dropped ones too, in their order; more or fewer may come back."""
