@@ -15,7 +15,7 @@ from mobius_train.prepare.publish import publish_lines, read_lines
 from mobius_train.prepare.recipe import PrepareConfig, Source
 from mobius_train.prepare.sources.reference import STAGE, Reference, unique
 
-NAME, OFFSETS = "inputs.jsonl", "offsets.jsonl"
+NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
 
 
 class Inputs:
@@ -69,6 +69,7 @@ def _list(config: PrepareConfig, work: Path) -> None:
             starts = itertools.accumulate((len(line) for line in file), initial=0)
             offsets = list(itertools.islice(starts, 0, len(references), config.part_size))
         publish_lines(own / OFFSETS, [{"count": len(references), "offsets": offsets}])
+        (own / RECIPE).write_text(config.dump(), encoding="utf-8")
         try:
             own.rename(work)
         except OSError:  # another task was first

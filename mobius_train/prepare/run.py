@@ -26,13 +26,13 @@ from mobius_train.data.shards import INDEX, describe_shard
 from mobius_train.durable import replace_file
 from mobius_train.errors import MobiusError
 from mobius_train.prepare import report
-from mobius_train.prepare.listing import Inputs, open_inputs
+from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import Pass, passes
 from mobius_train.prepare.publish import publish, publish_lines, read_lines, remove_leftovers
 from mobius_train.prepare.recipe import PrepareConfig
 
-RECIPE, ROWS, WORK = "recipe.yaml", "index.jsonl", "work"
+ROWS, WORK = "index.jsonl", "work"
 
 
 class Task(NamedTuple):
@@ -56,12 +56,13 @@ def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> bool:
     """
     folder = config.output_dir
     work = folder / WORK
-    _claim(config)
+    _refuse_other(config)
     if (folder / INDEX).exists():
         return True
     for stage in config.stages:
         stage.check()
     inputs = open_inputs(config, work)
+    _refuse_other(config)
     for current in passes(config):
         _run_parts(config, inputs, current, workers, task)
         if any(not rows_path(work, current.number, part).exists() for part in range(inputs.parts)):
@@ -73,21 +74,21 @@ def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> bool:
     return True
 
 
-def _claim(config: PrepareConfig) -> None:
-    """An output folder belongs to one recipe."""
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    path = config.output_dir / RECIPE
-    if not path.exists():
-        others = [p.name for p in config.output_dir.iterdir() if not p.name.startswith(".")]
-        if others and not path.exists():  # another task may have put it there meanwhile
-            raise MobiusError(f"the output folder {config.output_dir} holds {others[0]}: give another one")
-        publish(path, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
+def _refuse_other(config: PrepareConfig) -> None:
+    """An output folder belongs to one recipe, from the listing of its inputs on."""
+    folder = config.output_dir
+    path = next((p for p in (folder / RECIPE, folder / WORK / RECIPE) if p.exists()), None)
+    if path is None:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+        if others and not (folder / WORK / RECIPE).exists():  # another task may have listed meanwhile
+            raise MobiusError(f"the output folder {folder} holds {others[0]}: give another one")
+        return
     found = path.read_text(encoding="utf-8")
     if found != config.dump():
         theirs, ours = found.splitlines(), config.dump().splitlines()
         differing = next((line for line in ours if line not in theirs), next((x for x in theirs if x not in ours), ""))
         raise MobiusError(
-            f"{config.output_dir} was begun with another recipe ({path}; one difference: {differing.strip()!r}):"
+            f"{folder} was begun with another recipe ({path}; one difference: {differing.strip()!r}):"
             " go on with that one, or give another output_dir"
         )
 
@@ -161,6 +162,7 @@ def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
             )
         remove_leftovers(folder)
         shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("*.tar"))}
+        publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
         content = {"shards": shards, "inputs": inputs.count, "kept": counts.kept, "dropped": counts.dropped}
         replace_file(folder / INDEX, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         shutil.rmtree(work)

@@ -47,6 +47,6 @@ class Shots(Stage):
         )
         cuts: set[int] = set()
         for number, frame in enumerate(frames):
-            timecode = FrameTimecode(number, fps)
+            timecode = FrameTimecode(number, float(fps))
             cuts.update(cut.frame_num for cut in detector.process_frame(timecode, frame[:, :, ::-1]))
         return sorted(cut for cut in cuts if 0 < cut < len(frames))
