@@ -48,6 +48,12 @@ def _image_processor() -> transformers.CLIPImageProcessor:
     return transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
+def _words_alone(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """A random model that writes something: its special tokens would be skipped."""
+    model.generation_config.suppress_tokens = list(range(len(SPECIAL)))
+    return model
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """captioner (BLIP), chat (LLaVA), text (T5), clip, classifier, head.safetensors."""
@@ -57,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = _layers(vocab_size=len(WORDS), encoder_hidden_size=16, max_position_embeddings=64, **ends)
     vision = _layers(image_size=32, patch_size=16)
     blip = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=8, image_text_hidden_size=16)
-    transformers.BlipForConditionalGeneration(blip).save_pretrained(folder / "captioner")
+    _words_alone(transformers.BlipForConditionalGeneration(blip)).save_pretrained(folder / "captioner")
     pictures = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
     transformers.BlipProcessor(pictures, _tokenizer()).save_pretrained(folder / "captioner")
 
@@ -65,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llava = transformers.LlavaConfig(
         text_config=llama, vision_config=transformers.CLIPVisionConfig(**vision), image_token_id=4
     )
-    transformers.LlavaForConditionalGeneration(llava).save_pretrained(folder / "chat")
+    _words_alone(transformers.LlavaForConditionalGeneration(llava)).save_pretrained(folder / "chat")
     chat = transformers.LlavaProcessor(
         _image_processor(),
         _tokenizer(),
@@ -80,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=3
     )
     t5.decoder_start_token_id = 0
-    transformers.T5ForConditionalGeneration(t5).save_pretrained(folder / "text")
+    _words_alone(transformers.T5ForConditionalGeneration(t5)).save_pretrained(folder / "text")
     _tokenizer().save_pretrained(folder / "text")
 
     clip = transformers.CLIPVisionConfig(**vision, projection_dim=8)
@@ -90,7 +96,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     vit = transformers.ViTConfig(**vision, id2label={0: "clean", 1: "watermark"}, label2id={"clean": 0, "watermark": 1})
     classifier = transformers.ViTForImageClassification(vit)
-    # The upper left corner of a marked picture is white; a random classifier tells black from white if its head is made to.
     classifier.save_pretrained(folder / "classifier")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "classifier")
     return folder
