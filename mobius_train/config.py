@@ -41,6 +41,7 @@ class DataConfig(Section):
     random_frame: bool = Field(False, description="stages on images: any of a clip's num_frames, drawn anew")
     caption_language: str = Field("en", description="key of a multilingual caption")
     cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
+    cache_required: bool = Field(False, description="train on a cache that is there (tools/cache_latents.py), or fail")
     dataloader_num_workers: int = Field(0, ge=0)
 
 
@@ -144,6 +145,8 @@ class RunConfig(Section):
             raise ValueError("stage text-to-image needs data.num_frames=1 (first frames) or data.random_frame=true")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
             raise ValueError("data.cache_dir caches what the autoencoder computes: stage autoencoder trains it")
+        if self.data.cache_required and self.data.cache_dir is None:
+            raise ValueError("data.cache_required wants a data.cache_dir")
         if self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} leaves nothing of max_train_steps={self.max_train_steps}"

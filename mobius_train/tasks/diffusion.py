@@ -64,11 +64,15 @@ class DiffusionTask:
         root = self.config.data.cache_dir
         if root is None:
             return
-        encoders = self.encoders.fingerprint()
+        encoders = self.encoders.identity()
         for name, clips in self._clips.items():
             if clips is None:
                 continue
-            folder = root / f"{name}-{clips.fingerprint[:16]}-{encoders[:16]}"
+            identity = clips.identity | encoders
+            if self.config.data.cache_required:
+                self._samples[name] = cache.open_built(root, name, identity)
+                continue
+            folder = cache.folder_of(root, name, identity)
             cache.build(
                 folder,
                 clips.keys,
@@ -76,6 +80,7 @@ class DiffusionTask:
                 rank=self.distributed.rank,
                 world_size=self.distributed.world_size,
                 name=name,
+                identity=identity,
             )
             self.distributed.barrier()
             self._samples[name] = cache.LatentCache(folder)

@@ -91,12 +91,12 @@ def test_a_lost_part_is_named(tmp_path: Path) -> None:
         cache.LatentCache(tmp_path)
 
 
-def test_the_fingerprint_follows_the_encoders_weights(encoders: Encoders) -> None:
-    before = encoders.fingerprint()
+def test_the_identity_follows_the_encoders_weights(encoders: Encoders) -> None:
+    before = encoders.identity()
     weight = next(encoders.images.vae.parameters())
     first = (0,) * weight.ndim
     with torch.no_grad():
         weight[first] += 1
-    assert encoders.fingerprint() != before
+    assert encoders.identity() != before
     with torch.no_grad():
         weight[first] -= 1
