@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +37,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+Recipe = TypeVar("Recipe", bound=Section)
+
+
 class DataConfig(Section):
     """Where clips come from and what is taken from each of them."""
 
@@ -47,6 +50,7 @@ class DataConfig(Section):
     random_frame: bool = Field(False, description="stages on images: any of a clip's num_frames, drawn anew")
     caption_language: str = Field("en", description="key of a multilingual caption")
     cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
+    cache_required: bool = Field(False, description="train on a cache that is there (tools/cache_latents.py), or fail")
     dataloader_num_workers: int = Field(0, ge=0)
 
 
@@ -188,6 +192,8 @@ class RunConfig(Section):
             raise ValueError("shard_frozen shards frozen models, and stage autoencoder has none")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
             raise ValueError("data.cache_dir caches what the autoencoder computes: stage autoencoder trains it")
+        if self.data.cache_required and self.data.cache_dir is None:
+            raise ValueError("data.cache_required wants a data.cache_dir")
         if self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} leaves nothing of max_train_steps={self.max_train_steps}"
@@ -237,7 +243,12 @@ class RunConfig(Section):
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a recipe and apply `key=value` overrides.
+    """Read a training recipe, as `load_as` does."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Recipe], path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe of this kind and apply `key=value` overrides.
 
     Raises:
         MobiusError: the file is missing or no YAML mapping, a key is unknown, a value does not fit.
@@ -253,9 +264,9 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     for override in overrides:
         _apply(values, override)
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  - {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  - {_explain(problem, kind)}" for problem in error.errors())
         raise MobiusError(f"the configuration ({path}{_listed(overrides)}) is not valid:\n{problems}") from error
 
 
@@ -289,18 +300,21 @@ def _listed(overrides: list[str] | tuple[str, ...]) -> str:
     return f" with {' '.join(overrides)}" if overrides else ""
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[Section]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(problem["loc"][:-1]), n=1)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]), n=1)
         return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message} (got {problem['input']!r})" if where else message
 
 
-def _fields(location: tuple[Any, ...]) -> list[str]:
-    section: Any = RunConfig
+def _fields(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section there; in a list of tagged sections the tag is followed by none, and [] is told."""
+    section: Any = kind
     for part in location:
+        if part not in getattr(section, "model_fields", {}):
+            return []
         annotation = section.model_fields[part].annotation
         section = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), annotation)
-    return list(section.model_fields)
+    return list(getattr(section, "model_fields", []))

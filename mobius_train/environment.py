@@ -190,3 +190,25 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         return int(listener.getsockname()[1])
+
+
+def array_task(given: str | None) -> tuple[int, int]:
+    """(i, n): this process is share i of n, from `i/n` or, with None, from a Slurm job array; alone it is (0, 1).
+
+    Raises:
+        MobiusError: no such share.
+    """
+    if given is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", given)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise MobiusError(f"--task {given} is no share: write 0/4 for the first of four")
+        return int(match[1]), int(match[2])
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return 0, 1
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+    number, first, last, count = _numbers(os.environ, *names)
+    if last - first + 1 != count:
+        raise MobiusError(
+            f"the job array leaves numbers out between {first} and {last}: submit it as --array=0-{count - 1}"
+        )
+    return number - first, count

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Encode a recipe's clips into its data.cache_dir before training, each task of the array a part of them:
+# From a heap of files to shards for training, each task of the array its share of them (docs/data.md):
 #
-#     sbatch --array=0-15 --gpus=1 slurm/prepare_data.sh --config configs/sd21.yaml data.train=/data/clips
+#     sbatch --array=0-15 --cpus-per-task=8 slurm/prepare_data.sh --config configs/data/emoji.yaml
 #
-# A task that failed is submitted again alone (--array=7): it does what is missing, whichever parts that were.
+# Submitted again after a failure, with any array or none, it does what is missing.
 #SBATCH --job-name=mobius-data
 #SBATCH --output=logs/%x-%A-%a.out
 #SBATCH --open-mode=append
@@ -14,6 +14,5 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source slurm/site.sh
-part=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))
-srun --ntasks=1 "${CONTAINER[@]}" "$PYTHON" tools/encode_data.py \
-    --part="$part" --parts="$SLURM_ARRAY_TASK_COUNT" "$@"
+srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${CONTAINER[@]}" "$PYTHON" tools/prepare_data.py \
+    --workers="$SLURM_CPUS_ON_NODE" "$@"

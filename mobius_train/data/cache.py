@@ -1,13 +1,14 @@
 """Latents and text embeddings, computed once and read back.
 
-A cache folder belongs to a fingerprint (of the clips, the encoders' weights and the decoding): another
-fingerprint is another folder. It is built in parts of `PART` clips, each written under a temporary name
-and renamed, so that an interrupted build goes on where it stopped and ranks never wait for each other
+A cache folder belongs to an identity (clips, decoding, the encoders' weights): another one is another folder, and an
+identity.json inside says what each part of it was. It is built in parts of `PART` clips, each written under a
+temporary name and renamed, so that an interrupted build goes on where it stopped and ranks never wait for each other
 inside a part.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -20,9 +21,41 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mobius_train.data.batch import EncodedClip
+from mobius_train.durable import replace_file
 from mobius_train.errors import MobiusError
 
 PART = 64
+IDENTITY = "identity.json"
+
+
+def folder_of(root: Path, name: str, identity: dict[str, str]) -> Path:
+    """Where the cache of this identity lies."""
+    return root / f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
+
+
+def open_built(root: Path, name: str, identity: dict[str, str]) -> LatentCache:
+    """The whole cache of this identity, built before.
+
+    Raises:
+        MobiusError: there is none, and what the nearest one differs in.
+    """
+    folder = folder_of(root, name, identity)
+    if folder.is_dir():
+        return LatentCache(folder)
+    others = [_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
+    differing = sorted(([part for part in identity if other.get(part) != identity[part]] for other in others), key=len)
+    found = f"the nearest one differs in: {', '.join(differing[0])}" if differing else "none is there"
+    raise MobiusError(
+        f"no latent cache of the {name} clips fits in {root}: {found}. Make one by tools/cache_latents.py with the same"
+        " recipe, or let the run make it by data.cache_required=false"
+    )
+
+
+def _identity(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise MobiusError(f"{path} cannot be read: {error}; delete its folder") from error
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -34,23 +67,24 @@ def build(
     keys: list[str],
     encode: Callable[[int], EncodedClip],
     *,
-    rank: int = 0,
-    world_size: int = 1,
+    share: int = 0,
+    shares: int = 1,
     name: str = "clips",
+    identity: dict[str, str] | None = None,
 ) -> None:
-    """Write this rank's missing parts; `encode(i)` gives clip i. No communication: place a barrier after it."""
+    """Write one share's missing parts; `encode(i)` gives clip i. No communication: place a barrier after it."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(keys), PART)
     missing = [
         (number, start)
         for number, start in enumerate(starts)
-        if number % world_size == rank and not _part(folder, number).exists()
+        if number % shares == share and not _part(folder, number).exists()
     ]
     with tqdm(
         total=sum(min(PART, len(keys) - start) for _, start in missing),
         desc=f"encoding {name}",
         unit="clip",
-        disable=rank != 0 or not missing,
+        disable=share != 0 or not missing,
     ) as bar:
         for number, start in missing:
             tensors = {}
@@ -60,10 +94,11 @@ def build(
                     tensors[f"{index}.{field}"] = getattr(clip, field).contiguous()
                 bar.update()
             path = _part(folder, number)
-            temporary = path.with_suffix(f".tmp{rank}")
+            temporary = path.with_suffix(f".tmp{share}")
             save_file(tensors, temporary)
             os.replace(temporary, path)
-    if rank == 0:
+    if share == 0:
+        replace_file(folder / IDENTITY, json.dumps(identity or {}, indent=1) + "\n")
         temporary = folder / "keys.json.tmp"
         temporary.write_text(json.dumps(keys), encoding="utf-8")
         os.replace(temporary, folder / "keys.json")

@@ -17,12 +17,30 @@ def read_caption(data: bytes, suffix: str, name: str, language: str) -> str:
     Raises:
         MobiusError: naming `name`, where there is no caption or none in this language.
     """
+    content = _content(data, suffix, name)
+    return caption_of({"text": content} if suffix == ".txt" else content, name, language)
+
+
+def _content(data: bytes, suffix: str, name: str) -> Any:
     try:
         text = data.decode("utf-8-sig")
-        content = text if suffix == ".txt" else json.loads(text)
+        return text if suffix == ".txt" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MobiusError(f"the caption of {name} is no UTF-8 {suffix[1:]}: {error}") from error
-    return caption_of({"text": content} if suffix == ".txt" else content, name, language)
+
+
+def read_captions(data: bytes, suffix: str, name: str) -> Any:
+    """What the file has as its caption: words, or words by language, or anything else that someone put there.
+
+    Raises:
+        MobiusError: naming `name`, where there is none.
+    """
+    content = _content(data, suffix, name)
+    record = {"text": content} if suffix == ".txt" else content
+    found = [record[field] for field in FIELDS if isinstance(record, dict) and record.get(field) is not None]
+    if not found:
+        raise MobiusError(f'{name} has no caption: it wants a "caption" or a "text"')
+    return found[0]
 
 
 def caption_of(record: Any, name: str, language: str) -> str:

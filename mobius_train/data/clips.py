@@ -43,21 +43,25 @@ class Clip(NamedTuple):
 class ClipDataset(Dataset[Clip]):
     """Clips by number, in the order of `keys`.
 
-    fingerprint: 64 hex digits, the same wherever the same clips with the same captions are read in the same
-    way: it is made of keys, captions, sizes and either end of each clip's bytes, not of places or times.
+    identity: the same wherever the same clips with the same captions are read in the same way: its hash is made of
+    keys, captions, sizes and either end of each clip's bytes, not of places or times.
     """
 
     def __init__(self, entries: Sequence[Entry], *, num_frames: int, resolution: int) -> None:
         self.entries = list(entries)
         self.keys = [entry.key for entry in self.entries]
         self.num_frames, self.resolution = num_frames, resolution
-        digest = hashlib.sha256(f"{num_frames} {resolution}".encode())
+        digest = hashlib.sha256()
         for entry in self.entries:
             check_bytes(entry.size, entry.suffix, entry.name)
             ends = entry.read(FINGERPRINT_SPAN), entry.read_end(FINGERPRINT_SPAN)
             for part in (entry.key.encode(), entry.caption.encode(), str(entry.size).encode(), *ends):
                 digest.update(len(part).to_bytes(8, "little") + part)
-        self.fingerprint = digest.hexdigest()
+        self.identity = {
+            "clips and captions": digest.hexdigest(),
+            "num_frames": str(num_frames),
+            "resolution": str(resolution),
+        }
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -193,7 +193,7 @@ def read_frames(path: Path, available: int, num_frames: int) -> list[Image.Image
     return frames
 
 
-def encode_webp(frames: list[Image.Image], duration: int) -> bytes:
+def encode_webp(frames: list[Image.Image], duration: int, quality: int = QUALITY) -> bytes:
     """An animated WebP of exactly these frames, `duration` ms each."""
     buffer = io.BytesIO()
     first, *rest = frames
@@ -202,7 +202,7 @@ def encode_webp(frames: list[Image.Image], duration: int) -> bytes:
         "WEBP",
         save_all=True,
         append_images=rest,
-        quality=QUALITY,
+        quality=quality,
         method=METHOD,
         duration=duration,
         minimize_size=False,
@@ -211,12 +211,12 @@ def encode_webp(frames: list[Image.Image], duration: int) -> bytes:
     if read_header(data, MAX_PIXELS).num_frames == len(frames):
         return data
     # The encoder merges a frame with one before it that looks the same: put the frames together one by one.
-    return _join([_still(frame) for frame in frames], first.size, duration)
+    return _join([_still(frame, quality) for frame in frames], first.size, duration)
 
 
-def _still(frame: Image.Image) -> bytes:
+def _still(frame: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    frame.save(buffer, "WEBP", quality=QUALITY, method=METHOD)
+    frame.save(buffer, "WEBP", quality=quality, method=METHOD)
     return buffer.getvalue()[12:]  # the picture's chunk, without the file's header
 
 

@@ -34,6 +34,10 @@ class Entry(NamedTuple):
             check_bytes(self.size, self.suffix, self.name)
         return self._read(self.offset, self.size if most is None else min(most, self.size))
 
+    def read_any(self) -> bytes:
+        """All bytes, however many: the caller has looked at `size`."""
+        return self._read(self.offset, self.size)
+
     def read_end(self, most: int) -> bytes:
         """The last `most` bytes."""
         size = min(most, self.size)

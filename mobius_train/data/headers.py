@@ -24,7 +24,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """The header of a GIF, WebP, PNG or JPEG, told apart by content; PNG and JPEG count as stills.
+    """The header of a GIF, WebP, PNG or JPEG, told apart by content; a PNG may be animated.
 
     Args:
         max_pixels: of all frames together; a walk that counts frames ends once they are more.
@@ -42,7 +42,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     try:
         # Both formats are opened lazily: the size is known before anything is decoded.
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            return Header("still", *image.size)
+            return Header("still", *image.size, getattr(image, "n_frames", 1) if image.format == "PNG" else 1)
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

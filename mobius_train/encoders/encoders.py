@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import Clip
-from mobius_train.encoders.images import ImageEncoder
+from mobius_train.encoders.images import SLICE, ImageEncoder
 from mobius_train.encoders.text import TextEncoder, masks_padding
 from mobius_train.models import weights_hash
 
@@ -40,13 +39,13 @@ class Encoders:
         """(L, D): the embedding of the empty caption, for guidance."""
         return self.text.encode("")
 
-    def fingerprint(self) -> str:
-        """Identifies what a cached latent or embedding depends on, besides the clip."""
-        parts = (
-            weights_hash(self.images.vae),
-            weights_hash(self.text.model),
-            str(self.text.max_tokens),
-            str(masks_padding(self.text.model)),
-            torch.__version__,
-        )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    def identity(self) -> dict[str, str]:
+        """What a cached latent or embedding depends on, besides the clip, by name."""
+        return {
+            "autoencoder": weights_hash(self.images.vae),
+            "frames encoded at once": str(SLICE),
+            "text encoder": weights_hash(self.text.model),
+            "text tokens": str(self.text.max_tokens),
+            "padding masked": str(masks_padding(self.text.model)),
+            "torch": torch.__version__,
+        }

@@ -29,6 +29,9 @@ def to_frames(pixels: Tensor) -> Tensor:
     return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+SLICE = 8  # frames at once, so that long clips fit the memory
+
+
 class ImageEncoder:
     """A frozen AutoencoderKL in float32 (Stable Diffusion's overflows in float16)."""
 
@@ -44,10 +47,10 @@ class ImageEncoder:
         """Encode one clip, uint8 (F, 3, H, W).
 
         Clip by clip on purpose, never a batch of clips: kernels choose another summation order for another
-        batch, and the cache must equal online encoding bit for bit.
+        batch, and the cache must equal online encoding bit for bit. SLICE is the same everywhere for this reason.
         """
-        distribution = self.vae.encode(to_pixels(frames.to(self.device))).latent_dist
-        return Posterior(distribution.mean, distribution.std)
+        parts = [self.vae.encode(to_pixels(part.to(self.device))).latent_dist for part in frames.split(SLICE)]
+        return Posterior(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """z = (mean + std · noise - shift) · scale, any shape, as the UNet sees latents."""
@@ -58,5 +61,5 @@ class ImageEncoder:
         """(B, c, F, h, w) → uint8 (B, F, 3, H, W)."""
         folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
         folded = folded / self.scaling_factor + self.shift_factor
-        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(8)])
+        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(SLICE)])
         return to_frames(pixels).unflatten(0, (latents.shape[0], latents.shape[2])).cpu()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,14 @@ class DiffusionTask:
 
     def prepare_data(self) -> None:
         """Compute latents and text embeddings that are not in the cache yet, and read from it from now on."""
-        if self.config.data.cache_dir is None:
+        root = self.config.data.cache_dir
+        if root is None:
             return
-        folders = self.fill_cache(self.distributed.rank, self.distributed.world_size)
-        self.distributed.barrier()
-        for name, folder in folders.items():
-            self._samples[name] = cache.LatentCache(folder)
+        if not self.config.data.cache_required:
+            self.fill_cache(self.distributed.rank, self.distributed.world_size)
+            self.distributed.barrier()
+        for name, identity in self._identities.items():
+            self._samples[name] = cache.open_built(root, name, identity)
         self._collate = EncodedBatch.collate
         if self.config.shard_frozen:
             # Not before: ranks have not equally much to encode for the cache.
@@ -109,22 +111,26 @@ class DiffusionTask:
             if self._collate is EncodedBatch.collate:
                 self.move_encoders(torch.device("cpu"))
 
-    def fill_cache(self, part: int, parts: int) -> dict[str, Path]:
-        """Compute one of so many shares of what the cache lacks, whoever computes the others; returns its folders.
+    def fill_cache(self, share: int, shares: int) -> None:
+        """Compute one of so many shares of what the cache lacks, whoever computes the others.
 
         Raises:
             MobiusError: the recipe names no cache.
         """
         root = self.config.data.cache_dir
         if root is None:
-            raise MobiusError("data.cache_dir is not set: there is no cache to fill")
-        encoders, folders = self.encoders.fingerprint(), {}
-        for name, clips in self._clips.items():
-            if clips is not None:
-                folders[name] = root / f"{name}-{clips.fingerprint[:16]}-{encoders[:16]}"
-                encode = partial(self._encode, clips)
-                cache.build(folders[name], clips.keys, encode, rank=part, world_size=parts, name=name)
-        return folders
+            raise MobiusError("nowhere to put latents: give data.cache_dir=FOLDER")
+        for name, identity in self._identities.items():
+            clips = self._clips[name]
+            assert clips is not None
+            folder, encode = cache.folder_of(root, name, identity), partial(self._encode, clips)
+            cache.build(folder, clips.keys, encode, share=share, shares=shares, name=name, identity=identity)
+
+    @cached_property
+    def _identities(self) -> dict[str, dict[str, str]]:
+        """What the cache of each set of clips depends on."""
+        encoders = self.encoders.identity()
+        return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
         return self.encoders.encode(clips[index])

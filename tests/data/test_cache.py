@@ -71,14 +71,14 @@ def test_two_ranks_build_one_cache_and_an_interrupted_build_goes_on(
         return EncodedClip(str(index), *(torch.full((1,), float(index)) for _ in range(3)))
 
     keys = [str(index) for index in range(10)]
-    cache.build(tmp_path, keys, encode, rank=1, world_size=2)  # parts 1 and 3
+    cache.build(tmp_path, keys, encode, share=1, shares=2)  # parts 1 and 3
     assert encoded == [3, 4, 5, 9]
     with pytest.raises(KeyboardInterrupt):
-        cache.build(tmp_path, keys, encode, rank=0, world_size=2)
+        cache.build(tmp_path, keys, encode, share=0, shares=2)
     with pytest.raises(MobiusError, match="no complete latent cache"):
         cache.LatentCache(tmp_path)
     encoded.clear()
-    cache.build(tmp_path, keys, encode, rank=0, world_size=2)
+    cache.build(tmp_path, keys, encode, share=0, shares=2)
     assert encoded == [6, 7, 8]  # part 0 was finished, part 2 was not
     read = cache.LatentCache(tmp_path)
     assert [float(read[index].mean) for index in range(10)] == list(range(10))
@@ -91,12 +91,12 @@ def test_a_lost_part_is_named(tmp_path: Path) -> None:
         cache.LatentCache(tmp_path)
 
 
-def test_the_fingerprint_follows_the_encoders_weights(encoders: Encoders) -> None:
-    before = encoders.fingerprint()
+def test_the_identity_follows_the_encoders_weights(encoders: Encoders) -> None:
+    before = encoders.identity()
     weight = next(encoders.images.vae.parameters())
     first = (0,) * weight.ndim
     with torch.no_grad():
         weight[first] += 1
-    assert encoders.fingerprint() != before
+    assert encoders.identity() != before
     with torch.no_grad():
         weight[first] -= 1

@@ -84,12 +84,12 @@ def test_every_clip_once_over_workers_and_after_pickling(tmp_path: Path) -> None
     assert pickle.loads(pickle.dumps(clips))[11].key == "clip11"
 
 
-def test_the_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
+def test_the_identity_is_of_contents_not_of_places(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         shard(tmp_path / name / f"{name}.tar", ["a", "b"])
     one = opened(tmp_path / "one" / "*.tar")
-    assert one.fingerprint == opened(tmp_path / "two" / "*.tar").fingerprint
+    assert one.identity == opened(tmp_path / "two" / "*.tar").identity
     others = [
         opened(tmp_path / "one" / "*.tar", caption_language="zh"),
         open_clips(str(tmp_path / "one" / "*.tar"), num_frames=2, resolution=16),
@@ -97,7 +97,7 @@ def test_the_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
         opened(shard(tmp_path / "three.tar", ["a", "b"], frames=5)),
         opened(shard(tmp_path / "four.tar", ["a", "c"])),
     ]
-    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert len({tuple(dataset.identity.values()) for dataset in (one, *others)}) == 6
 
 
 # Shards

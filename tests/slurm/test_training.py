@@ -199,11 +199,11 @@ def test_a_job_array_fills_the_cache_part_by_part(
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", data={"cache_dir": str(cache)})
     path = write(tmp_path / "recipe.yaml", values)
     log = f"--output={tmp_path / '%a.log'}"
-    number = cluster.submit("--array=0-1", log, "slurm/prepare_data.sh", "--config", str(path), PYTHON=sys.executable)
+    number = cluster.submit("--array=0-1", log, "slurm/cache_latents.sh", "--config", str(path), PYTHON=sys.executable)
     wait_until(
         lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(tmp_path))
     )
     logs = [(tmp_path / f"{part}.log").read_text() for part in range(2)]
     for part, text in enumerate(logs):
-        assert f"part {part} of 2: {cache}" in text
+        assert f"{cache}: share {part + 1} of 2" in text
     assert all((folder / "keys.json").exists() and list(folder.glob("part-*")) for folder in cache.iterdir())

@@ -1,0 +1,106 @@
+"""The inputs of a run, listed once: what is done later doesn't depend on what is added to the sources meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.publish import publish_lines, read_lines
+from mobius_train.prepare.recipe import PrepareConfig, Source
+from mobius_train.prepare.sources.reference import STAGE, Reference, unique
+
+NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
+
+
+class Inputs:
+    """References by part, read from the list without holding all of it."""
+
+    def __init__(self, work: Path, part_size: int) -> None:
+        self.path, self.part_size = work / NAME, part_size
+        [content] = read_lines(work / OFFSETS)
+        self.count: int = content["count"]
+        self.offsets: list[int] = content["offsets"]
+
+    @property
+    def parts(self) -> int:
+        return len(self.offsets)
+
+    def size(self, number: int) -> int:
+        """How many inputs a part has."""
+        return min(self.part_size, self.count - number * self.part_size)
+
+    def part(self, number: int) -> list[Reference]:
+        """The references of one part."""
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[number])
+            lines = list(itertools.islice(file, self.part_size))
+        return [Reference.of_json(json.loads(line)) for line in lines]
+
+
+def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
+    """List the inputs, or take the list that is there.
+
+    Raises:
+        MobiusError: a source isn't there, or all are empty.
+    """
+    if not (work / OFFSETS).exists():
+        _list(config, work)
+    return Inputs(work, config.part_size)
+
+
+def _list(config: PrepareConfig, work: Path) -> None:
+    """Several tasks may do this at once: whose folder gets the name first has listed."""
+    _remove_killed(work.parent)
+    own = work.parent / f".listing-{os.uname().nodename}-{os.getpid()}"
+    own.mkdir(parents=True)
+    try:
+        references = [r for source in config.sources for r in _with_captions(source, own, work)]
+        if not references:
+            raise MobiusError(f"no input in {len(config.sources)} sources: all are empty")
+        references = unique(references)
+        publish_lines(own / NAME, (r.to_json() for r in references), ascii_only=True)
+        with (own / NAME).open("rb") as file:
+            starts = itertools.accumulate((len(line) for line in file), initial=0)
+            offsets = list(itertools.islice(starts, 0, len(references), config.part_size))
+        publish_lines(own / OFFSETS, [{"count": len(references), "offsets": offsets}])
+        (own / RECIPE).write_text(config.dump(), encoding="utf-8")
+        try:
+            own.rename(work)
+        except OSError:  # another task was first
+            if not (work / OFFSETS).exists():
+                raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _remove_killed(folder: Path) -> None:
+    """What listings on this node left that were killed: unpacked archives may be large."""
+    for path in folder.glob(f".listing-{os.uname().nodename}-*"):
+        try:
+            os.kill(int(path.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except PermissionError:  # another user's process
+            continue
+
+
+def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]:
+    def final(path: str) -> str:
+        """As it will be found later, from any folder."""
+        inside = path.startswith(f"{own}{os.sep}")
+        return os.path.abspath(work / os.path.relpath(path, own) if inside else path)
+
+    for reference in source.references(own):
+        reference.path = final(reference.path)
+        if reference.caption_at is not None:
+            reference.caption_at = (final(reference.caption_at[0]), *reference.caption_at[1:])
+        bare = reference.caption_at is None and reference.caption is None
+        if bare and source.captions == "required" and reference.problem is None:
+            reference.problem = Drop(STAGE, "no caption", "the source says captions: required")
+        yield reference

@@ -1,0 +1,203 @@
+"""One unit of work: a part of the inputs through the stages of one pass.
+
+Its result is a file of rows, which appears last and whole; frames or shards lie beside it by then. What a killed
+process has begun is begun anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from webdataset import TarWriter
+
+from mobius_train.data.captions import read_captions
+from mobius_train.data.entry import Entry
+from mobius_train.errors import MobiusError
+from mobius_train.prepare import frame_store
+from mobius_train.prepare.clip import Clip, Drop, Dropped
+from mobius_train.prepare.encode import STAGE as ENCODE
+from mobius_train.prepare.encode import sample, split
+from mobius_train.prepare.listing import Inputs
+from mobius_train.prepare.passes import Pass
+from mobius_train.prepare.publish import publish, publish_lines, read_lines
+from mobius_train.prepare.recipe import PrepareConfig
+from mobius_train.prepare.sources.reference import STAGE as SOURCE
+from mobius_train.prepare.sources.reference import Reference
+from mobius_train.prepare.stages.stage import drop
+
+SPLITS = ("train", "heldout")
+MAX_CAPTION_BYTES = 2**20
+
+
+def rows_path(work: Path, number: int, part: int) -> Path:
+    """The mark that the part is through pass `number`, and its rows."""
+    return work / f"pass-{number}" / f"part-{part:06d}.jsonl"
+
+
+def decision_path(work: Path, number: int) -> Path:
+    """What was decided at the end of pass `number`."""
+    return work / f"decision-{number}.jsonl"
+
+
+def shard_name(split_name: str, part: int) -> str:
+    """Of the output folder."""
+    return f"{split_name}-{part:06d}.tar"
+
+
+def run_part(config: PrepareConfig, work: Path, inputs: Inputs, current: Pass, part: int) -> int:
+    """Do it, unless it is done; returns how many inputs it has."""
+    references = inputs.part(part)
+    target = rows_path(work, current.number, part)
+    if not target.exists():
+        clips = _through_stages(current, _groups(work, references, current.number, part))
+        if current.decision is None:
+            rows = _write_shards(config, part, clips)
+        else:
+            rows = _write_frames(target.with_suffix(".tar"), clips)
+        publish_lines(target, rows)
+        if current.number:
+            rows_path(work, current.number - 1, part).with_suffix(".tar").unlink(missing_ok=True)
+    return len(references)
+
+
+def _through_stages(current: Pass, groups: Iterable[list[Clip]]) -> Iterator[Clip]:
+    for clips in groups:
+        for stage in current.stages:
+            try:
+                clips = stage.apply(clips)
+            except MobiusError:
+                raise
+            except Exception as error:
+                error.add_note(f"in stage {stage.name}, at {clips[0].origin}")
+                raise
+        yield from clips
+
+
+def _groups(work: Path, references: list[Reference], number: int, part: int) -> Iterator[list[Clip]]:
+    """The clips of each input, as the pass before has left them."""
+    if number == 0:
+        for index, reference in enumerate(references):
+            yield [_first(reference, index)]
+        return
+    decided = _decided(decision_path(work, number - 1))
+    before = rows_path(work, number - 1, part)
+    frames = before.with_suffix(".tar")
+    with tarfile.open(frames, "r:") as tar:
+        packed = {member.name: member for member in tar}
+        rows = enumerate(read_lines(before))
+        for index, group in groupby(rows, key=lambda item: item[1]["number"]):
+            clips = []
+            for row_number, row in group:
+                clip = Clip.of_row(row)
+                if clip.dropped is None:
+                    clip.dropped = decided.get(clip.key)
+                member = packed.get(f"{row_number:06d}.mkv")
+                if clip.dropped is None and member is not None:
+                    contents = tar.extractfile(member)
+                    assert contents is not None
+                    clip.frames = frame_store.unpack(contents.read())
+                clip.place = _place(references[index])
+                clips.append(clip)
+            yield clips
+
+
+@lru_cache(maxsize=1)
+def _decided(path: Path) -> dict[str, Drop]:
+    return {key: Drop(*why) for key, why in read_lines(path)}
+
+
+def _first(reference: Reference, number: int) -> Clip:
+    clip = Clip(reference.key, reference.origin, reference.group, number, labels=list(reference.labels))
+    clip.dropped = reference.problem
+    if clip.dropped is None:
+        clip.place = _place(reference)
+        try:
+            clip.captions = _captions(reference)
+        except Dropped as dropped:
+            drop(clip, SOURCE, dropped)
+    return clip
+
+
+def _place(reference: Reference) -> Entry:
+    path = Path(reference.path)
+    return Entry(reference.key, "", path, reference.offset, reference.size, path.suffix, reference.origin)
+
+
+def _captions(reference: Reference) -> dict[str, str]:
+    """By language; a caption without one is taken for English, as the training does by default."""
+    caption = reference.caption
+    if caption is None and reference.caption_at is not None:
+        path, offset, size, suffix = reference.caption_at
+        if size > MAX_CAPTION_BYTES:
+            raise Dropped("bad caption", f"{size} bytes")
+        entry = Entry(reference.key, "", Path(path), offset, size, suffix, path)
+        try:
+            caption = read_captions(entry.read_any(), suffix, reference.origin)
+        except MobiusError as error:
+            raise Dropped("bad caption", error) from error
+    if caption is None:
+        return {}
+    captions = caption if isinstance(caption, dict) else {"en": caption}
+    if not all(isinstance(words, str) and words.strip() for words in captions.values()) or not captions:
+        raise Dropped("empty caption")
+    return {str(language): words.strip() for language, words in captions.items()}
+
+
+def _write_frames(path: Path, clips: Iterable[Clip]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file, contextlib.closing(_tar(file)) as tar:
+            for clip in clips:
+                if clip.frames is not None:
+                    tar.write({"__key__": f"{len(rows):06d}", "mkv": frame_store.pack(clip.frames)})
+                rows.append(clip.row())
+
+    publish(path, write)
+    return rows
+
+
+def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Clip]) -> list[dict[str, Any]]:
+    """A shard of each split; one without a clip is not written."""
+    rows: list[dict[str, Any]] = []
+    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for clip in clips:
+        if clip.dropped is None:
+            try:
+                made = sample(clip, config.output)
+            except Dropped as dropped:
+                drop(clip, ENCODE, dropped)
+            else:
+                name = split(clip.group, config.output)
+                samples[name].append(made)
+                frames = clip.pixels
+                clip.output = {
+                    "shard": shard_name(name, part),
+                    "num_frames": len(frames),
+                    "width": frames.shape[2],
+                    "height": frames.shape[1],
+                    "bytes": len(made[config.output.format]),
+                }
+        clip.frames = None
+        rows.append(clip.row())
+    for name, of_split in samples.items():
+        if of_split:
+            publish(config.output_dir / shard_name(name, part), partial(_write_tar, of_split))
+    return rows
+
+
+def _write_tar(samples: list[dict[str, Any]], path: Path) -> None:
+    with path.open("wb") as file, contextlib.closing(_tar(file)) as tar:
+        for one in samples:
+            tar.write(one)
+
+
+def _tar(file: Any) -> TarWriter:
+    """A fixed time and owner: the same clips give the same bytes."""
+    return TarWriter(file, mtime=0.0, user="", group="", encoder=False)

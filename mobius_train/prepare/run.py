@@ -1,0 +1,176 @@
+"""A preparation from start to end: parts side by side, passes one after the other.
+
+Any number of processes on any number of machines may work on the same output folder, each with parts of its own: what
+is made follows from recipe and inputs alone. All that they share is files that appear whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+from tqdm import tqdm
+
+from mobius_train.data.shards import INDEX, describe_shard
+from mobius_train.durable import replace_file
+from mobius_train.errors import MobiusError
+from mobius_train.prepare import report
+from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs
+from mobius_train.prepare.part import decision_path, rows_path, run_part
+from mobius_train.prepare.passes import Pass, passes
+from mobius_train.prepare.publish import publish, publish_lines, read_lines, remove_leftovers
+from mobius_train.prepare.recipe import PrepareConfig
+
+ROWS, WORK = "index.jsonl", "work"
+
+
+class Task(NamedTuple):
+    """This process among those that share the output folder: it does the parts of number i, i + of, i + 2·of, …"""
+
+    number: int
+    of: int
+
+
+ALL = Task(0, 1)
+
+
+def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> bool:
+    """Do this task's share of what is still to be done.
+
+    Returns:
+        Whether all is done. If not, other tasks have parts that this one has to wait for: start it again after them.
+
+    Raises:
+        MobiusError: the folder belongs to another recipe, a source isn't there, a worker died, or no clip is left.
+    """
+    folder = config.output_dir
+    work = folder / WORK
+    _refuse_other(config)
+    if (folder / INDEX).exists():
+        return True
+    for stage in config.stages:
+        stage.check()
+    inputs = open_inputs(config, work)
+    _refuse_other(config)
+    for current in passes(config):
+        _run_parts(config, inputs, current, workers, task)
+        if any(not rows_path(work, current.number, part).exists() for part in range(inputs.parts)):
+            return False
+        if current.decision is not None and not decision_path(work, current.number).exists():
+            kept = (row for row in _rows(work, current.number, inputs.parts) if row["kept"])
+            publish_lines(decision_path(work, current.number), sorted(current.decision.decide(kept).items()))
+    _finish(config, inputs, current.number)
+    return True
+
+
+def _refuse_other(config: PrepareConfig) -> None:
+    """An output folder belongs to one recipe, from the listing of its inputs on."""
+    folder = config.output_dir
+    path = next((p for p in (folder / RECIPE, folder / WORK / RECIPE) if p.exists()), None)
+    if path is None:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+        if others and not (folder / WORK / RECIPE).exists():  # another task may have listed meanwhile
+            raise MobiusError(f"the output folder {folder} holds {others[0]}: give another one")
+        return
+    found = path.read_text(encoding="utf-8")
+    if found != config.dump():
+        theirs, ours = found.splitlines(), config.dump().splitlines()
+        differing = next((line for line in ours if line not in theirs), next((x for x in theirs if x not in ours), ""))
+        raise MobiusError(
+            f"{folder} was begun with another recipe ({path}; one difference: {differing.strip()!r}):"
+            " go on with that one, or give another output_dir"
+        )
+
+
+_shared: dict[str, Any] = {}
+
+
+def _do(part: int) -> int:
+    """In a worker: what the parts share came with the fork."""
+    return run_part(part=part, **_shared)
+
+
+def _one_thread() -> None:
+    """Parts are what runs side by side; and sums of several threads may come out differently."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Task) -> None:
+    work = config.output_dir / WORK
+    _shared.update(config=config, work=work, inputs=inputs, current=current)
+    mine = range(task.number, inputs.parts, task.of)
+    missing = [part for part in mine if not rows_path(work, current.number, part).exists()]
+    total = sum(inputs.size(part) for part in mine)
+    done = total - sum(inputs.size(part) for part in missing)
+    last = passes(config)[-1].number
+    title = f"pass {current.number + 1}/{last + 1}: {' '.join(stage.name for stage in current.stages) or 'shards'}"
+    with tqdm(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
+        if workers == 1:
+            _one_thread()
+            for part in missing:
+                bar.update(_do(part))
+            return
+        try:
+            # Forked: a spawned process would import everything again.
+            with ProcessPoolExecutor(workers, get_context("fork"), _one_thread) as pool:
+                running: set[Future[int]] = set()
+                waiting = iter(missing)
+                while True:
+                    running |= {pool.submit(_do, part) for part in islice(waiting, 2 * workers - len(running))}
+                    if not running:
+                        break
+                    ready, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        bar.update(future.result())
+        except BrokenProcessPool as error:
+            raise MobiusError(
+                "a worker died, most likely for want of memory: start again with fewer --workers, and it goes on"
+            ) from error
+
+
+def _rows(work: Path, number: int, parts: int) -> Iterator[dict[str, Any]]:
+    for part in range(parts):
+        yield from ({**row, "part": part} for row in read_lines(rows_path(work, number, part)))
+
+
+def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
+    """The index of all parts and the report; index.json comes last and says that all is there."""
+    folder = config.output_dir
+    work = folder / WORK
+    with _alone(folder):
+        if (folder / INDEX).exists():
+            return
+        publish_lines(folder / ROWS, _rows(work, last, inputs.parts))
+        counts = report.count(config, read_lines(folder / ROWS))
+        report.write(config, counts, inputs, folder / ROWS)
+        if not counts.kept:
+            raise MobiusError(
+                f"no clip is left of {inputs.count} inputs, dropped for"
+                f" {counts.summary()}; see {folder / report.FOLDER}"
+            )
+        remove_leftovers(folder)
+        shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("*.tar"))}
+        publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
+        content = {"shards": shards, "inputs": inputs.count, "kept": counts.kept, "dropped": counts.dropped}
+        replace_file(folder / INDEX, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        shutil.rmtree(work)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Where several tasks see at once that all parts are done, one of them finishes."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

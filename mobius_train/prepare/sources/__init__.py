@@ -1,0 +1,1 @@
+"""Where clips come from: folders, lists, archives, shards. Nothing is decoded here."""

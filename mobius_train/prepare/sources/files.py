@@ -1,0 +1,153 @@
+"""Clips that lie as files in a folder, or that a list or a metadata file names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from mobius_train.config import Section
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible, pair, refuse
+
+
+class Folder(Section):
+    """Every file of a folder and its subfolders; a.txt or a.json is the caption of a.gif."""
+
+    kind: Literal["folder"]
+    path: Path
+    captions: Literal["required", "optional"] = "required"
+
+    def references(self, work: Path) -> list[Reference]:
+        """
+        Raises:
+            MobiusError: there is no such folder.
+        """
+        if not self.path.is_dir():
+            raise MobiusError(f"there is no folder {self.path}")
+        return pair(_walk(self.path), f"{self.path}/")
+
+
+class Metadata(Section):
+    """The files that a .jsonl or .csv names: `file_name` beside it, `text` or `caption`; perhaps `labels`, `group`."""
+
+    kind: Literal["metadata"]
+    path: Path
+    captions: Literal["required", "optional"] = "required"
+
+    def references(self, work: Path) -> list[Reference]:
+        """
+        Raises:
+            MobiusError: the file cannot be read.
+        """
+        return [_listed(self.path, where, record) for where, record in _records(self.path)]
+
+
+class FileList(Section):
+    """The files that a text file names, one a line, relative to it; captions lie beside them."""
+
+    kind: Literal["list"]
+    path: Path
+    captions: Literal["required", "optional"] = "required"
+
+    def references(self, work: Path) -> list[Reference]:
+        """
+        Raises:
+            MobiusError: the list cannot be read.
+        """
+        names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
+        members = [_member(self.path.parent / name, name) for name in names]
+        beside = []
+        for member in members:
+            for suffix in (".txt", ".json"):
+                path = member.path.with_suffix(suffix)
+                name = str(Path(member.name).with_suffix(suffix))
+                if member.problem is None and path.is_file() and name not in names:
+                    beside.append(_member(path, name))
+                    break
+        return pair([*members, *beside], f"{self.path.parent}/")
+
+
+def _walk(folder: Path) -> Iterator[Member]:
+    """In the order of names. A link that leads out of the folder is a problem; linked folders are not entered."""
+    real = folder.resolve()
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted([*names, *(f for f in folders if os.path.islink(os.path.join(where, f)))]):
+            path = Path(where, name)
+            member = _member(path, str(path.relative_to(folder)))
+            if path.is_symlink() and not path.resolve().is_relative_to(real):
+                member = member._replace(problem=Drop(STAGE, "link", "it leads out of the folder"))
+            yield member
+
+
+def _member(path: Path, name: str) -> Member:
+    try:
+        found = path.stat()
+    except OSError as error:
+        reason = "link" if path.is_symlink() else "unreadable"
+        return Member(name, path, 0, 0, Drop(STAGE, reason, error.strerror or str(error)))
+    if not stat.S_ISREG(found.st_mode):
+        return Member(name, path, 0, 0, Drop(STAGE, "no file", "a folder, a pipe or a device"))
+    return Member(name, path, 0, found.st_size)
+
+
+def _listed(metadata: Path, where: str, record: Any) -> Reference:
+    if isinstance(record, Drop):
+        return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=record)
+    name = record.get("file_name") if isinstance(record, dict) else None
+    if not isinstance(name, str) or not name:
+        return refuse(where, where, "missing member", 'the line has no "file_name"')
+    folder = metadata.parent
+    origin = f"{folder}/{legible(name)} ({where})"
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        return refuse(name, origin, "unreadable", str(error))
+    if not inside:
+        return refuse(name, origin, "path traversal", "the name leads out of the folder")
+    [reference] = pair([_member(path, name)], f"{folder}/", listed=True)
+    reference.caption = record.get("caption", record.get("text"))
+    reference.labels = _labels(record.get("labels", record.get("label")))
+    reference.group = str(record.get("group") or "")
+    return reference
+
+
+def _labels(value: Any) -> list[str]:
+    """A list, or words between commas, as a .csv has them."""
+    if isinstance(value, str):
+        value = value.split(",")
+    return [str(label).strip() for label in value if str(label).strip()] if isinstance(value, list) else []
+
+
+def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        text = _bytes(metadata).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MobiusError(f"{metadata} is no UTF-8: {error}") from error
+    if metadata.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for record in reader:
+            yield f"{metadata} line {reader.line_num}", record
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{metadata} line {number}"
+            try:
+                yield where, json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield where, Drop(STAGE, "damaged", f"no JSON: {error}")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MobiusError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,51 @@
+"""Aesthetic score: a linear head on CLIP's image embedding (https://github.com/LAION-AI/aesthetic-predictor)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import ClipStage
+
+
+class Aesthetic(ClipStage):
+    """The mean over `frames` of head(embedding); LAION's heads give 1 to 10."""
+
+    name: Literal["aesthetic"]
+    model: str = Field(description="a CLIP with the head's width")
+    head: Path = Field(description="weight (1, D) and bias (1,), as .safetensors, or .pth read without running code")
+    minimum: float = 4.5
+    frames: int = Field(3, ge=1)
+
+    def check(self) -> None:
+        models.check(self.model)
+        _head(self.head)
+
+    def process(self, clip: Clip) -> None:
+        weight, bias = _head(self.head)
+        features = models.embeddings(self.model, models.images(clip.pixels, self.frames))
+        if features.shape[1] != weight.shape[1]:
+            widths = f"{weight.shape[1]} features, but {self.model} has {features.shape[1]}"
+            raise MobiusError(f"{self.head} is made for {widths}")
+        score = float((features @ weight.T + bias).mean())
+        clip.scores[self.name] = {"score": round(score, 3)}
+        if score < self.minimum:
+            raise Dropped("ugly", f"{score:.2f}")
+
+
+@lru_cache(maxsize=2)
+def _head(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        return tensors["weight"].float().view(1, -1), tensors["bias"].float().view(1)
+    except Exception as error:  # each format has its own
+        raise MobiusError(f"{path} is no linear head with weight and bias: {error}") from error

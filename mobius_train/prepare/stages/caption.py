@@ -1,0 +1,59 @@
+"""Captions of images and videos by a vision-language model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import ClipStage
+
+
+class Caption(ClipStage):
+    """A chat model sees all `frames` at once and describes the video; a captioner (BLIP) describes one after the other.
+
+    Several descriptions stay in `drafts`, for summarise; the first is the caption until then.
+    """
+
+    name: Literal["caption"]
+    model: str
+    frames: int = Field(4, ge=1)
+    prompt: str = "Describe in one sentence what happens in this video."
+    language: str = "en"
+    max_new_tokens: int = Field(64, ge=1)
+    overwrite: bool = Field(False, description="clips that have a caption in this language as well")
+
+    def check(self) -> None:
+        models.check(self.model)
+
+    def process(self, clip: Clip) -> None:
+        if self.language in clip.captions and not self.overwrite:
+            return
+        pictures = models.images(clip.pixels, self.frames)
+        chat = getattr(models.load("AutoProcessor", self.model), "chat_template", None) is not None
+        clip.drafts = [self._describe(pictures, True)] if chat else [self._describe([p], False) for p in pictures]
+        written = [draft for draft in clip.drafts if draft]
+        if not written:
+            raise Dropped("no caption", "the model wrote nothing")
+        clip.captions[self.language] = written[0]
+
+    @torch.no_grad()
+    def _describe(self, pictures: list[Image.Image], chat: bool) -> str:
+        processor = models.load("AutoProcessor", self.model)
+        if chat:
+            content = [{"type": "image", "image": picture} for picture in pictures]
+            messages = [{"role": "user", "content": [*content, {"type": "text", "text": self.prompt}]}]
+            inputs = processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        else:
+            inputs = processor(images=pictures, return_tensors="pt")
+        model = models.load("AutoModelForImageTextToText", self.model)
+        written = model.generate(**inputs.to(models.device()), max_new_tokens=self.max_new_tokens, do_sample=False)
+        # A chat model repeats the question in front of its answer.
+        answer = written[:, inputs["input_ids"].shape[1] :] if chat else written
+        return str(processor.batch_decode(answer, skip_special_tokens=True)[0]).strip()

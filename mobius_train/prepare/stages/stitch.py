@@ -1,0 +1,47 @@
+"""Event stitching: shots that follow each other and show the same event become one clip again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from mobius_train.prepare.clip import Clip
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import Stage
+
+
+class Stitch(Stage):
+    """Joins neighbouring shots: the last frame of one and the first of the next have a CLIP similarity above `above`.
+
+    Shots between which another was dropped are no neighbours.
+    """
+
+    name: Literal["stitch"]
+    model: str
+    above: float = Field(0.6, ge=-1, le=1)
+
+    def check(self) -> None:
+        models.check(self.model)
+
+    def apply(self, clips: list[Clip]) -> list[Clip]:
+        joined: list[Clip] = []
+        for clip in clips:
+            before = joined[-1] if joined else None
+            if before is None or before.dropped or clip.dropped or not self._similar(before, clip):
+                joined.append(clip)
+                continue
+            before.frames, before.end = np.concatenate([before.pixels, clip.pixels]), clip.end
+            before.scores.setdefault(self.name, {"joined": 1})["joined"] += 1
+        return joined
+
+    def _similar(self, before: Clip, after: Clip) -> bool:
+        if before.end != after.start or before.pixels.shape[1:] != after.pixels.shape[1:]:
+            return False
+        edges = [Image.fromarray(before.pixels[-1]), Image.fromarray(after.pixels[0])]
+        left, right = models.embeddings(self.model, edges)
+        similarity = float(left @ right)
+        after.scores[self.name] = {"similarity": round(similarity, 4)}
+        return similarity > self.above

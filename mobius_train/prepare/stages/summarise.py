@@ -1,0 +1,34 @@
+"""One caption from several descriptions of a clip."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import ClipStage
+
+
+class Summarise(ClipStage):
+    """A sequence-to-sequence model reads `prefix` and the drafts, or the caption of a clip without drafts."""
+
+    name: Literal["summarise"]
+    model: str
+    prefix: str = Field("", description="such as 'summarize: ' for T5")
+    language: str = "en"
+    max_new_tokens: int = Field(64, ge=1)
+    needs_frames: ClassVar[bool] = False
+
+    def check(self) -> None:
+        models.check(self.model)
+
+    def process(self, clip: Clip) -> None:
+        parts = clip.drafts or [clip.captions[self.language]] if self.language in clip.captions else clip.drafts
+        if not parts:
+            raise Dropped("no caption", f"nothing to summarise in {self.language}")
+        summary = models.rewrite(self.model, self.prefix + " ".join(parts), self.max_new_tokens)
+        if not summary:
+            raise Dropped("no caption", "the summary is empty")
+        clip.captions[self.language] = summary

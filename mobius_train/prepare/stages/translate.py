@@ -1,0 +1,42 @@
+"""Captions in another language."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import ClipStage
+
+
+class Translate(ClipStage):
+    """A sequence-to-sequence model (Marian, NLLB, T5) writes captions[`to`] from captions[`source`]."""
+
+    name: Literal["translate"]
+    model: str
+    source: str = "en"
+    to: str = "zh"
+    prefix: str = ""
+    first_token: str | None = Field(None, description="that the answer begins with, such as NLLB's zho_Hans")
+    max_new_tokens: int = Field(128, ge=1)
+    needs_frames: ClassVar[bool] = False
+
+    def check(self) -> None:
+        models.check(self.model)
+
+    def process(self, clip: Clip) -> None:
+        if self.to in clip.captions:
+            return
+        if self.source not in clip.captions:
+            raise Dropped("no caption", f"none in {self.source} to translate")
+        options = {}
+        if self.first_token is not None:
+            tokenizer = models.load("AutoTokenizer", self.model)
+            options["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(self.first_token)
+        text = self.prefix + clip.captions[self.source]
+        translated = models.rewrite(self.model, text, self.max_new_tokens, **options)
+        if not translated:
+            raise Dropped("no caption", "the translation is empty")
+        clip.captions[self.to] = translated

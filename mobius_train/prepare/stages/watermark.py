@@ -1,0 +1,39 @@
+"""Watermarks, by an image classifier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.stages import models
+from mobius_train.prepare.stages.stage import ClipStage
+
+
+class Watermark(ClipStage):
+    """Drops clips whose mean probability of `label` over `frames` is above `maximum`."""
+
+    name: Literal["watermark"]
+    model: str
+    label: str = Field("watermark", description="the classifier's class")
+    maximum: float = Field(0.5, ge=0, le=1)
+    frames: int = Field(3, ge=1)
+
+    def check(self) -> None:
+        models.check(self.model)
+
+    @torch.no_grad()
+    def process(self, clip: Clip) -> None:
+        model = models.load("AutoModelForImageClassification", self.model)
+        if self.label not in model.config.label2id:
+            raise MobiusError(f"{self.model} has no class {self.label!r}, but {', '.join(model.config.label2id)}")
+        pictures = models.images(clip.pixels, self.frames)
+        inputs = models.load("AutoImageProcessor", self.model)(images=pictures, return_tensors="pt")
+        shares = model(**inputs.to(models.device())).logits.float().softmax(-1)
+        probability = float(shares[:, model.config.label2id[self.label]].mean())
+        clip.scores[self.name] = {"probability": round(probability, 4)}
+        if probability > self.maximum:
+            raise Dropped("watermark", f"{probability:.2f}")

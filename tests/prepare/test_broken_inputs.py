@@ -1,0 +1,278 @@
+"""Each broken input is named in index and report, with a reason; the whole ones beside it become clips."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import made
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.run import prepare
+
+
+def _gif_bomb() -> bytes:
+    """480 bytes that claim 20 frames of 9000x9000."""
+    frame = (
+        b"\x21\xf9\x04\x00\x0a\x00\x00\x00"
+        + b"\x2c"
+        + struct.pack("<HHHHB", 0, 0, 9000, 9000, 0)
+        + b"\x02\x02\x44\x01\x00"
+    )
+    return b"GIF89a" + struct.pack("<HHBBB", 9000, 9000, 0x80, 0, 0) + bytes(6) + 20 * frame + b"\x3b"
+
+
+def _many_frames(count: int) -> bytes:
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6) + count * frame + b"\x3b"
+
+
+def _growing_gif() -> bytes:
+    """Frames that reach beyond the first one's canvas."""
+    colours = bytes([0, 0, 0, 255, 255, 255])
+    head = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0x80, 0, 0) + colours
+    frames = b""
+    for number in range(8):
+        buffer = io.BytesIO()
+        halves = np.repeat(np.array([[number % 2] * 16 + [1 - number % 2] * 16], np.uint8), 32, axis=0)
+        picture = Image.frombytes("P", (32, 32), halves.tobytes())
+        picture.putpalette(colours)
+        picture.save(buffer, "GIF")
+        data = buffer.getvalue()
+        start = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 32, 32))
+        frames += b"\x21\xf9\x04\x00\x05\x00\x00\x00" + data[start:-1]
+    return head + frames + b"\x3b"
+
+
+def _transparent() -> bytes:
+    frames = [Image.fromarray(frame).convert("RGBA") for frame in made.moving(seed=31)]
+    for frame in frames:
+        frame.paste((0, 0, 0, 0), (0, 16, 32, 32))
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=40, lossless=True)
+    return buffer.getvalue()
+
+
+def _palette() -> bytes:
+    frames = [Image.fromarray(frame).quantize(16) for frame in made.moving(seed=32)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=40)
+    return buffer.getvalue()
+
+
+def _deep() -> bytes:
+    """A 16-bit still."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_ONE_PIXEL = np.arange(0, 240, 30, np.uint8)[:, None, None, None].repeat(3, 3)
+GOOD = made.animation(made.moving(seed=99))
+
+# name: (contents, (stage, reason)), or (contents, None) for what is odd but becomes a clip
+FILES = {
+    "truncated.webp": (GOOD[: len(GOOD) // 2], ("decode", "damaged")),
+    "truncated_gif.gif": (made.animation(made.moving(seed=5), "GIF")[:300], ("decode", "damaged")),
+    "truncated_video.mp4": (made.video(made.moving(30))[:600], ("decode", "damaged")),
+    "empty.gif": (b"", ("decode", "empty")),
+    "text_named.gif": (b"this is no picture", ("decode", "unknown kind")),
+    "playlist.mp4": (b"#EXTM3U\nfile:///etc/passwd\n", ("decode", "unknown kind")),
+    "bomb.gif": (_gif_bomb(), ("decode", "too large")),
+    "huge_count.gif": (_many_frames(300_000), ("decode", "too many frames")),
+    "one_frame.webp": (made.animation(made.moving(1)), ("decode", "still")),
+    "deep16.png": (_deep(), ("decode", "still")),
+    "four_frames.webp": (made.animation(made.moving(4)), ("decode", "too few frames")),
+    "tiny1x1.webp": (made.animation(_ONE_PIXEL), ("buckets", "too small")),
+    "webp_named.gif": (made.animation(made.moving(seed=40)), None),
+    "odd.webp": (made.animation(made.moving(size=(33, 47), seed=41)), None),
+    "alpha.webp": (_transparent(), None),
+    "palette.gif": (_palette(), None),
+    "zero_duration.gif": (made.animation(made.moving(seed=42), "GIF", 0), None),
+    "apng.png": (made.animation(made.moving(seed=43), "PNG"), None),
+    "clip.avi": (made.video(made.moving(12, (64, 48), seed=44), "avi"), None),
+    "growing.gif": (_growing_gif(), None),
+}  # fmt: skip
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[Path, dict[str, dict], str]:
+    folder = tmp_path / "heap"
+    folder.mkdir()
+    for name, (contents, _) in FILES.items():
+        (folder / name).write_bytes(contents)
+        (folder / name).with_suffix(".txt").write_text(f"words about {name}", encoding="utf-8")
+    for name, caption in {"latin1": b"caf\xe9", "blank": b"  \n", "bom": b"\xef\xbb\xbfwords"}.items():
+        (folder / f"{name}.webp").write_bytes(made.animation(made.moving(seed=len(name) + 50)))
+        (folder / f"{name}.txt").write_bytes(caption)
+    (folder / "bare.webp").write_bytes(made.animation(made.moving(seed=60)))
+    (folder / "orphan.txt").write_text("a caption alone")
+    (folder / "notes.docx").write_bytes(b"?")
+    outside = tmp_path / "secret.webp"
+    outside.write_bytes(GOOD)
+    (folder / "escape.webp").symlink_to(outside)
+    (folder / "broken_link.webp").symlink_to(folder / "nowhere.webp")
+    (folder / "linked_folder").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.webp")
+    (folder / "folder.webp").mkdir()
+    (folder / os.fsdecode(b"name-\xff.webp")).write_bytes(made.animation(made.moving(seed=61)))
+    (folder / os.fsdecode(b"name-\xff.txt")).write_text("a file whose name is no UTF-8")
+    output = tmp_path / "out"
+    before = set(tmp_path.rglob("*"))
+    assert prepare(made.recipe(output, {"kind": "folder", "path": str(folder)}))
+    assert {path for path in set(tmp_path.rglob("*")) - before if not path.is_relative_to(output)} == set()
+    rows = {row["origin"].removeprefix(f"{folder}/"): row for row in made.rows(output)}
+    return output, rows, (output / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_every_broken_file_is_named_with_its_reason(prepared) -> None:
+    _, rows, report = prepared
+    expected = {name: why for name, (_, why) in FILES.items() if why} | {
+        "latin1.webp": ("source", "bad caption"),
+        "blank.webp": ("source", "empty caption"),
+        "bare.webp": ("source", "no caption"),
+        "orphan.txt": ("source", "missing member"),
+        "notes.docx": ("source", "no clip"),
+        "escape.webp": ("source", "link"),
+        "broken_link.webp": ("source", "link"),
+        "linked_folder": ("source", "link"),
+        "pipe.webp": ("source", "no file"),
+    }
+    assert {name: (rows[name]["stage"], rows[name]["reason"]) for name in expected} == expected
+    for name in expected:
+        assert name in report
+
+
+def test_odd_but_whole_files_become_clips(prepared) -> None:
+    _, rows, report = prepared
+    whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "name-\\xff.webp"]
+    assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
+    assert rows["webp_named.gif"]["notes"] == ["wrong extension: webp named .gif"]
+    assert rows["zero_duration.gif"]["notes"] == ["zero duration"]
+    assert rows["bom.webp"]["captions"] == {"en": "words"}
+    for note in ("wrong extension: 1", "zero duration: 1"):
+        assert note in report
+
+
+def test_nothing_is_lost(prepared) -> None:
+    output, rows, _ = prepared
+    index = json.loads((output / "index.json").read_text(encoding="utf-8"))
+    dropped = sum(sum(whys.values()) for whys in index["dropped"].values())
+    assert index["inputs"] == len(rows) == index["kept"] + dropped
+    assert sum(shard["samples"] for shard in index["shards"].values()) == index["kept"]
+
+
+def _tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for member, data in members:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def _members() -> list[tuple[tarfile.TarInfo, bytes]]:
+    link = tarfile.TarInfo("link.webp")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device = tarfile.TarInfo("device.webp")
+    device.type = tarfile.CHRTYPE
+    return [
+        (tarfile.TarInfo("good.webp"), made.animation(made.moving(seed=70))),
+        (tarfile.TarInfo("good.txt"), b"words"),
+        (tarfile.TarInfo("../escaped.webp"), GOOD),
+        (tarfile.TarInfo("/tmp/absolute.webp"), GOOD),
+        (link, b""),
+        (device, b""),
+        (tarfile.TarInfo("twice.webp"), made.animation(made.moving(seed=71))),
+        (tarfile.TarInfo("twice.txt"), b"words"),
+        (tarfile.TarInfo("twice.webp"), GOOD),
+        (tarfile.TarInfo("alone.txt"), b"words"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_hostile_members_of_archives_are_named_and_land_nowhere(tmp_path: Path, ending: str) -> None:
+    path = _tar(tmp_path / f"heap.{ending}", _members(), "w:gz" if ending == "tar.gz" else "w")
+    output = tmp_path / "out"
+    before = set(tmp_path.iterdir())
+    assert prepare(made.recipe(output, {"kind": "archive", "path": str(path)}))
+    found = {}
+    for row in made.rows(output):
+        found.setdefault(row["origin"].partition("!")[2], []).append(row["reason"])
+    assert found == {
+        "good.webp": [None],
+        "../escaped.webp": ["path traversal"],
+        "/tmp/absolute.webp": ["path traversal"],
+        "link.webp": ["link"],
+        "device.webp": ["no file"],
+        "twice.webp": ["duplicate key", None],
+        "alone.txt": ["missing member"],
+    }
+    assert set(tmp_path.iterdir()) - before == {output}
+    assert not list(output.rglob("*escaped*"))
+
+
+def test_an_archive_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "heap.tar", [m for m in _members() if m[0].name.startswith(("good", "twice"))][:4])
+    with tarfile.open(path) as tar:
+        end = tar.getmember("twice.webp").offset_data + 10
+    path.write_bytes(path.read_bytes()[:end])
+    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)}))
+    found = {
+        Path(row["origin"].partition("!")[2] or row["origin"]).name: row["reason"]
+        for row in made.rows(tmp_path / "out")
+    }
+    assert found == {"good.webp": None, "twice.webp": "truncated", "heap.tar": "damaged"}
+
+
+def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "heap.zip", "w") as archive:
+        archive.writestr("good.webp", GOOD)
+        archive.writestr("good.txt", "words")
+        archive.writestr("../escaped.webp", GOOD)
+    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(tmp_path / "heap.zip")}))
+    assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
+        "good.webp": None,
+        "../escaped.webp": "path traversal",
+    }
+
+
+def test_a_shard_with_two_clips_of_a_key_names_both(tmp_path: Path) -> None:
+    members = [("a.webp", GOOD), ("a.gif", b"GIF89a"), ("a.txt", b"words"), ("b.left.webp", GOOD), ("b.txt", b"words")]
+    path = _tar(tmp_path / "heap.tar", [(tarfile.TarInfo(name), data) for name, data in members])
+    assert prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": str(path)}))
+    assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
+        "a.webp": "duplicate key",
+        "a.gif": "duplicate key",
+        "b.left.webp": None,
+    }
+
+
+def test_bad_lines_of_metadata_are_named(tmp_path: Path) -> None:
+    folder = made.heap(tmp_path / "heap", 2)
+    lines = [
+        {"file_name": "clip000.webp", "text": "good", "labels": ["x"]},
+        {"file_name": "../secret.webp", "text": "out"},
+        {"file_name": "absent.webp", "text": "gone"},
+        {"text": "no name"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join([*map(json.dumps, lines), "{broken"]) + "\n")
+    (tmp_path / "secret.webp").write_bytes(GOOD)
+    assert prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
+    reasons = [row["reason"] for row in made.rows(tmp_path / "out")]
+    assert reasons == [None, "path traversal", "unreadable", "missing member", "damaged"]
+
+
+def test_no_clip_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:
+    (tmp_path / "heap").mkdir()
+    (tmp_path / "heap" / "a.webp").write_bytes(b"no")
+    (tmp_path / "heap" / "a.txt").write_text("words")
+    with pytest.raises(MobiusError, match=r"no clip is left of 1 inputs, dropped for unknown kind \(decode\) 1"):
+        prepare(made.recipe(tmp_path / "out", {"kind": "folder", "path": str(tmp_path / "heap")}))

@@ -1,0 +1,168 @@
+"""The output follows from recipe and inputs alone: not from workers, tasks, or when a process was killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import made
+import pytest
+import yaml
+
+from mobius_train.data.clips import open_clips
+from mobius_train.data.shards import verify
+from mobius_train.environment import array_task
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.run import Task, prepare
+
+TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.heap(tmp_path_factory.mktemp("inputs") / "heap", 20)
+
+
+def _recipe(inputs: Path, output: Path) -> made.PrepareConfig:
+    split = {"heldout": 0.2}
+    return made.recipe(output, {"kind": "folder", "path": str(inputs)}, part_size=3, output=split)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone") / "out"
+    assert prepare(_recipe(inputs, output))
+    return output
+
+
+def _files(output: Path) -> set[str]:
+    return {str(path.relative_to(output)) for path in output.rglob("*")}
+
+
+def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
+    assert verify(alone) == len(list(alone.glob("*.tar")))
+    train, heldout = (open_clips(f"{alone}/{name}-*.tar", num_frames=5, resolution=16) for name in ("train", "heldout"))
+    assert len(train) + len(heldout) == 20
+    assert train[0].frames.shape == (5, 3, 16, 16)
+    assert train[0].caption.startswith("a square, the ")
+
+
+def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    assert prepare(_recipe(inputs, tmp_path / "out"), workers=2)
+    assert made.result(tmp_path / "out") == made.result(alone)
+    assert _files(tmp_path / "out") == _files(alone)
+
+
+def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    config = _recipe(inputs, tmp_path / "out")
+    done = [prepare(config, task=Task(number, 3)) for _ in range(2) for number in range(3)]
+    assert done == [False, False, False, False, True, True]
+    assert made.result(tmp_path / "out") == made.result(alone)
+
+
+def test_another_seed_is_another_split(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    """Negative control: the comparison sees a difference."""
+    config = made.recipe(
+        tmp_path / "out", {"kind": "folder", "path": str(inputs)}, part_size=3, output={"heldout": 0.5}
+    )
+    assert prepare(config)
+    assert made.result(tmp_path / "out") != made.result(alone)
+
+
+def _start(recipe: Path, workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(TOOL), "--config", str(recipe), "--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def test_kills_at_any_time_neither_lose_nor_repeat(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(_recipe(inputs, output).dump())
+    draw = random.Random(0)
+    killed = 0
+    for number in range(40):
+        if killed == 3:
+            break
+        process = _start(recipe, 1 + number % 2)
+        deadline = time.monotonic() + 60
+        before = len(list(output.rglob("*"))) if output.exists() else 0
+        # Time runs from the first thing that this process has written, so that no kill is spent on imports.
+        while len(list(output.rglob("*"))) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.15))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        if (output / "index.json").exists():
+            break
+    assert killed
+    process = _start(recipe, 2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert made.result(output) == made.result(alone)
+    assert _files(output) == _files(alone)
+
+
+def test_an_output_folder_belongs_to_one_recipe(inputs: Path, tmp_path: Path) -> None:
+    config = _recipe(inputs, tmp_path / "out")
+    prepare(config)
+    other = config.model_copy(update={"part_size": 4})
+    with pytest.raises(MobiusError, match=r"begun with another recipe .*part_size: 4"):
+        prepare(other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("!")
+    with pytest.raises(MobiusError, match=r"holds thesis.txt"):
+        prepare(_recipe(inputs, tmp_path / "mine"))
+
+
+def test_a_finished_output_is_left_alone(inputs: Path, alone: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
+    assert prepare(_recipe(inputs, alone))
+    assert times == {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
+
+
+def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(_recipe(inputs, tmp_path / "out").dump())
+    command = [sys.executable, str(TOOL), "--config", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "# 20 inputs, 20 clips, 20 kept" in done.stdout
+    assert "input/s" in done.stderr
+    broken = yaml.safe_load(recipe.read_text())
+    broken["stages"][1]["max_shares"] = 1
+    recipe.write_text(yaml.safe_dump(broken))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "max_shares: no such key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "share"),
+    [
+        ({}, None, (0, 1)),
+        ({}, "1/4", (1, 4)),
+        ({"TASK_ID": "7", "TASK_MIN": "5", "TASK_MAX": "8", "TASK_COUNT": "4"}, None, (2, 4)),
+    ],
+)
+def test_shares_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch, variables: dict, given: str, share: tuple) -> None:
+    for name in ("TASK_ID", "TASK_MIN", "TASK_MAX", "TASK_COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    assert array_task(given) == share
+
+
+def test_a_share_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MobiusError, match="--task 4/4 is no share"):
+        array_task("4/4")
+    for name, value in {"TASK_ID": "4", "TASK_MIN": "0", "TASK_MAX": "8", "TASK_COUNT": "3"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    with pytest.raises(MobiusError, match="leaves numbers out"):
+        array_task(None)

@@ -1,0 +1,233 @@
+"""Each stage on clips made so that the answer is known."""
+
+from __future__ import annotations
+
+import cv2
+import made
+import numpy as np
+import pytest
+
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.frame_store import pack, unpack
+from mobius_train.prepare.stages.buckets import Buckets
+from mobius_train.prepare.stages.choose_frames import ChooseFrames
+from mobius_train.prepare.stages.deduplicate import Deduplicate
+from mobius_train.prepare.stages.dynamics import Dynamics
+from mobius_train.prepare.stages.label_frequency import LabelFrequency
+from mobius_train.prepare.stages.shots import Shots
+from mobius_train.prepare.stages.stage import Stage
+from mobius_train.prepare.stages.static import Static
+from mobius_train.prepare.stages.text import Text
+from mobius_train.prepare.timing import as_browsers, rate, shown
+
+
+def _one(stage: Stage, clip: made.Clip) -> made.Clip:
+    [clip] = stage.apply([clip])
+    return clip
+
+
+def _textured(frames: int, seed: int, shift: int = 0, size: int = 64) -> np.ndarray:
+    """A smooth random picture that moves by `shift` pixels a frame, round and round."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.stack([np.roll(picture, number * shift, axis=1) for number in range(frames)])
+
+
+def _written(words: str, frames: int = 4) -> np.ndarray:
+    picture = np.full((128, 256, 3), 255, np.uint8)
+    cv2.putText(picture, words, (10, 75), cv2.FONT_HERSHEY_SIMPLEX, 1.1, (0, 0, 0), 3)
+    return np.repeat(picture[None], frames, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("durations", "fps", "frames"),
+    [
+        ([100, 100, 100], 10, [0, 1, 2]),
+        ([100, 300, 100], 10, [0, 1, 1, 1, 2]),
+        ([50, 50, 50, 50], 10, [1, 3]),
+        ([20], 10, [0]),
+    ],
+)
+def test_frames_are_on_display_as_long_as_they_ask(durations: list, fps: float, frames: list[int]) -> None:
+    assert shown(durations, fps) == frames
+
+
+def test_durations_are_taken_as_browsers_take_them() -> None:
+    assert as_browsers([0, 10, 20, 100]) == [100, 100, 20, 100]
+    assert rate([40, 40, 2000]) == 25
+
+
+def test_a_clip_whose_frames_mostly_stand_still_is_static() -> None:
+    moving = _textured(11, 0, shift=2)
+    assert _one(Static(name="static"), made.clip(moving)).dropped is None
+    held = np.concatenate([moving[:6], np.repeat(moving[5:6], 5, axis=0)])  # 5 of 10 steps
+    dropped = _one(Static(name="static"), made.clip(held)).dropped
+    assert dropped is not None
+    assert dropped.detail == "50% of its frames"
+    assert _one(Static(name="static", max_share=0.5), made.clip(held)).dropped is None
+
+
+def test_the_dynamic_degree_is_the_speed_of_what_moves() -> None:
+    clips = {shift: made.clip(_textured(6, 1, shift, size=128), fps=10) for shift in (0, 1, 3)}
+    degrees = {n: _one(Dynamics(name="dynamics"), clip).scores["dynamics"]["degree"] for n, clip in clips.items()}
+    assert degrees[0] < 1
+    assert degrees[1] == pytest.approx(10, rel=0.3)
+    assert degrees[3] == pytest.approx(30, rel=0.3)
+    assert _one(Dynamics(name="dynamics", minimum=5), made.clip(_textured(6, 1))).dropped.reason == "too little motion"
+    assert _one(Dynamics(name="dynamics", maximum=5), clips[3]).dropped.reason == "too much motion"
+
+
+def test_shots_end_where_the_picture_changes() -> None:
+    clip = made.clip(np.concatenate([_textured(20, seed, shift=1) for seed in (2, 3, 4)]), fps=10)
+    shots = Shots(name="shots").apply([clip])
+    assert [shot.key for shot in shots] == ["a--shot000", "a--shot001", "a--shot002"]
+    assert [(shot.start, shot.end) for shot in shots] == [(0, 2), (2, 4), (4, 6)]
+    assert [len(shot.pixels) for shot in shots] == [20, 20, 20]
+    [whole] = Shots(name="shots").apply([made.clip(_textured(60, 2, shift=1))])
+    assert whole.key == "a"
+
+
+def test_text_counts_by_the_papers_rule() -> None:
+    assert _one(Text(name="text"), made.clip(_written("HELLO WORLD"))).dropped.reason == "text"
+    kept = {
+        "no text": made.clip(_textured(4, 5, size=128)),
+        "fewer letters than 4": made.clip(_written("Hi")),
+        "in one frame": made.clip(np.concatenate([_written("HELLO WORLD", 1), _written("", 3)])),
+    }
+    assert {why: _one(Text(name="text"), clip).dropped for why, clip in kept.items()} == dict.fromkeys(kept)
+    large = Text(name="text", area=0.5)
+    assert _one(large, made.clip(_written("HELLO WORLD"))).dropped is None
+
+
+def test_chinese_is_text_too() -> None:
+    """No font of the tests has it: the alphabet of the reader is looked at."""
+    from mobius_train.prepare.stages.text import _reader
+
+    alphabet = _reader(320, 0.4).text_rec.session.get_character_list()
+    assert {"中", "国", "A"} <= set("".join(alphabet))
+
+
+def test_removed_text_is_not_found_again() -> None:
+    clip = _one(Text(name="text", action="remove"), made.clip(_written("HELLO WORLD")))
+    assert clip.dropped is None
+    assert clip.notes == ["text removed"]
+    assert clip.pixels.min() > 200  # the black letters are gone
+    clip.scores.clear()
+    assert _one(Text(name="text"), clip).dropped is None
+
+
+@pytest.mark.parametrize(
+    ("how", "chosen", "fps", "times"),
+    [("even", [0, 2, 4, 6], 5, (0, 0.8)), ("head", [0, 1, 2, 3], 10, (0, 0.4))],
+)
+def test_frames_are_chosen(how: str, chosen: list[int], fps: float, times: tuple[float, float]) -> None:
+    frames = np.arange(8, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    clip = _one(ChooseFrames(name="choose_frames", count=4, how=how), made.clip(frames))
+    assert clip.pixels[:, 0, 0, 0].tolist() == chosen
+    assert clip.fps == fps
+    assert (clip.start, clip.end) == pytest.approx(times)
+
+
+def test_a_random_window_is_a_row_that_seed_and_key_choose() -> None:
+    frames = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+
+    def window(seed: int, key: str) -> list[int]:
+        stage = ChooseFrames(name="choose_frames", count=4, how="random", seed=seed)
+        return _one(stage, made.clip(frames, key=key)).pixels[:, 0, 0, 0].tolist()
+
+    assert window(0, "a") == window(0, "a") == list(range(window(0, "a")[0], window(0, "a")[0] + 4))
+    assert len({window(seed, key)[0] for seed in range(5) for key in "ab"}) > 5
+    too_few = _one(ChooseFrames(name="choose_frames", count=101), made.clip(frames))
+    assert too_few.dropped.reason == "too few frames"
+
+
+def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
+    stage = Buckets(name="buckets", sizes=((64, 64), (96, 48), (32, 32)))
+    sizes = {
+        size: _one(stage, made.clip(made.moving(size=size))).pixels.shape[2:0:-1]
+        for size in [(100, 100), (200, 100), (120, 90), (40, 50)]
+    }
+    assert sizes == {(100, 100): (64, 64), (200, 100): (96, 48), (120, 90): (64, 64), (40, 50): (32, 32)}
+    assert _one(stage, made.clip(made.moving(size=(30, 30)))).dropped.reason == "too small"
+    assert _one(stage, made.clip(made.moving(size=(400, 40)))).dropped.reason == "aspect"
+
+
+def _rows(stage: Deduplicate | LabelFrequency, clips: list[made.Clip]) -> dict[str, str]:
+    rows = [_one(stage, clip).row() for clip in clips]
+    return {key: drop.reason for key, drop in stage.decide(rows).items()}
+
+
+def test_copies_and_look_alikes_are_dropped() -> None:
+    first, other = _textured(6, 6, 2), _textured(6, 7, 2)
+    noise = np.random.default_rng(0).integers(-2, 3, first.shape)
+    alike = (first.astype(int) + noise).clip(0, 255).astype(np.uint8)
+    tinted = first.copy()
+    tinted[..., 0] = tinted[..., 0] // 2
+    clips = [
+        made.clip(frames, key=key)
+        for key, frames in {
+            "first": first,
+            "copy": first.copy(),
+            "alike": alike,
+            "other": other,
+            "tinted": tinted,
+        }.items()
+    ]
+    expected = {"copy": "duplicate", "alike": "looks the same"}
+    assert _rows(Deduplicate(name="deduplicate"), clips) == expected
+    assert _rows(Deduplicate(name="deduplicate", perceptual=False), clips) == {"copy": "duplicate"}
+
+
+def test_look_alikes_are_found_as_by_comparing_all_pairs() -> None:
+    """The table of bands against the plain reference, on hashes that differ in 0 to 6 bits."""
+    draw = np.random.default_rng(1)
+    base = [int(draw.integers(0, 2**63)) for _ in range(6)]
+    rows = []
+    for number in range(120):
+        value = base[number % 6]
+        for bit in draw.integers(0, 64, draw.integers(0, 4)):
+            value ^= 1 << int(bit)
+        score = {"pixels": str(number), "looks": [f"{value:016x}"], "colours": [[0.0, 0.0, 0.0]]}
+        rows.append({"key": f"{number}", "scores": {"deduplicate": score}})
+    kept: list[int] = []
+    expected = set()
+    for row in rows:
+        value = int(row["scores"]["deduplicate"]["looks"][0], 16)
+        if any((value ^ other).bit_count() <= 2 for other in kept):
+            expected.add(row["key"])
+        else:
+            kept.append(value)
+    assert 10 < len(expected) < 110
+    assert set(Deduplicate(name="deduplicate", looks=1).decide(rows)) == expected
+
+
+def test_rare_labels_go() -> None:
+    labels = {"a": ["cat"], "b": ["cat"], "c": ["cat", "rare"], "d": ["rare"], "e": []}
+    clips = [made.clip(made.moving(2), key=key, labels=own) for key, own in labels.items()]
+    stage = LabelFrequency(name="label_frequency", more_than=2)
+    assert _rows(stage, clips) == {"d": "rare label", "e": "no label"}
+
+
+def test_frames_between_passes_are_lossless_and_the_same_bytes() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 33, 47, 3), dtype=np.uint8)
+    assert (unpack(pack(frames)) == frames).all()
+    assert pack(frames) == pack(frames)
+
+
+def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
+    source = {"kind": "folder", "path": str(tmp_path)}
+    for stages, problem in (
+        ([{"name": "static"}, {"name": "decode"}], "static must come after decode"),
+        ([{"name": "static"}], "want one decode, and have 0"),
+        ([{"name": "decode"}, {"name": "static"}, {"name": "static"}], "static occurs twice"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            made.recipe(tmp_path / "out", source, stages=stages)
+
+
+def test_a_source_is_a_local_path(tmp_path) -> None:
+    from mobius_train.prepare.run import prepare
+
+    for path in ("pipe:touch /tmp/x", "https://example.com/a.tar", str(tmp_path / "absent.tar")):
+        with pytest.raises(MobiusError, match=r"no local path|there is no file"):
+            prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": path}))

@@ -1,0 +1,53 @@
+"""Compute the latents and text embeddings of a training recipe's clips once, over all ranks, without training.
+
+`torchrun --nproc_per_node 8 tools/cache_latents.py --config recipe.yaml`, or `srun python …`, or python alone; in a
+Slurm array (or with --task) each task does its share. An interrupted build goes on where it stopped. Training with the
+same recipe reads it; with data.cache_required=true it refuses any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mobius_train import environment
+from mobius_train.cli import run_rank
+from mobius_train.config import load
+from mobius_train.errors import MobiusError
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a training recipe with data.cache_dir")
+    parser.add_argument("--task", metavar="I/N", help="do share I of N, from 0 (default: the Slurm array's, or all)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    config = load(arguments.config, [*arguments.overrides, "data.cache_required=false"])
+    if config.data.cache_dir is None:
+        raise MobiusError("nowhere to put latents: give data.cache_dir=FOLDER")
+    task, tasks = environment.array_task(arguments.task)
+    launch = environment.prepare()
+    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    from mobius_train.engine import distributed as ranks
+    from mobius_train.quiet import quiet_libraries
+    from mobius_train.tasks.build import build_task
+    from mobius_train.tasks.diffusion import DiffusionTask
+
+    quiet_libraries()
+    with ranks.start(launch) as distributed:
+        model = build_task(config, distributed)
+        if not isinstance(model, DiffusionTask):
+            raise MobiusError(f"stage {config.stage} caches nothing")
+        size = distributed.world_size
+        model.fill_cache(task * size + distributed.rank, tasks * size)
+        distributed.barrier()
+        if distributed.is_main:
+            print(f"{config.data.cache_dir}: share {task + 1} of {tasks} of the clips of {arguments.config}")
+
+
+if __name__ == "__main__":
+    run_rank(main)
