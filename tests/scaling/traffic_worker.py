@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from mobius_train import environment
 from mobius_train.cli import run_rank
@@ -21,11 +22,25 @@ def main() -> None:
     from mobius_train.engine.ds_config import resolve
     from mobius_train.engine.settings import EngineSettings
 
-    width, precision, accumulation = 64, sys.argv[1], int(sys.argv[2])
+    width, precision, accumulation = 64, cast(Any, sys.argv[1]), int(sys.argv[2])
     found = {}
     with ranks.start(launch) as distributed:
         for stage in range(4):
-            settings = EngineSettings(1, accumulation, precision, 1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 0, False, 0.99)
+            settings = EngineSettings(
+                micro_batch_size=1,
+                gradient_accumulation_steps=accumulation,
+                mixed_precision=precision,
+                optimizer="adamw",
+                learning_rate=1e-3,
+                adam_beta1=0.9,
+                adam_beta2=0.999,
+                adam_epsilon=1e-8,
+                adam_weight_decay=0.0,
+                max_grad_norm=1.0,
+                seed=0,
+                use_ema=False,
+                ema_decay=0.99,
+            )
             # Parameters smaller than the threshold would stay whole on every rank.
             zero = {"stage3_param_persistence_threshold": 0, **json.loads(sys.argv[4])} if stage == 3 else {}
             ds_json = json.loads((Path(sys.argv[3]) / f"zero{stage}.json").read_text())
