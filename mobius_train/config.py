@@ -177,6 +177,9 @@ class RunConfig(Section):
     )
     validation_steps: int | None = Field(None, ge=1, description="none: before and after only")
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+    check_memory: bool = Field(
+        True, description="on several GPUs, refuse to start where the memory planned exceeds what one has free"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -21,6 +21,7 @@ from mobius_train.data.clips import describe_source
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.heartbeat import name_of
 from mobius_train.errors import MobiusError
+from mobius_train.memory.fit import fit
 from mobius_train.sources import check_local
 from mobius_train.versions import versions
 
@@ -45,24 +46,32 @@ class Facts(NamedTuple):
     """What this rank alone finds wrong; else empty."""
 
 
-def preflight(config: RunConfig, output_dir: Path, distributed: Distributed) -> str:
+def preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distributed: Distributed) -> str:
     """Check all ranks against each other; returns a line about them. All ranks call it.
+
+    Args:
+        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
 
     Raises:
         MobiusError: ranks differ, or one cannot do its part; rank 0's message names each.
     """
     started = time.monotonic()
     facts = _gather(config, distributed)
-    problems = differences(facts, distributed.nodes) + _unshared(output_dir, distributed)
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise MobiusError(f"the nodes are not ready:\n{listed}" if distributed.is_main else "see rank 0's error")
+    _refuse(differences(facts, distributed.nodes) + _unshared(output_dir, distributed), distributed)
+    memory, too_small = fit(config, ds_path, distributed)
+    _refuse(too_small, distributed)
     clocks = [fact.clock for fact in facts]
     return (
         f"preflight: {distributed.world_size} rank(s) on {len(set(distributed.nodes))} node(s) agree on versions,"
-        f" commit, configuration and data; {_all_reduce(distributed)}; clocks within {max(clocks) - min(clocks):.2f} s;"
-        f" took {time.monotonic() - started:.1f} s"
+        f" commit, configuration and data; {_all_reduce(distributed)}; {memory};"
+        f" clocks within {max(clocks) - min(clocks):.2f} s; took {time.monotonic() - started:.1f} s"
     )
+
+
+def _refuse(problems: list[str], distributed: Distributed) -> None:
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise MobiusError(f"the nodes are not ready:\n{listed}" if distributed.is_main else "see rank 0's error")
 
 
 def _gather(config: RunConfig, distributed: Distributed) -> list[Facts]:

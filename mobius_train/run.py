@@ -13,12 +13,12 @@ from mobius_train.durable import replace_file
 from mobius_train.engine import distributed as ranks
 from mobius_train.engine.choose import MakeEngine, choose_engine
 from mobius_train.engine.distributed import Distributed
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
 from mobius_train.environment import Launch, be_deterministic
 from mobius_train.errors import MobiusError
 from mobius_train.metrics.memory import peak_memory_gb
 from mobius_train.preflight import preflight
 from mobius_train.quiet import quiet_libraries
+from mobius_train.settings import engine_settings, fsdp_settings
 from mobius_train.stop import Stop
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
@@ -40,7 +40,7 @@ def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
         make_engine = _choose_engine(config, ds_path, launch)
         output_dir = _output_dir(config, distributed)
         if distributed.world_size > 1:
-            _preflight(config, output_dir, distributed)
+            _preflight(config, ds_path, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
@@ -69,7 +69,7 @@ def check_nodes(config: RunConfig, ds_path: Path | None, launch: Launch) -> None
     quiet_libraries()
     with ranks.start(launch) as distributed:
         _choose_engine(config, ds_path, launch)
-        _preflight(config, _output_dir(config, distributed), distributed)
+        _preflight(config, ds_path, _output_dir(config, distributed), distributed)
 
 
 def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
@@ -93,36 +93,13 @@ def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
             )
 
 
-def engine_settings(config: RunConfig) -> EngineSettings:
-    """The part of the recipe that an engine needs."""
-    return EngineSettings(
-        micro_batch_size=config.train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_epsilon=config.adam_epsilon,
-        adam_weight_decay=config.adam_weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        use_ema=config.use_ema,
-        ema_decay=config.ema_decay,
-    )
-
-
-def fsdp_settings(config: RunConfig) -> FsdpSettings:
-    return FsdpSettings(**config.fsdp.model_dump())
-
-
 def _choose_engine(config: RunConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
     _check_ranks(config, launch.world_size)
     return choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
 
 
-def _preflight(config: RunConfig, output_dir: Path, distributed: Distributed) -> None:
-    line = preflight(config, output_dir, distributed)
+def _preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distributed: Distributed) -> None:
+    line = preflight(config, ds_path, output_dir, distributed)
     if distributed.is_main:
         print(line, flush=True)
 

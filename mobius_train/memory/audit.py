@@ -19,7 +19,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.memory.graph import leaves_of_graph, owned_nodes
 from mobius_train.memory.saved import Saved, saved_for_backward
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
-from mobius_train.run import engine_settings
+from mobius_train.settings import engine_settings
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.diffusion import DiffusionTask
 

@@ -28,7 +28,7 @@ from mobius_train.memory.random_models import random_task
 from mobius_train.memory.saved import Saved, saved_for_backward
 from mobius_train.memory.simulate import HEAD, RING, SPATIAL, TEMPORAL
 from mobius_train.metrics.memory import peak_memory_gb
-from mobius_train.run import engine_settings, fsdp_settings
+from mobius_train.settings import engine_settings, fsdp_settings
 from mobius_train.tasks.build import build_task
 from mobius_train.tasks.diffusion import DiffusionTask
 

@@ -22,7 +22,7 @@ from mobius_train.memory.fsdp import fsdp
 from mobius_train.memory.gpus import Gpu, check_gpu
 from mobius_train.memory.models import ModelConfigs, find_configs
 from mobius_train.memory.simulate import FrozenModel, Simulation, Simulator
-from mobius_train.run import engine_settings
+from mobius_train.settings import engine_settings
 
 MIB = 2**20
 # Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.

@@ -34,7 +34,7 @@ from mobius_train.engine import distributed as ranks
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.settings import FsdpSettings
 from mobius_train.memory.trace import Recorder, rounded
-from mobius_train.run import engine_settings
+from mobius_train.settings import engine_settings
 from mobius_train.tasks.build import build_task
 
 
