@@ -181,6 +181,19 @@ def test_what_fails_at_the_same_step_twice_or_before_the_first_stops(
     assert ("failed after step 5 again" if begun else "was not begun") in log
 
 
+def test_slurm_asks_to_stop_before_the_time_limit_by_itself(cluster: Cluster, tmp_path: Path) -> None:
+    """With 3 minutes at most, 180 s before the end is at once; what waits to be asked stands in for a training."""
+    output, trainer = tmp_path / "out", tmp_path / "python"
+    stopping = f"until rm {output}/stop; do sleep 0.1; done; touch {output}/stopped; exit 75"
+    trainer.write_text(f"#!/bin/bash\nif [[ $SLURM_RESTART_COUNT == 1 ]]; then exit 0; fi\n{stopping} 2>/dev/null\n")
+    trainer.chmod(0o755)
+    log = tmp_path / "log"
+    number = cluster.submit("--time=3", f"--output={log}", SCRIPT, f"output_dir={output}", PYTHON=str(trainer))
+    job = cluster.wait_for(number, "COMPLETED", "FAILED", "TIMEOUT", seconds=170)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log.read_text()
+    assert "exit code 75: the job is requeued" in log.read_text()
+
+
 def test_one_task_starts_for_each_gpu_with_its_share_of_the_cpus(cluster: Cluster, tmp_path: Path) -> None:
     trainer = tmp_path / "python"
     trainer.write_text(
