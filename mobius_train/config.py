@@ -54,6 +54,8 @@ class DataConfig(Section):
 
     train: str = Field(description="folder of clips, or webdataset shards as a path, glob or brace pattern")
     validation: str | None = Field(None, description="held-out clips; none: no held-out loss")
+    download_dir: Path | None = Field(None, description="shards that are named by URL are fetched once, into this")
+    allow_shell_commands: bool = Field(False, description="let pipe: in train and validation run commands in a shell")
     resolution: int = Field(256, ge=8, description="pixels, height and width")
     num_frames: int = Field(8, ge=1, description="frames evenly over the clip; 1: its first frame")
     buckets: tuple[BucketConfig, ...] | None = Field(

@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
 
 def largest_first(shapes: Sequence[Shape]) -> list[Shape]:
-    return sorted(shapes, key=lambda shape: (-shape.volume, shape))
+    return sorted(shapes, key=lambda shape: (shape.volume, shape), reverse=True)
 
 
 def best_bucket(clip: Shape, buckets: Sequence[Shape]) -> Shape | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
-from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,9 +22,9 @@ from mobius_train.data.decode import check_bytes, decode, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
 from mobius_train.data.shards import read_shards
+from mobius_train.data.source import SCHEME, expand
 from mobius_train.errors import MobiusError
 
-SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 FINGERPRINT_SPAN = 2**14  # bytes, at either end of a clip
 
 
@@ -129,8 +127,10 @@ class ClipDataset(Dataset[Clip]):
         return clips
 
 
-def open_clips(source: str, *, num_frames: int, resolution: int, caption_language: str = "en") -> ClipDataset:
-    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`).
+def open_clips(
+    source: str | Sequence[Path], *, num_frames: int, resolution: int, caption_language: str = "en"
+) -> ClipDataset:
+    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`), or as paths.
 
     Args:
         num_frames: evenly spaced over each clip; 1 takes its first frame.
@@ -142,16 +142,20 @@ def open_clips(source: str, *, num_frames: int, resolution: int, caption_languag
     """
     if num_frames < 1 or resolution < 1:
         raise MobiusError(f"num_frames={num_frames} and resolution={resolution} must be 1 or more")
-    _refuse_scheme(source)
-    if Path(source).is_dir():
-        entries = read_folder(Path(source), caption_language)
+    if not isinstance(source, str):
+        entries = read_shards(source, caption_language)
     else:
-        entries = read_shards(_shard_paths(source), caption_language)
+        _refuse_scheme(source)
+        if Path(source).is_dir():
+            entries = read_folder(Path(source), caption_language)
+        else:
+            entries = read_shards(_shard_paths(source), caption_language)
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
+        where = source if isinstance(source, str) else source[0].parent
         places = ", ".join(entry.name for entry in entries if entry.key == repeated[0])
         raise MobiusError(
-            f"{len(repeated)} keys occur more than once in {source}: the first is {repeated[0]}, in {places}"
+            f"{len(repeated)} keys occur more than once in {where}: the first is {repeated[0]}, in {places}"
         )
     return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
 
@@ -181,12 +185,8 @@ def _refuse_scheme(source: str) -> None:
 def _shard_paths(source: str) -> list[Path]:
     if Path(source).exists():
         return [Path(source)]
-    try:
-        patterns = list(braceexpand(source))
-    except ValueError as error:
-        raise MobiusError(f"the braces of {source!r} do not match: {error}") from error
     paths: list[Path] = []
-    for pattern in patterns:
+    for pattern in expand(source):
         _refuse_scheme(pattern)
         found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not found:

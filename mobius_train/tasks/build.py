@@ -23,6 +23,7 @@ from mobius_train.models.choose_attention import Machine
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.data import open_data
 from mobius_train.tasks.diffusion import DiffusionTask
+from mobius_train.tasks.fetch import describe_data
 from mobius_train.tasks.load import load_part, load_unet
 from mobius_train.tasks.options import (
     DTYPES,
@@ -44,10 +45,12 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     # The same new weights on every rank.
     torch.manual_seed(config.seed)
     dtype = DTYPES[config.mixed_precision]
-    train, heldout = open_data(config, distributed)
+    # That they are there at all; reading, and fetching, comes when the recipe's models are known to fit.
+    describe_data(config.data)
     if config.stage == "autoencoder":
         vae = load_part(AutoencoderKL, "vae", config.vae_config, config.pretrained_model_name_or_path)
         _check_resolution(config, vae)
+        train, heldout = open_data(config, distributed)
         return AutoencoderTask(config, vae, train, heldout, distributed, dtype)
 
     unet = load_unet(config.unet_config, config.pretrained_model_name_or_path)
@@ -60,6 +63,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         raise MobiusError("no text encoder: set text_encoder_name_or_path")
     text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
     _check_fit(unet, vae, text.width, text_source)
+    train, heldout = open_data(config, distributed)
     return diffusion_task(config, unet, objective, vae, text, train, heldout, distributed)
 
 

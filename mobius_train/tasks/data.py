@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from mobius_train.config import DataConfig, RunConfig
@@ -13,6 +14,7 @@ from mobius_train.data.loader import Collate, Samples, training_batches
 from mobius_train.data.order import BucketOrder
 from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
+from mobius_train.tasks.fetch import fetch_all, remote_sources
 
 
 def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset, ClipDataset | None]:
@@ -38,8 +40,14 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
 
 def _open(config: RunConfig, source: str, distributed: Distributed) -> ClipDataset:
     data = config.data
+    place: str | list[Path] = source
+    remote = remote_sources(data, source)
+    if remote:
+        assert data.download_dir is not None
+        name = "train" if source == data.train else "validation"
+        place = fetch_all(remote, data.download_dir, name, distributed)
     clips = open_clips(
-        source, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
+        place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
     )
     if data.buckets is not None:
         # Every clip is read for this, so each rank reads its share.
