@@ -223,12 +223,14 @@ def test_the_control_webdataset_alone_takes_a_command_that_fails_for_one_that_di
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOPEN_VERBOSE", "1")
-    with openers.gopen(f"pipe:head -c 2000 {server.folder}/s-0.tar; sleep 0.1; exit 3") as stream:
+    with openers.gopen(f"pipe:head -c 2000 {server.folder}/s-0.tar; exec 1>&-; sleep 0.5; exit 3") as stream:
         while stream.read(100):
             pass
 
 
 # Whole runs
+
+QUIET: dict[str, Any] = {"validation": {"prompts": []}, "max_train_steps": 2}
 
 
 def _data(server: Server, tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -246,24 +248,24 @@ def test_a_run_on_fetched_shards_is_that_on_local_ones(
 ) -> None:
     server.index()
     local = {"train": f"{server.folder}/s-*.tar", "validation": f"{server.folder}/s-0.tar", "resolution": 16}
-    expected = losses(run("local", data=local))
-    assert losses(run("fetched", data=_data(server, tmp_path))) == expected
+    expected = losses(run("local", data=local, **QUIET))
+    assert losses(run("fetched", data=_data(server, tmp_path), **QUIET)) == expected
     assert "fetching train, shard 3 of 3" in capfd.readouterr().err
     # Each once, and then never again.
     assert sorted(server.asked) == ["/index.json", "/s-0.tar", "/s-1.tar", "/s-2.tar"]
-    assert losses(run("again", data=_data(server, tmp_path))) == expected
+    assert losses(run("again", data=_data(server, tmp_path), **QUIET)) == expected
     assert len(server.asked) == 4
     commands = f"pipe:cat {server.folder}/s-{{0..2}}.tar"
-    piped = run("piped", data=_data(server, tmp_path, train=commands, allow_shell_commands=True))
+    piped = run("piped", data=_data(server, tmp_path, train=commands, allow_shell_commands=True), **QUIET)
     assert losses(piped) == expected
 
 
 def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, tmp_path: Path) -> None:
     away = (server.folder / "s-1.tar").rename(tmp_path / "away")
     with pytest.raises(MobiusError, match=r"s-1\.tar cannot be fetched"):
-        run("first", data=_data(server, tmp_path))
+        run("first", data=_data(server, tmp_path), **QUIET)
     away.rename(server.folder / "s-1.tar")
-    run("second", data=_data(server, tmp_path))
+    run("second", data=_data(server, tmp_path), **QUIET)
     assert server.asked.count("/s-0.tar") == 1
 
 
