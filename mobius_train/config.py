@@ -40,18 +40,42 @@ class Section(BaseModel):
 Recipe = TypeVar("Recipe", bound=Section)
 
 
+class BucketConfig(Section):
+    """A number of frames and a size that clips are trained at."""
+
+    num_frames: int = Field(ge=1, description="1: for pictures, and the first frame of clips that fit no other")
+    width: int = Field(ge=8, description="pixels")
+    height: int = Field(ge=8, description="pixels")
+    share: float | None = Field(None, gt=0, le=1, description="of the batches; none: by its number of clips")
+
+
 class DataConfig(Section):
     """Where clips come from and what is taken from each of them."""
 
     train: str = Field(description="folder of clips, or webdataset shards as a path, glob or brace pattern")
     validation: str | None = Field(None, description="held-out clips; none: no held-out loss")
+    download_dir: Path | None = Field(None, description="shards that are named by URL are fetched once, into this")
+    allow_shell_commands: bool = Field(False, description="let pipe: in train and validation run commands in a shell")
     resolution: int = Field(256, ge=8, description="pixels, height and width")
     num_frames: int = Field(8, ge=1, description="frames evenly over the clip; 1: its first frame")
+    buckets: tuple[BucketConfig, ...] | None = Field(
+        None, min_length=1, description="each clip is trained in the one that fits it, not at num_frames and resolution"
+    )
     random_frame: bool = Field(False, description="stages on images: any of a clip's num_frames, drawn anew")
     caption_language: str = Field("en", description="key of a multilingual caption")
     cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
     cache_required: bool = Field(False, description="train on a cache that is there (tools/cache_latents.py), or fail")
     dataloader_num_workers: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _buckets_differ(self) -> DataConfig:
+        shapes = [(bucket.num_frames, bucket.width, bucket.height) for bucket in self.buckets or ()]
+        for shape in shapes:
+            if shapes.count(shape) > 1:
+                raise ValueError(f"two buckets are {'x'.join(map(str, shape))}: keep one")
+        if self.buckets and self.random_frame:
+            raise ValueError("random_frame draws from clips of one num_frames: use buckets of num_frames=1, or none")
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -189,7 +213,12 @@ class RunConfig(Section):
             raise ValueError("stage text-to-video needs data.num_frames of 2 or more")
         if self.data.random_frame and self.stage == "text-to-video":
             raise ValueError("data.random_frame makes single images, but stage is 'text-to-video'")
-        if self.stage == "text-to-image" and not self.data.random_frame and self.data.num_frames != 1:
+        frames = [bucket.num_frames for bucket in self.data.buckets or ()]
+        if frames and self.stage == "text-to-video" and max(frames) < 2:
+            raise ValueError("stage text-to-video needs one of data.buckets with num_frames of 2 or more")
+        if frames and self.stage == "text-to-image" and max(frames) > 1:
+            raise ValueError("stage text-to-image trains on single frames: data.buckets must all have num_frames=1")
+        if self.stage == "text-to-image" and not frames and not self.data.random_frame and self.data.num_frames != 1:
             raise ValueError("stage text-to-image needs data.num_frames=1 (first frames) or data.random_frame=true")
         if self.stage == "autoencoder" and self.shard_frozen:
             raise ValueError("shard_frozen shards frozen models, and stage autoencoder has none")

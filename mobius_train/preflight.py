@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from mobius_train.config import RunConfig
-from mobius_train.data.clips import describe_source
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.heartbeat import name_of
 from mobius_train.errors import MobiusError
 from mobius_train.memory.fit import fit
 from mobius_train.sources import check_local
+from mobius_train.tasks.fetch import describe_data
 from mobius_train.versions import versions
 
 # Seconds. Checkpoints and logs are ordered by their times.
@@ -129,8 +129,7 @@ def _models(config: RunConfig) -> dict[str, str]:
 
 
 def _data(config: RunConfig) -> dict[str, str]:
-    sources = (config.data.train, config.data.validation)
-    return {source: describe_source(source) for source in sources if source is not None}
+    return describe_data(config.data)
 
 
 # What a rank finds out by itself: facts to be alike everywhere, or a MobiusError.

@@ -19,12 +19,14 @@ class EncodedClip(NamedTuple):
 
     mean, std: (F, c, h, w), the autoencoder's posterior of every frame, before scaling.
     text: (L, D), the caption's embedding.
+    variants: of the clip's further captions, where it has several, for a cache; a sample has one.
     """
 
     key: str
     mean: Tensor
     std: Tensor
     text: Tensor
+    variants: tuple[Tensor, ...] = ()
 
     def frame(self, number: int) -> EncodedClip:
         """A clip of that frame alone."""

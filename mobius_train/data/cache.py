@@ -92,6 +92,8 @@ def build(
                 clip = encode(index)
                 for field in ("mean", "std", "text"):
                     tensors[f"{index}.{field}"] = getattr(clip, field).contiguous()
+                for caption, text in enumerate(clip.variants, start=1):
+                    tensors[f"{index}.text.{caption}"] = text.contiguous()
                 bar.update()
             path = _part(folder, number)
             temporary = path.with_suffix(f".tmp{share}")
@@ -127,9 +129,15 @@ class LatentCache:
         return {}
 
     def __getitem__(self, index: int) -> EncodedClip:
+        """Clip `index` with its first caption."""
+        return self.read(index, 0)
+
+    def read(self, index: int, caption: int) -> EncodedClip:
+        """Clip `index` with its caption of that number."""
         number = index // PART
         if number not in self._open:
             self._open[number] = safe_open(_part(self.folder, number), framework="pt")
         part = self._open[number]
-        mean, std, text = (part.get_tensor(f"{index}.{field}") for field in ("mean", "std", "text"))
+        fields = ("mean", "std", f"text.{caption}" if caption else "text")
+        mean, std, text = (part.get_tensor(f"{index}.{field}") for field in fields)
         return EncodedClip(self.keys[index], mean, std, text)

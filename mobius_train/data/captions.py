@@ -1,18 +1,26 @@
-"""A clip's caption from text, or from JSON that may say it in several languages."""
+"""A clip's captions from text, or from JSON that may say them in several languages and variants."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from mobius_train.errors import MobiusError
 
 SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "text")
+MAX_WEIGHT = 1e6
 
 
-def read_caption(data: bytes, suffix: str, name: str, language: str) -> str:
-    """The caption in a .txt file, or under "caption" or "text" in a .json file.
+class Caption(NamedTuple):
+    """One of the captions of a clip; a sample of it takes this one with a probability in proportion to `weight`."""
+
+    text: str
+    weight: float = 1.0
+
+
+def read_caption(data: bytes, suffix: str, name: str, language: str) -> tuple[Caption, ...]:
+    """The captions in a .txt file, which is one, or under "caption" or "text" in a .json file.
 
     Raises:
         MobiusError: naming `name`, where there is no caption or none in this language.
@@ -43,11 +51,14 @@ def read_captions(data: bytes, suffix: str, name: str) -> Any:
     return found[0]
 
 
-def caption_of(record: Any, name: str, language: str) -> str:
-    """The caption of a record {"caption" or "text": words, or {language: words}}.
+def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
+    """The captions of a record {"caption" or "text": C, or {language: C}}.
+
+    C is words, or a list of variants: words, or {"text": words, "weight": number}. Variants of weight 0 are left out,
+    and those of the same words are one.
 
     Raises:
-        MobiusError: naming `name`, where there is no caption or none in this language.
+        MobiusError: naming `name`, where there is no caption or none in this language, or a weight makes no sense.
     """
     field = next((field for field in FIELDS if isinstance(record, dict) and record.get(field) is not None), None)
     if field is None:
@@ -58,8 +69,35 @@ def caption_of(record: Any, name: str, language: str) -> str:
             languages = ", ".join(sorted(map(str, caption))) or "none"
             raise MobiusError(f"{name} has no caption in the language {language!r}; available: {languages}")
         caption = caption[language]
+    if not isinstance(caption, list):
+        return (Caption(_words(caption, name)),)
+    weights: dict[str, float] = {}
+    for variant in caption:
+        text, weight = _variant(variant, name)
+        weights[text] = weights.get(text, 0.0) + weight
+    variants = tuple(Caption(text, weight) for text, weight in weights.items() if weight > 0)
+    if not variants:
+        raise MobiusError(f"none of the {len(caption)} captions of {name} has a weight above 0")
+    return variants
+
+
+def _words(caption: Any, name: str) -> str:
     if not isinstance(caption, str) or not caption.strip():
         raise MobiusError(
             f"the caption of {name} is {'empty' if caption == '' else repr(caption)[:80]}: it wants words"
         )
     return caption.strip()
+
+
+def _variant(variant: Any, name: str) -> Caption:
+    if not isinstance(variant, dict):
+        return Caption(_words(variant, name))
+    if not set(variant) <= {"text", "weight"}:
+        raise MobiusError(
+            f'a caption of {name} has {", ".join(sorted(map(str, variant)))}: a variant has a "text" and a "weight"'
+        )
+    weight = variant.get("weight", 1.0)
+    # True is an int to Python; NaN and infinity are numbers to its JSON.
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+        raise MobiusError(f"a caption of {name} has the weight {weight!r}: a weight is a number from 0 to {MAX_WEIGHT}")
+    return Caption(_words(variant.get("text"), name), float(weight))

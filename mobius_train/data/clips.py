@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
-from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mobius_train.data.decode import check_bytes, decode
+from mobius_train.data.buckets import Shape, sort_into
+from mobius_train.data.decode import check_bytes, decode, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
 from mobius_train.data.shards import read_shards
+from mobius_train.data.source import SCHEME, expand
 from mobius_train.errors import MobiusError
 
-SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 FINGERPRINT_SPAN = 2**14  # bytes, at either end of a clip
 
 
@@ -45,17 +45,28 @@ class ClipDataset(Dataset[Clip]):
 
     identity: the same wherever the same clips with the same captions are read in the same way: its hash is made of
     keys, captions, sizes and either end of each clip's bytes, not of places or times.
+
+    shapes, files: where there are buckets, what each clip is decoded to, and what it is in its file.
+    caption_weights: of the captions of each clip that has several, by its number.
     """
 
     def __init__(self, entries: Sequence[Entry], *, num_frames: int, resolution: int) -> None:
         self.entries = list(entries)
         self.keys = [entry.key for entry in self.entries]
         self.num_frames, self.resolution = num_frames, resolution
+        self.shapes: list[Shape] | None = None
+        self.files: list[Shape] | None = None
+        self.caption_weights = {
+            index: tuple(caption.weight for caption in entry.captions)
+            for index, entry in enumerate(self.entries)
+            if len(entry.captions) > 1
+        }
         digest = hashlib.sha256()
         for entry in self.entries:
             check_bytes(entry.size, entry.suffix, entry.name)
             ends = entry.read(FINGERPRINT_SPAN), entry.read_end(FINGERPRINT_SPAN)
-            for part in (entry.key.encode(), entry.caption.encode(), str(entry.size).encode(), *ends):
+            captions = [caption.text.encode() for caption in entry.captions]
+            for part in (entry.key.encode(), *captions, str(entry.size).encode(), *ends):
                 digest.update(len(part).to_bytes(8, "little") + part)
         self.identity = {
             "clips and captions": digest.hexdigest(),
@@ -67,18 +78,59 @@ class ClipDataset(Dataset[Clip]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Clip:
-        """Clip `index`, decoded.
+        """Clip `index`, decoded, with its first caption.
 
         Raises:
             MobiusError: the clip is damaged, too large or too short.
         """
+        return self.read(index, 0)
+
+    def read(self, index: int, caption: int) -> Clip:
+        """Clip `index` with its caption of that number; raises as above."""
         entry = self.entries[index]
-        frames = decode(entry.read(), entry.suffix, entry.name, num_frames=self.num_frames, resolution=self.resolution)
-        return Clip(entry.key, entry.caption, frames)
+        num_frames, size = self.num_frames, (self.resolution, self.resolution)
+        if self.shapes is not None:
+            num_frames, *sides = self.shapes[index]
+            size = (sides[0], sides[1])
+        frames = decode(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
+        return Clip(entry.key, entry.captions[caption].text, frames)
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of clip `index`, by number."""
+        return [caption.text for caption in self.entries[index].captions]
+
+    def measure(self, share: int, shares: int) -> list[Shape]:
+        """Frames and size in its file of every clip of one share: clips share, share + shares, …
+
+        Raises:
+            MobiusError: a clip is damaged or too large.
+        """
+        return [shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]]
+
+    def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
+        """The same clips, each of the bucket's shape that fits it best.
+
+        Args:
+            files: each clip as it lies in its file.
+
+        Raises:
+            MobiusError: clips have too few frames for all buckets.
+        """
+        clips = copy(self)
+        clips.files = files
+        clips.shapes = sort_into(buckets, files, lambda index: self.entries[index].name)
+        digest = hashlib.sha256(" ".join(map(str, clips.shapes)).encode())
+        clips.identity = {
+            "clips and captions": self.identity["clips and captions"],
+            "frames and size of each clip": digest.hexdigest(),
+        }
+        return clips
 
 
-def open_clips(source: str, *, num_frames: int, resolution: int, caption_language: str = "en") -> ClipDataset:
-    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`).
+def open_clips(
+    source: str | Sequence[Path], *, num_frames: int, resolution: int, caption_language: str = "en"
+) -> ClipDataset:
+    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`), or as paths.
 
     Args:
         num_frames: evenly spaced over each clip; 1 takes its first frame.
@@ -90,16 +142,20 @@ def open_clips(source: str, *, num_frames: int, resolution: int, caption_languag
     """
     if num_frames < 1 or resolution < 1:
         raise MobiusError(f"num_frames={num_frames} and resolution={resolution} must be 1 or more")
-    _refuse_scheme(source)
-    if Path(source).is_dir():
-        entries = read_folder(Path(source), caption_language)
+    if not isinstance(source, str):
+        entries = read_shards(source, caption_language)
     else:
-        entries = read_shards(_shard_paths(source), caption_language)
+        _refuse_scheme(source)
+        if Path(source).is_dir():
+            entries = read_folder(Path(source), caption_language)
+        else:
+            entries = read_shards(_shard_paths(source), caption_language)
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
+        where = source if isinstance(source, str) else source[0].parent
         places = ", ".join(entry.name for entry in entries if entry.key == repeated[0])
         raise MobiusError(
-            f"{len(repeated)} keys occur more than once in {source}: the first is {repeated[0]}, in {places}"
+            f"{len(repeated)} keys occur more than once in {where}: the first is {repeated[0]}, in {places}"
         )
     return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
 
@@ -129,12 +185,8 @@ def _refuse_scheme(source: str) -> None:
 def _shard_paths(source: str) -> list[Path]:
     if Path(source).exists():
         return [Path(source)]
-    try:
-        patterns = list(braceexpand(source))
-    except ValueError as error:
-        raise MobiusError(f"the braces of {source!r} do not match: {error}") from error
     paths: list[Path] = []
-    for pattern in patterns:
+    for pattern in expand(source):
         _refuse_scheme(pattern)
         found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not found:

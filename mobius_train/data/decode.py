@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobius_train.data.headers import read_header
+from mobius_train.data.buckets import Shape
+from mobius_train.data.headers import Header, read_header
 from mobius_train.errors import MobiusError
 
 PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
@@ -41,11 +42,14 @@ def check_bytes(size: int, suffix: str, name: str) -> None:
         raise MobiusError(f"{name} has {size} bytes, more than the limit of {limit}: cut it or make it smaller")
 
 
-def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int) -> Tensor:
-    """Frames floor(i·n/F) of the n in the file, on white, cropped to the central square.
+def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
+    """Frames floor(i·n/F) of the n in the file, on white, cropped in the middle to the wanted aspect ratio.
+
+    Args:
+        resolution: pixels, of a square, or width and height.
 
     Returns:
-        (F, 3, resolution, resolution) uint8. Frames of that size already are left as they are.
+        (F, 3, height, width) uint8. Frames of that size already are left as they are.
 
     Raises:
         MobiusError: naming the clip: fewer frames than asked, too large, damaged, or of no known kind.
@@ -57,23 +61,48 @@ def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: 
         images = _pictures(data, name, num_frames)
     else:
         raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
-    frames = [np.asarray(_fit(image, resolution)) for image in images]
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    frames = [np.asarray(_fit(image, size)) for image in images]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def _fit(image: Image.Image, resolution: int) -> Image.Image:
-    """On white, its central square, at this resolution."""
+def shape_of(data: bytes, suffix: str, name: str) -> Shape:
+    """Frames, width and height of a clip as its headers say, and the packets of a video; no pixel is decoded.
+
+    Raises:
+        MobiusError: naming the clip: too large, damaged, or of no known kind.
+    """
+    check_bytes(len(data), suffix, name)
+    if suffix in PICTURES:
+        header = _header(data, name)
+        return Shape(header.num_frames, header.width, header.height)
+    if suffix not in VIDEOS:
+        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
+    try:
+        with _stream(data, VIDEOS[suffix], name) as (container, stream):
+            width, height = stream.codec_context.width, stream.codec_context.height
+            frames = sum(packet.size > 0 for packet in container.demux(stream))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MobiusError(f"{name} is damaged or no video of its kind: {error}") from error
+    if not min(frames, width, height):
+        raise MobiusError(f"{name} has no video frame")
+    return Shape(frames, width, height)
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """On white, its middle of the aspect ratio of `size`, at this size."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
     image = image.convert("RGB")
-    side = min(image.size)
-    if image.width != image.height:
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == resolution else image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    scale = max(size[0] / image.width, size[1] / image.height)
+    width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, size, strict=True))
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _wanted(available: int, num_frames: int, name: str) -> list[int]:
@@ -100,12 +129,17 @@ def _check_pixels(width: int, height: int, frames: int, name: str) -> None:
         )
 
 
-def _pictures(data: bytes, name: str, num_frames: int) -> list[Image.Image]:
+def _header(data: bytes, name: str) -> Header:
     try:
         header = read_header(data, MAX_CLIP_PIXELS)
     except ValueError as error:
         raise MobiusError(f"{name} cannot be read: {error}") from error
     _check_pixels(header.width, header.height, header.num_frames, name)
+    return header
+
+
+def _pictures(data: bytes, name: str, num_frames: int) -> list[Image.Image]:
+    header = _header(data, name)
     wanted = _wanted(header.num_frames, num_frames, name)
     images = []
     try:

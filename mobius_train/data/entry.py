@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mobius_train.data.captions import Caption
 from mobius_train.data.decode import check_bytes
 from mobius_train.errors import MobiusError
 
@@ -17,7 +18,7 @@ class Entry(NamedTuple):
     """
 
     key: str
-    caption: str
+    captions: tuple[Caption, ...]
     path: Path
     offset: int
     size: int

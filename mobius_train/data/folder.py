@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.data.captions import caption_of, read_caption
+from mobius_train.data.captions import Caption, caption_of, read_caption
 from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
@@ -34,9 +34,9 @@ def read_folder(folder: Path, caption_language: str) -> list[Entry]:
     return sorted(entries)
 
 
-def _entry(folder: Path, path: Path, caption: str) -> Entry:
+def _entry(folder: Path, path: Path, captions: tuple[Caption, ...]) -> Entry:
     key = path.relative_to(folder).with_suffix("").as_posix()
-    return Entry(key, caption, path, 0, path.stat().st_size, path.suffix.lower(), str(path))
+    return Entry(key, captions, path, 0, path.stat().st_size, path.suffix.lower(), str(path))
 
 
 def _paired(folder: Path, language: str) -> list[Entry]:

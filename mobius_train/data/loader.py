@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mobius_train.data.order import GlobalBatches, clip_of, frame_of
+from mobius_train.data.order import GlobalBatches, caption_of, clip_of, frame_of
 from mobius_train.stop import leave_to_parent
 
 Collate = Callable[[list[tuple[int, Any]]], Any]
@@ -19,17 +22,34 @@ class Samples(Protocol):
     keys: list[str]
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Any:
+        """The clip with its first caption."""
+
+    def read(self, index: int, caption: int) -> Any:
+        """The clip with one of its captions, by number."""
 
 
 class _InOrder(Dataset[tuple[int, Any]]):
     """(global sample index, the clip, or a frame of it, that the run's order puts there)."""
 
-    def __init__(self, samples: Samples, seed: int, random_frame_of: int | None) -> None:
-        self.samples, self.seed, self.random_frame_of = samples, seed, random_frame_of
+    def __init__(
+        self,
+        samples: Samples,
+        seed: int,
+        order: Callable[[int], int],
+        caption_weights: Mapping[int, Sequence[float]],
+        random_frame_of: int | None,
+    ) -> None:
+        self.samples, self.seed, self.order = samples, seed, order
+        self.caption_weights, self.random_frame_of = caption_weights, random_frame_of
 
     def __getitem__(self, sample_index: int) -> tuple[int, Any]:
-        sample = self.samples[clip_of(sample_index, len(self.samples), self.seed)]
+        index = self.order(sample_index)
+        weights = self.caption_weights.get(index)
+        if weights is None:
+            sample = self.samples[index]
+        else:
+            sample = self.samples.read(index, caption_of(sample_index, weights, self.seed))
         if self.random_frame_of is not None:
             sample = sample.frame(frame_of(sample_index, self.random_frame_of, self.seed))
         return sample_index, sample
@@ -54,15 +74,22 @@ def training_batches(
     world_size: int,
     samples_seen: int,
     num_workers: int,
+    order: Callable[[int], int] | None = None,
+    caption_weights: Mapping[int, Sequence[float]] | None = None,
     random_frame_of: int | None = None,
 ) -> Iterator[Any]:
     """This rank's micro-batches, for ever, continuing after `samples_seen` samples of all ranks.
 
-    random_frame_of: when given, one frame drawn from so many stands for each clip.
+    Args:
+        order: which clip each global sample is; None: `clip_of` over all of them.
+        caption_weights: of the captions of each clip that has several, by the clip's number.
+        random_frame_of: when given, one frame drawn from so many stands for each clip.
     """
+    if order is None:
+        order = partial(clip_of, count=len(samples), seed=seed)
     return iter(
         DataLoader(
-            _InOrder(samples, seed, random_frame_of),
+            _InOrder(samples, seed, order, caption_weights or {}, random_frame_of),
             batch_sampler=GlobalBatches(batch_size, rank, world_size, samples_seen),
             collate_fn=collate,
             num_workers=num_workers,
@@ -73,6 +100,13 @@ def training_batches(
     )
 
 
+class HeldoutBatch(NamedTuple):
+    """counts: (B,) bool, whether a clip counts on this rank, or is there to make ranks even."""
+
+    batch: Any
+    counts: Tensor
+
+
 def heldout_batches(
     samples: Samples,
     collate: Collate,
@@ -81,16 +115,28 @@ def heldout_batches(
     rank: int,
     world_size: int,
     max_clips: int,
+    shapes: Sequence[Any] | None = None,
     first_frame: bool = False,
     even: bool = False,
-) -> Iterator[Any]:
+) -> Iterator[HeldoutBatch]:
     """The first `max_clips` clips once, this rank's share of them; the sample index is the clip's.
 
-    even: every rank has as many; those that would have fewer end with the first clip, which counts on rank 0 only.
+    Args:
+        shapes: of the clips, where they differ: a batch is of clips of one shape.
+        even: every rank has as many batches; those that would have fewer clips end with clips that do not count.
     """
-    count = min(max_clips, len(samples))
-    mine = list(range(count))[rank::world_size]
-    if even:
-        mine += [0] * (-(-count // world_size) - len(mine))
-    chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    return iter(DataLoader(_Heldout(samples, first_frame), batch_sampler=chunks, collate_fn=collate))
+    alike: dict[Any, list[int]] = {}
+    for index in range(min(max_clips, len(samples))):
+        alike.setdefault(None if shapes is None else shapes[index], []).append(index)
+    chunks: list[list[int]] = []
+    counts: list[Tensor] = []
+    for indices in alike.values():
+        mine = indices[rank::world_size]
+        added = -(-len(indices) // world_size) - len(mine) if even else 0
+        theirs = [True] * len(mine) + [False] * added
+        mine += indices[:1] * added
+        for start in range(0, len(mine), batch_size):
+            chunks.append(mine[start : start + batch_size])
+            counts.append(torch.tensor(theirs[start : start + batch_size]))
+    loader = DataLoader(_Heldout(samples, first_frame), batch_sampler=chunks, collate_fn=collate)
+    return map(HeldoutBatch, loader, counts)

@@ -51,7 +51,7 @@ def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
     """
     entries: list[Entry] = []
     for path in paths:
-        expected = _listed(path)
+        expected = listed(path)
         _check_size(path, expected)
         samples = _samples(path)
         if expected is not None and expected.samples != len(samples):
@@ -131,6 +131,14 @@ def _samples(path: Path) -> dict[str, dict[str, Span]]:
     return dict(samples)
 
 
+def check_whole(path: Path) -> None:
+    """
+    Raises:
+        MobiusError: it is no tar of samples, or is cut off.
+    """
+    _samples(path)
+
+
 def _index(folder: Path) -> dict[str, Any]:
     """The "shards" of the folder's index.json; {} where there is none, or another program's."""
     try:
@@ -143,7 +151,8 @@ def _index(folder: Path) -> dict[str, Any]:
     return shards if isinstance(shards, dict) else {}
 
 
-def _listed(path: Path) -> Shard | None:
+def listed(path: Path) -> Shard | None:
+    """What an index.json beside a shard says of it; None where there is none, or it says nothing."""
     record = _index(path.parent).get(path.name)
     try:
         return None if record is None else Shard(**record)
@@ -178,7 +187,7 @@ def verify(folder: Path) -> int:
         raise MobiusError(f"{folder} has no {INDEX} that lists shards")
     for name in names:
         path = folder / name
-        expected = _listed(path)
+        expected = listed(path)
         _check_size(path, expected)
         if describe_shard(path) != expected:
             raise MobiusError(f"{path} is not what {INDEX} says: fetch it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,15 @@ class Encoders:
     images: ImageEncoder
     text: TextEncoder
 
-    def encode(self, clip: Clip) -> EncodedClip:
-        """One clip, on the CPU, as a cache stores it."""
+    def encode(self, clip: Clip, variants: Sequence[str] = ()) -> EncodedClip:
+        """One clip, on the CPU, as a cache stores it.
+
+        Args:
+            variants: further captions of it.
+        """
         mean, std = self.images.posterior(clip.frames)
-        text = self.text.encode(clip.caption, where=clip.key)
-        return EncodedClip(clip.key, mean.cpu(), std.cpu(), text.cpu())
+        text, *others = (self.text.encode(caption, where=clip.key).cpu() for caption in (clip.caption, *variants))
+        return EncodedClip(clip.key, mean.cpu(), std.cpu(), text, tuple(others))
 
     def encode_batch(self, batch: ClipBatch) -> EncodedBatch:
         """A batch, clip by clip: the same bits as the cache."""

@@ -175,6 +175,8 @@ def _offload_weights(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | N
 
 
 def _half_resolution(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.data.buckets:
+        return None
     data = config.data.model_copy(update={"resolution": config.data.resolution // 2})
     return (_recipe(config, data=data), layout) if data.resolution % 64 == 0 else None
 

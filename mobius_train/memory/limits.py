@@ -31,8 +31,8 @@ class Quantity:
     stages: tuple[str, ...] = ("text-to-video", "text-to-image", "autoencoder")
 
     def applies(self, config: RunConfig) -> bool:
-        """Whether the recipe's stage knows it."""
-        return config.stage in self.stages
+        """Whether the recipe's stage knows it, and buckets do not say otherwise."""
+        return config.stage in self.stages and not (self.name.startswith("data.") and config.data.buckets)
 
 
 def _data(config: RunConfig, **changes: int) -> RunConfig:

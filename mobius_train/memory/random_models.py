@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import BatchEncoding
 
 from mobius_train.config import RunConfig
+from mobius_train.data.buckets import Shape
 from mobius_train.data.clips import Clip, ClipDataset
 from mobius_train.diffusion.objective import DiffusionObjective
 from mobius_train.encoders.text import TextEncoder
@@ -20,6 +21,7 @@ from mobius_train.engine.distributed import Distributed
 from mobius_train.memory.models import find_configs
 from mobius_train.memory.simulate import new_text_encoder, new_vae
 from mobius_train.tasks.build import diffusion_task
+from mobius_train.tasks.data import largest_shape
 from mobius_train.tasks.diffusion import DiffusionTask
 from mobius_train.tasks.options import check_device
 
@@ -45,7 +47,7 @@ def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> Di
         unet = UNet2DConditionModel.from_config(configs.unet)
         vae, text_model = new_vae(configs.vae), new_text_encoder(configs.text_encoder)
         text = TextEncoder(text_model, RandomTokens(text_model.config), distributed.device, config.max_text_tokens)
-        clips = RandomClips(config.data.num_frames, config.data.resolution)
+        clips = RandomClips(largest_shape(config.data))
         heldout = None if config.data.validation is None else clips
         task = diffusion_task(config, unet, objective, vae, text, clips, heldout, distributed)
     # Where `build_task` leaves it: an engine that starts from float32 weights on the GPU would need room for them.
@@ -56,17 +58,21 @@ def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> Di
 class RandomClips(ClipDataset):
     """Noise with captions."""
 
-    def __init__(self, num_frames: int, resolution: int) -> None:
-        super().__init__([], num_frames=num_frames, resolution=resolution)
+    def __init__(self, shape: Shape) -> None:
+        super().__init__([], num_frames=shape.num_frames, resolution=shape.width)
+        self._shape = shape
         self.keys = [f"random-{index}" for index in range(CLIPS)]
 
     def __len__(self) -> int:
         return CLIPS
 
-    def __getitem__(self, index: int) -> Clip:
-        shape = (self.num_frames, 3, self.resolution, self.resolution)
+    def read(self, index: int, caption: int) -> Clip:
+        shape = (self._shape.num_frames, 3, self._shape.height, self._shape.width)
         frames = torch.randint(256, shape, dtype=torch.uint8, device="cpu")
         return Clip(self.keys[index], "noise", frames)
+
+    def captions(self, index: int) -> list[str]:
+        return ["noise"]
 
 
 class RandomTokens:

@@ -30,7 +30,7 @@ DECISIVE = (
     "use_ema",
     "shard_frozen",
 )
-DECISIVE_DATA = ("resolution", "num_frames")
+DECISIVE_DATA = ("resolution", "num_frames", "buckets")
 
 
 @dataclass(frozen=True)

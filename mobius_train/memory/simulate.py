@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, ChineseCLIPTextModel, CLIPTextModel
 
 from mobius_train.config import RunConfig
+from mobius_train.data.buckets import Shape as ClipShape
 from mobius_train.encoders.images import to_pixels
 from mobius_train.errors import MobiusError
 from mobius_train.memory.models import ModelConfigs
@@ -30,6 +31,7 @@ from mobius_train.models.temporal import TemporalAttention, TemporalConv
 from mobius_train.models.units import layer_units
 from mobius_train.tasks.autoencoder import Autoencoding
 from mobius_train.tasks.build import denoiser_of
+from mobius_train.tasks.data import largest_shape
 from mobius_train.tasks.options import DTYPES, frozen_dtype
 from mobius_train.tasks.sharded import text_layers
 
@@ -119,7 +121,10 @@ class Simulator:
                 raise MobiusError(f"the recipe's models do not run together: {reason}") from error
 
     def _built(self, config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Models:
-        same = {"data": config.data.model_copy(update={"num_frames": 8, "resolution": 256}), "train_batch_size": 1}
+        same = {
+            "data": config.data.model_copy(update={"num_frames": 8, "resolution": 256, "buckets": None}),
+            "train_batch_size": 1,
+        }
         key = f"{config.model_copy(update=same).model_dump_json()} {dtype}"
         if key not in self._models:
             self._models[key] = _build(config, models, dtype)
@@ -153,9 +158,14 @@ def _build(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> _Mode
 def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -> Simulation:
     denoiser, vae, text_encoder = models.denoiser, models.vae, models.text_encoder
     tokens = _text_tokens(config, text_encoder)
-    frames = 1 if config.stage == "text-to-image" else config.data.num_frames
-    size = config.data.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    latent = (int(vae.config.latent_channels), frames, size, size)
+    shape = largest_shape(config.data)
+    if config.stage == "text-to-image":
+        shape = shape._replace(num_frames=1)
+    # Samples are drawn at num_frames and resolution, whatever the buckets are.
+    sampled = 1 if config.stage == "text-to-image" else config.data.num_frames
+    channels, reduction = int(vae.config.latent_channels), 2 ** (len(vae.config.block_out_channels) - 1)
+    latent = (channels, shape.num_frames, shape.height // reduction, shape.width // reduction)
+    size = config.data.resolution // reduction
 
     batch, guided = config.train_batch_size, 2 if config.validation.guidance_scale > 1 else 1
     heldout = 0
@@ -163,10 +173,10 @@ def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -
         heldout = _without_graph(lambda: _predict(denoiser, batch, latent, tokens, dtype))
     sampling = 0
     if config.validation.prompts:
-        parts = min(frames, DECODED_AT_ONCE)
+        parts = min(sampled, DECODED_AT_ONCE)
         sampling = max(
-            _without_graph(lambda: _predict(denoiser, guided, latent, tokens, dtype)),
-            _without_graph(lambda: vae.decode(torch.randn(parts, latent[0], size, size)).sample),
+            _without_graph(lambda: _predict(denoiser, guided, (channels, sampled, size, size), tokens, dtype)),
+            _without_graph(lambda: vae.decode(torch.randn(parts, channels, size, size)).sample),
         )
     return Simulation(
         trained=_elements(denoiser.trained, True),
@@ -178,7 +188,7 @@ def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -
         text=_frozen(text_encoder, text_layers(text_encoder)),
         step=_denoiser_step(denoiser, batch, latent, tokens, dtype),
         encoding=max(
-            _without_graph(lambda: _encode(vae, frames, config.data.resolution)),
+            _without_graph(lambda: _encode(vae, shape)),
             _without_graph(lambda: text_encoder(**_caption(tokens))),
         ),
         sampling=sampling,
@@ -189,14 +199,14 @@ def _simulate_denoiser(config: RunConfig, models: _Models, dtype: torch.dtype) -
 def _simulate_autoencoder(config: RunConfig, models: ModelConfigs, dtype: torch.dtype) -> Simulation:
     vae = AutoencoderKL.from_config(models.vae)
     model = Autoencoding(vae)
-    images, size = config.train_batch_size * config.data.num_frames, config.data.resolution
-    if config.data.random_frame:
-        images = config.train_batch_size
-    latent = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = largest_shape(config.data)
+    images = config.train_batch_size * (1 if config.data.random_frame else shape.num_frames)
+    reduction = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = shape.height // reduction, shape.width // reduction
 
     def reconstruct(images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        pixels = torch.randn(images, 3, size, size, dtype=dtype)
-        noise = torch.randn(images, vae.config.latent_channels, latent, latent, dtype=dtype)
+        pixels = torch.randn(images, 3, shape.height, shape.width, dtype=dtype)
+        noise = torch.randn(images, vae.config.latent_channels, height, width, dtype=dtype)
         output, mean, logvar = model(pixels, noise)
         return (output.float() - pixels.float()).flatten(1), mean.float(), logvar.float()
 
@@ -278,9 +288,9 @@ def _text_width(denoiser: Any) -> int:
     return int(denoiser.config.cross_attention_dim)
 
 
-def _encode(vae: Any, frames: int, resolution: int) -> tuple[Tensor, Tensor]:
+def _encode(vae: Any, shape: ClipShape) -> tuple[Tensor, Tensor]:
     """As `ImageEncoder.posterior`."""
-    pixels = to_pixels(torch.zeros(frames, 3, resolution, resolution, dtype=torch.uint8))
+    pixels = to_pixels(torch.zeros(shape.num_frames, 3, shape.height, shape.width, dtype=torch.uint8))
     distribution = vae.encode(pixels).latent_dist
     return distribution.mean, distribution.std
 

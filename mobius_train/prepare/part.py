@@ -126,7 +126,7 @@ def _first(reference: Reference, number: int) -> Clip:
 
 def _place(reference: Reference) -> Entry:
     path = Path(reference.path)
-    return Entry(reference.key, "", path, reference.offset, reference.size, path.suffix, reference.origin)
+    return Entry(reference.key, (), path, reference.offset, reference.size, path.suffix, reference.origin)
 
 
 def _captions(reference: Reference) -> dict[str, str]:
@@ -136,7 +136,7 @@ def _captions(reference: Reference) -> dict[str, str]:
         path, offset, size, suffix = reference.caption_at
         if size > MAX_CAPTION_BYTES:
             raise Dropped("bad caption", f"{size} bytes")
-        entry = Entry(reference.key, "", Path(path), offset, size, suffix, path)
+        entry = Entry(reference.key, (), Path(path), offset, size, suffix, path)
         try:
             caption = read_captions(entry.read_any(), suffix, reference.origin)
         except MobiusError as error:

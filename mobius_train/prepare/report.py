@@ -161,7 +161,7 @@ def _frames(decode: Decode, inputs: Inputs, row: dict[str, Any]) -> Frames | Non
         return None
     clip = Clip.of_row({name: value for name, value in row.items() if name != "part"})
     path = Path(reference.path)
-    clip.place = Entry(reference.key, "", path, reference.offset, reference.size, path.suffix, reference.origin)
+    clip.place = Entry(reference.key, (), path, reference.offset, reference.size, path.suffix, reference.origin)
     begin, end = clip.start, clip.end
     try:
         decode.model_copy(update={"more_frames_than": 0}).process(clip)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from mobius_train.config import RunConfig
 from mobius_train.data.batch import ClipBatch
 from mobius_train.data.clips import ClipDataset
-from mobius_train.data.loader import heldout_batches, training_batches
+from mobius_train.data.loader import HeldoutBatch, heldout_batches
 from mobius_train.diffusion.randomness import sample_generator
 from mobius_train.encoders.images import to_frames, to_pixels
 from mobius_train.engine.distributed import Distributed
 from mobius_train.media import contact_sheet
 from mobius_train.models.units import layer_units
+from mobius_train.tasks.data import recipe_batches
 from mobius_train.tasks.task import Inference, Shown, Total, Weights
 
 
@@ -67,17 +68,7 @@ class AutoencoderTask:
         """Nothing to prepare: pixels are read as they are."""
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch]:
-        return training_batches(
-            self.train,
-            ClipBatch.collate,
-            batch_size=self.config.train_batch_size,
-            seed=self.config.seed,
-            rank=self.distributed.rank,
-            world_size=self.distributed.world_size,
-            samples_seen=samples_seen,
-            num_workers=self.config.data.dataloader_num_workers,
-            random_frame_of=self.config.data.num_frames if self.config.data.random_frame else None,
-        )
+        return recipe_batches(self.config, self.train, self.train, ClipBatch.collate, self.distributed, samples_seen)
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch) -> Tensor:
         pixels = to_pixels(batch.frames).to(self.distributed.device, self._dtype)
@@ -107,7 +98,7 @@ class AutoencoderTask:
             return None
         model = self._inference.model(weights)
         losses: list[float] = []
-        for batch in self._heldout_batches(self.distributed.rank, self.distributed.world_size):
+        for batch, _ in self._heldout_batches(self.distributed.rank, self.distributed.world_size):
             pixels = to_pixels(batch.frames).to(self.distributed.device)
             noise = torch.zeros_like(self._noise(batch, 0)).to(pixels)
             reconstruction, _, _ = model(pixels.flatten(0, 1), noise.flatten(0, 1))
@@ -116,7 +107,7 @@ class AutoencoderTask:
             losses += per_clip.tolist()
         return Total(sum(losses), len(losses))
 
-    def _heldout_batches(self, rank: int, world_size: int) -> Iterator[ClipBatch]:
+    def _heldout_batches(self, rank: int, world_size: int) -> Iterator[HeldoutBatch]:
         assert self.heldout is not None
         return heldout_batches(
             self.heldout,
@@ -125,6 +116,7 @@ class AutoencoderTask:
             rank=rank,
             world_size=world_size,
             max_clips=self.config.validation.max_clips,
+            shapes=self.heldout.shapes,
             first_frame=self.config.data.random_frame,
         )
 
@@ -161,7 +153,9 @@ class AutoencoderTask:
         step = len(self.train) // count
         means = torch.cat(
             [
-                vae.encode(to_pixels(self.train[i * step].frames).to(self.distributed.device)).latent_dist.mean
+                vae.encode(
+                    to_pixels(self.train[i * step].frames).to(self.distributed.device)
+                ).latent_dist.mean.flatten()
                 for i in range(count)
             ]
         )

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 
 from mobius_train.config import RunConfig
-from mobius_train.data.clips import ClipDataset, open_clips
+from mobius_train.data.clips import ClipDataset
 from mobius_train.diffusion.objective import DiffusionObjective
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.images import ImageEncoder
@@ -21,7 +21,9 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.tasks.autoencoder import AutoencoderTask
+from mobius_train.tasks.data import open_data
 from mobius_train.tasks.diffusion import DiffusionTask
+from mobius_train.tasks.fetch import describe_data
 from mobius_train.tasks.load import load_part, load_unet
 from mobius_train.tasks.options import (
     DTYPES,
@@ -43,11 +45,12 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     # The same new weights on every rank.
     torch.manual_seed(config.seed)
     dtype = DTYPES[config.mixed_precision]
-    train = _open(config, config.data.train)
-    heldout = None if config.data.validation is None else _open(config, config.data.validation)
+    # That they are there at all; reading, and fetching, comes when the recipe's models are known to fit.
+    describe_data(config.data)
     if config.stage == "autoencoder":
         vae = load_part(AutoencoderKL, "vae", config.vae_config, config.pretrained_model_name_or_path)
         _check_resolution(config, vae)
+        train, heldout = open_data(config, distributed)
         return AutoencoderTask(config, vae, train, heldout, distributed, dtype)
 
     unet = load_unet(config.unet_config, config.pretrained_model_name_or_path)
@@ -60,6 +63,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
         raise MobiusError("no text encoder: set text_encoder_name_or_path")
     text = load_text_encoder(text_source, distributed.device, config.max_text_tokens)
     _check_fit(unet, vae, text.width, text_source)
+    train, heldout = open_data(config, distributed)
     return diffusion_task(config, unet, objective, vae, text, train, heldout, distributed)
 
 
@@ -98,24 +102,14 @@ def denoiser_of(config: RunConfig, unet: Any) -> Denoiser:
     return denoiser
 
 
-def _open(config: RunConfig, source: str) -> ClipDataset:
-    clips = open_clips(
-        source,
-        num_frames=config.data.num_frames,
-        resolution=config.data.resolution,
-        caption_language=config.data.caption_language,
-    )
-    # What is wrong with all clips shows in the first: too few frames, say.
-    clips[0]
-    return clips
-
-
 def _check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
     reduction = 2 ** (len(vae.config.block_out_channels) - 1)
-    if config.data.resolution % reduction:
-        raise MobiusError(
-            f"data.resolution={config.data.resolution} is no multiple of {reduction}, the autoencoder's reduction"
-        )
+    sides = {"data.resolution": config.data.resolution}
+    for number, bucket in enumerate(config.data.buckets or ()):
+        sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
+    for name, pixels in sides.items():
+        if pixels % reduction:
+            raise MobiusError(f"{name}={pixels} is no multiple of {reduction}, the autoencoder's reduction")
 
 
 def _check_fit(unet: Any, vae: AutoencoderKL, text_width: int, text_source: str) -> None:

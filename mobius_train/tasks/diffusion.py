@@ -5,7 +5,7 @@ Legend: B clips, C latent channels, F frames, h, w latent size; L text tokens, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from mobius_train.config import RunConfig
 from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
-from mobius_train.data.loader import Collate, Samples, heldout_batches, training_batches
+from mobius_train.data.loader import Collate, Samples, heldout_batches
 from mobius_train.diffusion.objective import DiffusionObjective
 from mobius_train.diffusion.randomness import draw
 from mobius_train.encoders.encoders import Encoders
@@ -29,6 +29,7 @@ from mobius_train.metrics.motion import motion
 from mobius_train.models import Denoiser, weights_hash
 from mobius_train.models.units import layer_units
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.tasks.data import recipe_batches
 from mobius_train.tasks.sharded import Sharded, text_layers
 from mobius_train.tasks.task import Inference, Shown, Total, Weights
 
@@ -133,22 +134,13 @@ class DiffusionTask:
         return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
-        return self.encoders.encode(clips[index])
+        return self.encoders.encode(clips[index], clips.captions(index)[1:])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:
-        train = self._samples["train"]
-        assert train is not None
-        return training_batches(
-            train,
-            self._collate,
-            batch_size=self.config.train_batch_size,
-            seed=self.config.seed,
-            rank=self.distributed.rank,
-            world_size=self.distributed.world_size,
-            samples_seen=samples_seen,
-            num_workers=self.config.data.dataloader_num_workers,
-            random_frame_of=self.config.data.num_frames if self.config.data.random_frame else None,
-        )
+        clips, samples = self._clips["train"], self._samples["train"]
+        assert clips is not None
+        assert samples is not None
+        return recipe_batches(self.config, clips, samples, self._collate, self.distributed, samples_seen)
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
         encoded = self.encoded(batch)
@@ -172,24 +164,23 @@ class DiffusionTask:
     @torch.no_grad()
     def heldout_loss(self, weights: Weights) -> Total | None:
         """Plain mean squared error at fixed shares of the schedule, the same noise in every run."""
-        heldout = self._samples["heldout"]
-        if heldout is None:
+        clips, heldout = self._clips["heldout"], self._samples["heldout"]
+        if clips is None or heldout is None:
             return None
         model = self._inference.model(weights)
         losses: list[float] = []
-        for batch in heldout_batches(
+        for batch, mine in heldout_batches(
             heldout,
             self._collate,
             batch_size=self.config.train_batch_size,
             rank=self.distributed.rank,
             world_size=self.distributed.world_size,
             max_clips=self.config.validation.max_clips,
+            shapes=clips.shapes,
             first_frame=self.config.data.random_frame,
             even=self.config.shard_frozen,
         ):
             encoded = self.encoded(batch)
-            # What is there to make ranks even is another one's.
-            mine = encoded.sample_index % self.distributed.world_size == self.distributed.rank
             draws = draw(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
             latents = self._latents(encoded, draws.posterior)
             for quantile in self.config.validation.timestep_quantiles:
@@ -247,10 +238,13 @@ class DiffusionTask:
         return Shown(write_clips(list(clips), validation.prompts, folder), figures)
 
     def _some_training_clips(self, count: int) -> Iterator[Tensor]:
-        """Frames of clips spread evenly over the training data."""
+        """Frames of clips spread evenly over the training data, of those that move."""
         clips = self._clips["train"]
         assert clips is not None
-        for index in range(0, len(clips), max(1, len(clips) // count)):
+        moving: Sequence[int] = range(len(clips))
+        if clips.shapes is not None:
+            moving = [index for index, shape in enumerate(clips.shapes) if shape.num_frames > 1]
+        for index in moving[:: max(1, len(moving) // count)]:
             yield clips[index].frames
 
     def export(self, weights: Weights, folder: Path) -> None:

@@ -21,8 +21,8 @@ from braceexpand import braceexpand
 from pydantic import Field
 
 from mobius_train.config import Section
-from mobius_train.data.clips import SCHEME
 from mobius_train.data.decode import MAX_VIDEO_BYTES
+from mobius_train.data.source import SCHEME
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
