@@ -127,7 +127,7 @@ def prepared(tmp_path: Path) -> tuple[Path, dict[str, dict], str]:
     (folder / os.fsdecode(b"name-\xff.txt")).write_text("a file whose name is no UTF-8")
     output = tmp_path / "out"
     before = set(tmp_path.rglob("*"))
-    assert prepare(made.recipe(output, {"kind": "folder", "path": str(folder)}))
+    prepare(made.recipe(output, {"kind": "folder", "path": str(folder)}))
     assert {path for path in set(tmp_path.rglob("*")) - before if not path.is_relative_to(output)} == set()
     rows = {row["origin"].removeprefix(f"{folder}/"): row for row in made.rows(output)}
     return output, rows, (output / "report" / "report.md").read_text(encoding="utf-8")
@@ -202,7 +202,7 @@ def test_hostile_members_of_archives_are_named_and_land_nowhere(tmp_path: Path, 
     path = _tar(tmp_path / f"heap.{ending}", _members(), "w:gz" if ending == "tar.gz" else "w")
     output = tmp_path / "out"
     before = set(tmp_path.iterdir())
-    assert prepare(made.recipe(output, {"kind": "archive", "path": str(path)}))
+    prepare(made.recipe(output, {"kind": "archive", "path": str(path)}))
     found = {}
     for row in made.rows(output):
         found.setdefault(row["origin"].partition("!")[2], []).append(row["reason"])
@@ -224,7 +224,7 @@ def test_an_archive_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         end = tar.getmember("twice.webp").offset_data + 10
     path.write_bytes(path.read_bytes()[:end])
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)}))
     found = {
         Path(row["origin"].partition("!")[2] or row["origin"]).name: row["reason"]
         for row in made.rows(tmp_path / "out")
@@ -237,7 +237,7 @@ def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> 
         archive.writestr("good.webp", GOOD)
         archive.writestr("good.txt", "words")
         archive.writestr("../escaped.webp", GOOD)
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(tmp_path / "heap.zip")}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(tmp_path / "heap.zip")}))
     assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
         "good.webp": None,
         "../escaped.webp": "path traversal",
@@ -247,7 +247,7 @@ def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> 
 def test_a_shard_with_two_clips_of_a_key_names_both(tmp_path: Path) -> None:
     members = [("a.webp", GOOD), ("a.gif", b"GIF89a"), ("a.txt", b"words"), ("b.left.webp", GOOD), ("b.txt", b"words")]
     path = _tar(tmp_path / "heap.tar", [(tarfile.TarInfo(name), data) for name, data in members])
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": str(path)}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": str(path)}))
     assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
         "a.webp": "duplicate key",
         "a.gif": "duplicate key",
@@ -265,7 +265,7 @@ def test_bad_lines_of_metadata_are_named(tmp_path: Path) -> None:
     ]
     (folder / "metadata.jsonl").write_text("\n".join([*map(json.dumps, lines), "{broken"]) + "\n")
     (tmp_path / "secret.webp").write_bytes(GOOD)
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
     reasons = [row["reason"] for row in made.rows(tmp_path / "out")]
     assert reasons == [None, "path traversal", "unreadable", "missing member", "damaged"]
 
