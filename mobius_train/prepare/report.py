@@ -34,6 +34,7 @@ class Counts:
 
     stages: list[str]
     clips: int = 0
+    joined: int = 0  # shots that became part of the one before
     kept: int = 0
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -52,6 +53,7 @@ def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
     found: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
     for row in rows:
         counts.clips += 1
+        counts.joined += row["scores"].get("stitch", {}).get("joined", 1) - 1
         counts.notes.update(note.partition(":")[0] for note in row["notes"])
         if row["kept"]:
             counts.kept += 1
@@ -98,12 +100,16 @@ def _table(counts: Counts, inputs: int) -> Iterator[str]:
     yield f"# {inputs} inputs, {counts.clips} clips, {counts.kept} kept\n"
     yield "| stage | clips before | dropped | why |"
     yield "|---|---:|---:|---|"
-    left = counts.clips
+    left = inputs
+    changes = {"shots": counts.clips + counts.joined - inputs, "stitch": -counts.joined}
     for stage in counts.stages:
         whys = counts.dropped.get(stage, {})
+        words = [f"{why} {n}" for why, n in whys.items()]
+        if change := changes.get(stage, 0):
+            words.append(f"{abs(change)} clips {'more, cut' if change > 0 else 'fewer, joined'}")
         dropped = sum(whys.values())
-        yield f"| {stage} | {left} | {dropped} | {', '.join(f'{why} {n}' for why, n in whys.items())} |"
-        left -= dropped
+        yield f"| {stage} | {left} | {dropped} | {', '.join(words)} |"
+        left += change - dropped
     yield f"| kept | {left} | | |"
 
 
@@ -129,10 +135,12 @@ def _histograms(counts: Counts) -> Iterator[str]:
         values = kept + dropped
         low, high = min(values), max(values)
         yield f"{name}: {len(values)} clips, {low:g} to {high:g}, mean {sum(values) / len(values):g}"
-        width = (high - low) / BINS or 1.0
-        bins = [Counter(min(BINS - 1, int((value - low) / width)) for value in side) for side in (kept, dropped)]
-        most = max(bins[0][number] + bins[1][number] for number in range(BINS))
-        for number in range(BINS if high > low else 1):
+        numbers = high - low < BINS and all(value == int(value) for value in values)
+        width, number_of_bins = (1.0, int(high - low) + 1) if numbers else ((high - low) / BINS or 1.0, BINS)
+        last = number_of_bins - 1
+        bins = [Counter(min(last, int((value - low) / width)) for value in side) for side in (kept, dropped)]
+        most = max(bins[0][number] + bins[1][number] for number in range(number_of_bins))
+        for number in range(number_of_bins if high > low else 1):
             parts = [round(BAR * side[number] / most) for side in bins]
             bar = "#" * parts[0] + "." * parts[1]
             yield f"  {low + number * width:10.4g} {bar:{BAR + 1}} {bins[0][number]} + {bins[1][number]}"

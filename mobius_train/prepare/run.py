@@ -34,7 +34,7 @@ ROWS, WORK = "index.jsonl", "work"
 
 
 class Task(NamedTuple):
-    """This process among those that share the output folder: parts i, i + of, i + 2·of, … are the first that it does."""
+    """This process among those that share the output folder: it begins with parts i, i + of, i + 2·of, …"""
 
     number: int
     of: int
@@ -66,6 +66,10 @@ def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> None:
 
 
 def _prepare(config: PrepareConfig, workers: int, task: Task) -> None:
+    # Parts are what runs side by side; sums of several threads may come out differently; and threads don't survive
+    # the fork of a worker.
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     for stage in config.stages:
         stage.check()
     work = config.output_dir / WORK
@@ -113,12 +117,6 @@ def _do(part: int) -> int:
     return run_part(part=part, **_shared)
 
 
-def _one_thread() -> None:
-    """Parts are what runs side by side; and sums of several threads may come out differently."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
 def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Task) -> None:
     """Until every part is through the pass."""
     _shared.update(config=config, work=config.output_dir / WORK, inputs=inputs, current=current)
@@ -139,13 +137,12 @@ def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], titl
         return
     with tqdm(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
         if workers == 1:
-            _one_thread()
             for part in missing:
                 bar.update(_do(part))
             return
         try:
             # Forked: a spawned process would import everything again.
-            with ProcessPoolExecutor(workers, get_context("fork"), _one_thread) as pool:
+            with ProcessPoolExecutor(workers, get_context("fork")) as pool:
                 running: set[Future[int]] = set()
                 waiting = iter(missing)
                 while True:

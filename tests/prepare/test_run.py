@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import made
@@ -19,7 +20,9 @@ import pytest
 import torch
 import yaml
 from made import PrepareConfig
+from tqdm import tqdm
 
+from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.data.shards import verify
 from mobius_train.environment import array_task
@@ -61,6 +64,7 @@ def _start(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> BasePro
     def work() -> None:
         os.setsid()
         torch.set_num_threads(1)  # threads do not survive a fork
+        tqdm.set_lock(RLock())  # its own is shared by all forks, and would stay locked by one that is killed
         prepare(config, workers, task)
 
     process = get_context("fork").Process(target=work)
@@ -201,6 +205,17 @@ def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "max_shares: no such key" in done.stderr
+
+
+def test_an_override_reaches_into_the_lists_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("sources: [{kind: folder, path: a}]\nstages: [{name: decode}]\noutput_dir: out\n")
+    config = load_as(PrepareConfig, path, ["sources.0.path=b", "stages.0.fps=8"])
+    assert str(config.sources[0].path) == "b"
+    assert config.stages[0].fps == 8
+    for override in ("sources.1.path=b", "sources.x.path=b"):
+        with pytest.raises(MobiusError, match="no such place"):
+            load_as(PrepareConfig, path, [override])
 
 
 @pytest.mark.parametrize(
