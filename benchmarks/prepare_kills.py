@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -52,18 +51,14 @@ def start(arguments: argparse.Namespace, output: Path, workers: int) -> subproce
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(process: subprocess.Popen[bytes], output: Path) -> None:
-    if process.wait():
+def finish(process: subprocess.Popen[bytes], output: Path, began: float) -> dict[str, float]:
+    """Wait for the end of a start; its seconds of wall clock and of processors, workers included."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         log = output.with_suffix(".log").read_text(encoding="utf-8")
         raise MobiusError(f"the preparation failed (exit code {process.returncode}):\n{log[-3000:]}")
-
-
-def timed(arguments: argparse.Namespace, output: Path, workers: int) -> dict[str, float]:
-    """An uninterrupted run: its seconds of wall clock and of processors."""
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    finish(start(arguments, output, workers), output)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = usage.ru_utime + usage.ru_stime
     return {"wall_seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
 
 
@@ -74,7 +69,7 @@ def killed(arguments: argparse.Namespace, output: Path, seconds: float) -> list[
     for _ in range(arguments.kills):
         process = start(arguments, output, 2)
         try:
-            waited = chance.uniform(0, 1.2 * seconds / (arguments.kills + 1))
+            waited = chance.uniform(0, seconds / (arguments.kills + 1))
             time.sleep(waited)
             if process.poll() is not None:
                 raise MobiusError(f"the run was over after {len(kills)} kills: take another --seed")
@@ -86,7 +81,7 @@ def killed(arguments: argparse.Namespace, output: Path, seconds: float) -> list[
         unfinished = len([path for path in output.rglob("*") if path.name.startswith((".tmp-", ".listing-"))])
         kills.append({"after_seconds": round(waited, 2), "parts_done": done, "unfinished_files": unfinished})
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
-    finish(start(arguments, output, 2), output)
+    finish(start(arguments, output, 2), output, time.monotonic())
     return kills
 
 
@@ -125,11 +120,16 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory(prefix="prepare-kills-") as folder:
         one, two, parts = (Path(folder) / name for name in ("one", "two", "killed"))
-        times = {"1 worker": timed(arguments, one, 1)}
-        print(times, flush=True)
-        times["2 workers"] = timed(arguments, two, 2)
-        print(times, flush=True)
-        kills = killed(arguments, parts, times["2 workers"]["wall_seconds"])
+        began = time.monotonic()
+        slow = start(arguments, one, 1)
+        try:
+            two_workers = finish(start(arguments, two, 2), two, began)
+            print(f"2 workers: {two_workers}", flush=True)
+            kills = killed(arguments, parts, two_workers["wall_seconds"])
+            one_worker = finish(slow, one, began)
+        finally:
+            if slow.returncode is None:
+                os.killpg(slow.pid, signal.SIGKILL)
         index = json.loads((one / "index.json").read_text(encoding="utf-8"))
         results = {
             "kills": len(kills),
@@ -148,7 +148,8 @@ def main() -> None:
             "kept": index["kept"],
             "dropped": index["dropped"],
             "report": table.splitlines(),
-            "times": times,
+            "cpu_seconds": {"1 worker": one_worker["cpu_seconds"], "2 workers": two_workers["cpu_seconds"]},
+            "wall_seconds": {"2 workers, 1 worker beside them": two_workers["wall_seconds"]},
             "seed": arguments.seed,
             "config": arguments.config.name,
             "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
