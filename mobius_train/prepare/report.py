@@ -30,7 +30,10 @@ NAMED = 10  # inputs named for each reason
 
 @dataclass
 class Counts:
-    """clips: after shots have been cut. dropped: by stage and reason. examples: origins, the first of each reason."""
+    """clips: after shots have been cut. dropped: by stage and reason. examples: origins, the first of each reason.
+
+    notes: what was odd and mended, and the first origins of each.
+    """
 
     stages: list[str]
     clips: int = 0
@@ -39,6 +42,7 @@ class Counts:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    noted: dict[str, list[str]] = field(default_factory=dict)
     outputs: Counter[str] = field(default_factory=Counter)
     scores: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # kept, dropped
 
@@ -54,20 +58,26 @@ def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
     for row in rows:
         counts.clips += 1
         counts.joined += row["scores"].get("stitch", {}).get("joined", 1) - 1
-        counts.notes.update(note.partition(":")[0] for note in row["notes"])
+        for note in row["notes"]:
+            kind = note.partition(":")[0]
+            counts.notes[kind] += 1
+            _name(counts.noted.setdefault(kind, []), row, note.partition(": ")[2])
         if row["kept"]:
             counts.kept += 1
             output = row["output"]
             counts.outputs[f"{output['width']}x{output['height']}, {output['num_frames']} frames"] += 1
         else:
             found[row["stage"]][row["reason"]] += 1
-            examples = counts.examples.setdefault((row["stage"], row["reason"]), [])
-            if len(examples) < NAMED:
-                examples.append(row["origin"] + (f": {row['detail']}" if row["detail"] else ""))
+            _name(counts.examples.setdefault((row["stage"], row["reason"]), []), row, row["detail"])
         for name, value in _numbers(row):
             counts.scores.setdefault(name, ([], []))[not row["kept"]].append(value)
     counts.dropped = {stage: dict(whys.most_common()) for stage, whys in found.items() if whys}
     return counts
+
+
+def _name(examples: list[str], row: dict[str, Any], detail: str) -> None:
+    if len(examples) < NAMED:
+        examples.append(row["origin"] + (f": {detail}" if detail else ""))
 
 
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -120,7 +130,9 @@ def _reasons(counts: Counts) -> Iterator[str]:
         yield from (f"  - `{example}`" for example in examples)
     if counts.notes:
         yield "\n## Oddities that were mended\n"
-        yield from (f"- {note}: {n}" for note, n in sorted(counts.notes.items()))
+        for note, number in sorted(counts.notes.items()):
+            yield f"- {note} ({number}):"
+            yield from (f"  - `{example}`" for example in counts.noted[note])
 
 
 def _outputs(counts: Counts) -> Iterator[str]:

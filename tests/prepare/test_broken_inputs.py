@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -98,6 +99,7 @@ FILES = {
     "palette.gif": (_palette(), None),
     "zero_duration.gif": (made.animation(made.moving(seed=42), "GIF", 0), None),
     "apng.png": (made.animation(made.moving(seed=43), "PNG"), None),
+    "no_codec.avi": (made.video(made.moving(12), "avi").replace(b"FMP4", b"zzzz"), ("decode", "no picture")),
     "clip.avi": (made.video(made.moving(12, (64, 48), seed=44), "avi"), None),
     "growing.gif": (_growing_gif(), None),
 }  # fmt: skip
@@ -157,9 +159,14 @@ def test_odd_but_whole_files_become_clips(prepared) -> None:
     assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
     assert rows["webp_named.gif"]["notes"] == ["wrong extension: webp named .gif"]
     assert rows["zero_duration.gif"]["notes"] == ["zero duration"]
+    assert rows["growing.gif"]["notes"] == ["canvas changes"]
     assert rows["bom.webp"]["captions"] == {"en": "words"}
-    for note in ("wrong extension: 1", "zero duration: 1"):
-        assert note in report
+    for note, name in {
+        "wrong extension": "webp_named",
+        "zero duration": "zero_dur",
+        "canvas changes": "growing",
+    }.items():
+        assert re.search(rf"- {note} \(1\):\n  - `[^`]*/{name}", report), note
 
 
 def test_nothing_is_lost(prepared) -> None:
@@ -197,6 +204,14 @@ def _members() -> list[tuple[tarfile.TarInfo, bytes]]:
     ]
 
 
+def _reasons(output: Path, archive: Path) -> dict[str, str | None]:
+    """Why each member of it, and the archive itself, was dropped."""
+    prepare(made.recipe(output, {"kind": "archive", "path": str(archive)}))
+    return {
+        row["origin"].partition("!")[2].replace(str(archive), archive.name): row["reason"] for row in made.rows(output)
+    }
+
+
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 def test_hostile_members_of_archives_are_named_and_land_nowhere(tmp_path: Path, ending: str) -> None:
     path = _tar(tmp_path / f"heap.{ending}", _members(), "w:gz" if ending == "tar.gz" else "w")
@@ -224,12 +239,31 @@ def test_an_archive_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         end = tar.getmember("twice.webp").offset_data + 10
     path.write_bytes(path.read_bytes()[:end])
-    prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)}))
-    found = {
-        Path(row["origin"].partition("!")[2] or row["origin"]).name: row["reason"]
-        for row in made.rows(tmp_path / "out")
+    assert _reasons(tmp_path / "out", path) == {"good.webp": None, "twice.webp": "truncated", "heap.tar": "damaged"}
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2"])
+def test_a_compressed_archive_that_breaks_off_gives_what_it_has(tmp_path: Path, ending: str) -> None:
+    filler = (tarfile.TarInfo("filler.bin"), np.random.default_rng(0).bytes(3_000_000))
+    path = _tar(tmp_path / f"heap.tar.{ending}", [*_members()[:2], filler], f"w:{ending}")
+    path.write_bytes(path.read_bytes()[:-1_000_000])
+    assert _reasons(tmp_path / "out", path) == {
+        "good.webp": None,
+        "filler.bin": "truncated",
+        f"heap.tar.{ending}": "damaged",
     }
-    assert found == {"good.webp": None, "twice.webp": "truncated", "heap.tar": "damaged"}
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "bomb.tar.gz", [(tarfile.TarInfo("bomb.webp"), bytes(10_000_000))], "w:gz")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.webp", bytes(10_000_000))
+    for bomb in (path, tmp_path / "bomb.zip"):
+        assert bomb.stat().st_size < 20_000
+        source = {"kind": "archive", "path": str(bomb), "max_unpacked_bytes": 1_000_000}
+        with pytest.raises(MobiusError, match="unpacks to more than 1000000 bytes"):
+            prepare(made.recipe(tmp_path / "out", source))
+        assert not [found for found in tmp_path.rglob("*") if found.is_file() and found.suffix not in (".gz", ".zip")]
 
 
 def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> None:
