@@ -37,18 +37,19 @@ def _many_frames(count: int) -> bytes:
 
 
 def _growing_gif() -> bytes:
-    """Frames that reach beyond the first one's canvas."""
+    """Frames that reach beyond the canvas, from the second on."""
     colours = bytes([0, 0, 0, 255, 255, 255])
     head = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0x80, 0, 0) + colours
     frames = b""
     for number in range(8):
+        side = 32 if number else 16
         buffer = io.BytesIO()
-        halves = np.repeat(np.array([[number % 2] * 16 + [1 - number % 2] * 16], np.uint8), 32, axis=0)
-        picture = Image.frombytes("P", (32, 32), halves.tobytes())
+        halves = np.repeat(np.array([[number % 2, 1 - number % 2]], np.uint8).repeat(side // 2, axis=1), side, axis=0)
+        picture = Image.frombytes("P", (side, side), halves.tobytes())
         picture.putpalette(colours)
         picture.save(buffer, "GIF")
         data = buffer.getvalue()
-        start = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 32, 32))
+        start = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, side, side))
         frames += b"\x21\xf9\x04\x00\x05\x00\x00\x00" + data[start:-1]
     return head + frames + b"\x3b"
 

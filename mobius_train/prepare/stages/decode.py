@@ -84,7 +84,7 @@ class Decode(ClipStage):
         except (OSError, EOFError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
             raise Dropped("damaged", error) from error
         self._check_count(len(frames))
-        if sizes != {(header.width, header.height)}:
+        if len(sizes) > 1:
             clip.notes.append("canvas changes")
         if len(frames) > 1 and not any(durations):
             clip.notes.append("zero duration")
