@@ -99,7 +99,7 @@ def differing(first: Path, second: Path) -> list[str]:
     ours, theirs = files(first), files(second)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if "index.jsonl" in names:
-        rows = [set((folder / "index.jsonl").read_text(encoding="utf-8").splitlines()) for folder in (first, second)]
+        rows = [set((folder / "index.jsonl").read_bytes().splitlines()) for folder in (first, second)]
         names.append(f"{len(rows[0] ^ rows[1])} rows of index.jsonl")
     return names
 
@@ -111,8 +111,8 @@ def control(output: Path, copy: Path) -> bool:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    lines = (copy / "index.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (copy / "index.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    lines = (copy / "index.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "index.jsonl").write_bytes(b"".join(lines[:-1]))
     return differing(output, copy) == ["index.jsonl", shard.name, "1 rows of index.jsonl"]
 
 
@@ -135,7 +135,7 @@ def main() -> None:
             "kills": len(kills),
             "kills_with_unfinished_files": sum(kill["unfinished_files"] > 0 for kill in kills),
             "shards": len(index["shards"]),
-            "rows": len((one / "index.jsonl").read_text(encoding="utf-8").splitlines()),
+            "rows": len((one / "index.jsonl").read_bytes().splitlines()),
             "differing_with_2_workers": differing(one, two),
             "differing_after_kills": differing(one, parts),
             "control_sees_a_byte_and_a_row": control(one, Path(folder) / "control"),

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Drop
 from mobius_train.prepare.publish import publish_lines, read_lines
@@ -61,7 +63,8 @@ def _list(config: PrepareConfig, work: Path) -> None:
     own = work.parent / f"{LISTING}{os.uname().nodename}-{os.getpid()}"
     own.mkdir(parents=True)
     try:
-        references = [r for source in config.sources for r in _with_captions(source, own, work)]
+        sources = tqdm(config.sources, desc="listing", unit="source")
+        references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
             raise MobiusError(f"no input in {len(config.sources)} sources: all are empty")
         references = unique(references)

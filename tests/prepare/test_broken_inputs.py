@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mobius_train.errors import MobiusError
+from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.run import prepare
 
 
@@ -303,6 +304,27 @@ def test_bad_lines_of_metadata_are_named(tmp_path: Path) -> None:
     prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
     reasons = [row["reason"] for row in made.rows(tmp_path / "out")]
     assert reasons == [None, "path traversal", "unreadable", "missing member", "damaged"]
+
+
+def test_a_csv_that_breaks_off_and_captions_with_odd_line_ends_are_read(tmp_path: Path) -> None:
+    folder = made.heap(tmp_path / "heap", 2)
+    (folder / "a.csv").write_text(f"file_name,text\nclip000.webp,good\nclip001.webp,{'x' * 200_000}\n")
+    (folder / "b.jsonl").write_text('{"file_name": "clip001.webp", "text": "one\u2028two\u0085three"}\r\n', newline="")
+    sources = [{"kind": "metadata", "path": str(folder / name)} for name in ("a.csv", "b.jsonl")]
+    prepare(made.recipe(tmp_path / "out", *sources))
+    assert [row["reason"] for row in made.rows(tmp_path / "out")] == [None, "damaged", None]
+    assert made.rows(tmp_path / "out")[2]["captions"] == {"en": "one\u2028two\u0085three"}
+
+
+def test_a_file_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    """Gone after the listing, as on a disk that fails."""
+    folder = made.heap(tmp_path / "heap", 2)
+    config = made.recipe(tmp_path / "out", {"kind": "folder", "path": str(folder)})
+    open_inputs(config, tmp_path / "out" / "work")
+    (folder / "clip000.webp").unlink()
+    prepare(config)
+    assert [row["reason"] for row in made.rows(tmp_path / "out")] == ["unreadable", None]
+    assert "clip000.webp" in (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_no_clip_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:

@@ -241,3 +241,10 @@ def test_a_share_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
     with pytest.raises(MobiusError, match="leaves numbers out"):
         array_task(None)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((TOOL.parents[1] / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
+    assert load_as(PrepareConfig, path).stages[0].name == "decode"

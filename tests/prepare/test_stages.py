@@ -6,11 +6,13 @@ import cv2
 import made
 import numpy as np
 import pytest
+from PIL import Image
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
+from mobius_train.prepare.stages.decode import on_white
 from mobius_train.prepare.stages.deduplicate import Deduplicate
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.label_frequency import LabelFrequency
@@ -212,6 +214,39 @@ def test_frames_between_passes_are_lossless_and_the_same_bytes() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 33, 47, 3), dtype=np.uint8)
     assert (unpack(pack(frames)) == frames).all()
     assert pack(frames) == pack(frames)
+
+
+@pytest.mark.parametrize(
+    ("shown", "action", "read", "dropped"),
+    [("0000", "drop", 3, False), ("1100", "drop", 2, True), ("1000", "drop", 4, False), ("0110", "score", 4, False)],
+)
+def test_frames_are_read_until_the_answer_is_certain(
+    monkeypatch: pytest.MonkeyPatch, shown: str, action: str, read: int, dropped: bool
+) -> None:
+    seen: list[int] = []
+
+    def mask(stage: Text, frame: np.ndarray) -> np.ndarray:
+        seen.append(int(frame[0, 0, 0]))
+        return np.full(frame.shape[:2], 255 * int(shown[seen[-1]]), np.uint8)
+
+    monkeypatch.setattr(Text, "_mask", mask)
+    frames = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
+    clip = _one(Text(name="text", action=action), made.clip(frames))
+    assert seen == list(range(read))
+    assert (clip.dropped is not None) == dropped
+
+
+def test_sixteen_bits_keep_their_upper_byte_and_what_is_transparent_is_white() -> None:
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    assert on_white(deep, (3, 1))[0, :, 0].tolist() == [0, 100, 255]
+    glass = Image.fromarray(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8), "RGBA")
+    assert on_white(glass, (2, 1)).tolist() == [[[9, 9, 9], [255, 255, 255]]]
+    assert on_white(glass, (3, 1))[0, 2].tolist() == [255, 255, 255]
+
+
+def test_a_bucket_is_what_autoencoders_take() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Buckets(name="buckets", sizes=[[64, 60]])
 
 
 def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
