@@ -129,6 +129,27 @@ def test_a_chat_model_sees_all_frames_and_its_question_is_no_answer(folder: Path
     assert clip.row().keys() == other.row().keys()
 
 
+def test_a_chat_model_is_shown_all_frames_at_once_and_a_captioner_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def describe(stage: Caption, pictures: list[Any], chat: bool) -> str:
+        seen.append((len(pictures), chat))
+        return "words"
+
+    monkeypatch.setattr(Caption, "_describe", describe)
+    for model in ("chat", "captioner"):
+        _one(Caption(name="caption", model=str(folder / model), frames=3), _clip())
+    assert seen == [(3, True), (1, False), (1, False), (1, False)]
+
+
+def test_a_summary_is_made_of_all_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobius_train.prepare.stages.models.rewrite", lambda model, text, length: text.upper())
+    clip = _one(Summarise(name="summarise", model="any", prefix="sum: "), _clip(drafts=["a red square", "moves"]))
+    assert clip.captions == {"en": "SUM: A RED SQUARE MOVES"}
+
+
 def test_drafts_become_one_caption_and_captions_another_language(folder: Path) -> None:
     model = str(folder / "text")
     clip = _one(Summarise(name="summarise", model=model, max_new_tokens=4), _clip(drafts=["a red square", "moves"]))
@@ -189,6 +210,9 @@ def test_shots_of_one_event_become_one_clip(folder: Path) -> None:
     assert [clip.key for clip in joined] == ["a--shot0", "a--shot2"]
     assert (joined[0].pixels == frames[:6]).all()
     assert joined[0].end == pytest.approx(0.6)
+    first, _, last = shots()
+    apart = Stitch(name="stitch", model=model, above=-1).apply([first, last])
+    assert len(apart) == 2  # the one between them was dropped
 
 
 def _broken(folder: Path, absent: Path) -> dict[str, tuple[dict[str, Any], str]]:

@@ -69,6 +69,16 @@ def test_a_clip_whose_frames_mostly_stand_still_is_static() -> None:
     assert _one(Static(name="static", max_share=0.5), made.clip(held)).dropped is None
 
 
+def test_a_frame_is_static_below_a_grey_difference_of_nine_tenths() -> None:
+    changes = {0.8: "static", 1.0: None}  # of 255, on average: so many of ten columns become one level brighter a frame
+    for change, reason in changes.items():
+        frames = np.zeros((6, 10, 10, 3), np.uint8)
+        for number in range(6):
+            frames[number, :, : round(10 * change)] = number
+        dropped = _one(Static(name="static"), made.clip(frames)).dropped
+        assert (dropped and dropped.reason) == reason
+
+
 def test_the_dynamic_degree_is_the_speed_of_what_moves() -> None:
     clips = {shift: made.clip(_textured(6, 1, shift, size=128), fps=10) for shift in (0, 1, 3)}
     degrees = {n: _one(Dynamics(name="dynamics"), clip).scores["dynamics"]["degree"] for n, clip in clips.items()}
@@ -164,7 +174,7 @@ def test_copies_and_look_alikes_are_dropped() -> None:
     noise = np.random.default_rng(0).integers(-2, 3, first.shape)
     alike = (first.astype(int) + noise).clip(0, 255).astype(np.uint8)
     tinted = first.copy()
-    tinted[..., 0] = tinted[..., 0] // 2
+    tinted[..., 2] = np.minimum(tinted[..., 2], 200) + 50
     clips = [
         made.clip(frames, key=key)
         for key, frames in {
@@ -178,6 +188,8 @@ def test_copies_and_look_alikes_are_dropped() -> None:
     expected = {"copy": "duplicate", "alike": "looks the same"}
     assert _rows(Deduplicate(name="deduplicate"), clips) == expected
     assert _rows(Deduplicate(name="deduplicate", perceptual=False), clips) == {"copy": "duplicate"}
+    # Only its colour tells the tinted one apart.
+    assert _rows(Deduplicate(name="deduplicate", colour=255), clips) == expected | {"tinted": "looks the same"}
 
 
 def test_look_alikes_are_found_as_by_comparing_all_pairs() -> None:
