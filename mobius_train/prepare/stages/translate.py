@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,8 @@ class Translate(ClipStage):
 
     def check(self) -> None:
         models.check(self.model, *models.REWRITING)
-        if self.first_token is not None and self._first() == models.load("AutoTokenizer", self.model).unk_token_id:
+        unknown = (None, models.read("AutoTokenizer", self.model).unk_token_id)
+        if self.first_token is not None and self._first() in unknown:
             raise MobiusError(f"the tokenizer of {self.model} does not know first_token: {self.first_token!r}")
 
     def process(self, clip: Clip) -> None:
@@ -41,5 +42,5 @@ class Translate(ClipStage):
             raise Dropped("no caption", "the translation is empty")
         clip.captions[self.to] = translated
 
-    def _first(self) -> int:
-        return int(models.load("AutoTokenizer", self.model).convert_tokens_to_ids(self.first_token))
+    def _first(self) -> Any:
+        return models.read("AutoTokenizer", self.model).convert_tokens_to_ids(self.first_token)
