@@ -151,13 +151,14 @@ def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_b
         except DAMAGED as error:
             _raise_if_the_disks(error)
             problem = error
-    members = list(_tar(_unpacked(path, work), path.name))
+    members = list(_tar(_synced(_unpacked(path, work)), path.name))
     return members if problem is None else [*members, _broken(path.name, path, problem)]
 
 
 def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
     members: list[Member] = []
     target = _unpacked(path, work)
+    target.touch()
     try:
         with zipfile.ZipFile(path) as archive, target.open("wb") as file:
             for member in archive.infolist():
@@ -179,7 +180,15 @@ def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
     except DAMAGED as error:
         _raise_if_the_disks(error)
         members.append(_broken(path.name, path, error))
+    _synced(target)
     return members
+
+
+def _synced(path: Path) -> Path:
+    """On the disk before the listing that refers to it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path
 
 
 def _unpacked(path: Path, work: Path) -> Path:
@@ -208,5 +217,3 @@ def _copy(contents: IO[bytes], file: IO[bytes], max_bytes: int) -> None:
         if left < 0:
             raise _TooLarge
         file.write(part)
-    file.flush()
-    os.fsync(file.fileno())
