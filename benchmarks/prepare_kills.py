@@ -26,7 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.cli import run
+from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
+from mobius_train.prepare.listing import OFFSETS
+from mobius_train.prepare.passes import passes
+from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.versions import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -51,25 +55,28 @@ def start(arguments: argparse.Namespace, output: Path, workers: int) -> subproce
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(process: subprocess.Popen[bytes], output: Path, began: float) -> dict[str, float]:
-    """Wait for the end of a start; its seconds of wall clock and of processors, workers included."""
+def finish(process: subprocess.Popen[bytes], output: Path) -> float:
+    """Wait for the end of a start; its seconds of processors, workers included."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         log = output.with_suffix(".log").read_text(encoding="utf-8")
         raise MobiusError(f"the preparation failed (exit code {process.returncode}):\n{log[-3000:]}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return {"wall_seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
+    return round(usage.ru_utime + usage.ru_stime, 1)
 
 
-def killed(arguments: argparse.Namespace, output: Path, seconds: float) -> list[dict[str, Any]]:
-    """Kill and start again, then let it end. The instants are drawn so that all come before the end."""
+def killed(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
+    """Kill and start again, then let it end. The first kill may hit the listing, the others any part."""
     chance = random.Random(arguments.seed)
+    config = load_as(PrepareConfig, arguments.config, arguments.overrides)
+    points = sorted(chance.uniform(0, 0.85) for _ in range(arguments.kills - 1))
     kills: list[dict[str, Any]] = []
-    for _ in range(arguments.kills):
+    for point in (None, *points):
         process = start(arguments, output, 2)
         try:
-            waited = chance.uniform(0, seconds / (arguments.kills + 1))
+            if point is not None:
+                _wait_for_share(process, config, output, point)
+            waited = chance.uniform(0, 5)
             time.sleep(waited)
             if process.poll() is not None:
                 raise MobiusError(f"the run was over after {len(kills)} kills: take another --seed")
@@ -77,12 +84,26 @@ def killed(arguments: argparse.Namespace, output: Path, seconds: float) -> list[
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        done = {p.name: len(list(p.glob("part-*.jsonl"))) for p in sorted(output.glob("work/pass-*"))}
-        unfinished = len([path for path in output.rglob("*") if path.name.startswith((".tmp-", ".listing-"))])
-        kills.append({"after_seconds": round(waited, 2), "parts_done": done, "unfinished_files": unfinished})
+        unfinished = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".listing-"))]
+        share = round(_share_done(config, output), 3)
+        kills.append({"share_done": share, "seconds_later": round(waited, 2), "unfinished_files": len(unfinished)})
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
-    finish(start(arguments, output, 2), output, time.monotonic())
+    finish(start(arguments, output, 2), output)
     return kills
+
+
+def _wait_for_share(process: subprocess.Popen[bytes], config: PrepareConfig, output: Path, share: float) -> None:
+    while process.poll() is None and _share_done(config, output) < share:
+        time.sleep(0.05)
+
+
+def _share_done(config: PrepareConfig, output: Path) -> float:
+    """Of the parts of all passes."""
+    listed = output / "work" / OFFSETS
+    if not listed.exists():
+        return 0.0
+    parts = len(json.loads(listed.read_text(encoding="utf-8"))["offsets"])
+    return len(list(output.glob("work/pass-*/part-*.jsonl"))) / (parts * len(passes(config)))
 
 
 def files(output: Path) -> dict[str, str]:
@@ -116,51 +137,50 @@ def control(output: Path, copy: Path) -> bool:
     return differing(output, copy) == ["index.jsonl", shard.name, "1 rows of index.jsonl"]
 
 
+def compare(arguments: argparse.Namespace, folder: Path, kills: list[dict[str, Any]], cpu: dict[str, float]) -> None:
+    """Write the record of the outputs `one`, `two` and `killed` of the folder.
+
+    Raises:
+        MobiusError: they are not the same.
+    """
+    one = folder / "one"
+    index = json.loads((one / "index.json").read_text(encoding="utf-8"))
+    results = {
+        "kills": len(kills),
+        "kills_with_unfinished_files": sum(kill["unfinished_files"] > 0 for kill in kills),
+        "shards": len(index["shards"]),
+        "rows": len((one / "index.jsonl").read_bytes().splitlines()),
+        "differing_with_2_workers": differing(one, folder / "two"),
+        "differing_after_kills": differing(one, folder / "killed"),
+        "control_sees_a_byte_and_a_row": control(one, folder / "control"),
+    }
+    record = {
+        "what": "1 worker, 2 workers, and 2 workers killed at random times: shards and index of all three compared",
+        "results": results,
+        "report": (one / "report" / "report.md").read_text(encoding="utf-8").partition("\n## ")[0].splitlines(),
+        "cpu_seconds": cpu,
+        "seed": arguments.seed,
+        "config": arguments.config.name,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "each_kill": kills,
+    }
+    arguments.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+    bad = results["differing_with_2_workers"] or results["differing_after_kills"]
+    if bad or not results["control_sees_a_byte_and_a_row"]:
+        raise MobiusError("the three outputs are not the same; the record says where")
+
+
 def main() -> None:
     arguments = parse()
-    with tempfile.TemporaryDirectory(prefix="prepare-kills-") as folder:
-        one, two, parts = (Path(folder) / name for name in ("one", "two", "killed"))
-        began = time.monotonic()
-        slow = start(arguments, one, 1)
-        try:
-            two_workers = finish(start(arguments, two, 2), two, began)
-            print(f"2 workers: {two_workers}", flush=True)
-            kills = killed(arguments, parts, two_workers["wall_seconds"])
-            one_worker = finish(slow, one, began)
-        finally:
-            if slow.returncode is None:
-                os.killpg(slow.pid, signal.SIGKILL)
-        index = json.loads((one / "index.json").read_text(encoding="utf-8"))
-        results = {
-            "kills": len(kills),
-            "kills_with_unfinished_files": sum(kill["unfinished_files"] > 0 for kill in kills),
-            "shards": len(index["shards"]),
-            "rows": len((one / "index.jsonl").read_bytes().splitlines()),
-            "differing_with_2_workers": differing(one, two),
-            "differing_after_kills": differing(one, parts),
-            "control_sees_a_byte_and_a_row": control(one, Path(folder) / "control"),
+    with tempfile.TemporaryDirectory(prefix="prepare-kills-") as temporary:
+        folder = Path(temporary)
+        cpu = {
+            f"{workers} workers": finish(start(arguments, folder / name, workers), folder / name)
+            for workers, name in ((1, "one"), (2, "two"))
         }
-        table = (one / "report" / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
-        record = {
-            "what": "1 worker, 2 workers, and 2 workers killed at random times: shards and index of all three compared",
-            "results": results,
-            "inputs": index["inputs"],
-            "kept": index["kept"],
-            "dropped": index["dropped"],
-            "report": table.splitlines(),
-            "cpu_seconds": {"1 worker": one_worker["cpu_seconds"], "2 workers": two_workers["cpu_seconds"]},
-            "wall_seconds": {"2 workers, 1 worker beside them": two_workers["wall_seconds"]},
-            "seed": arguments.seed,
-            "config": arguments.config.name,
-            "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
-            "versions": versions() | {name: importlib.metadata.version(name) for name in PACKAGES},
-            "each_kill": kills,
-        }
-        arguments.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(json.dumps(results, indent=1))
-        bad = results["differing_with_2_workers"] or results["differing_after_kills"]
-        if bad or not results["control_sees_a_byte_and_a_row"]:
-            raise MobiusError("the three outputs are not the same; the record says where")
+        compare(arguments, folder, killed(arguments, folder / "killed"), cpu)
 
 
 if __name__ == "__main__":
