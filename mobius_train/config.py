@@ -307,18 +307,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise MobiusError(f"cannot read the override {override!r}: write key=value, for example seed=1")
     *sections, name = key.split(".")
-    target = values
-    for section in sections:
-        inner = target.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise MobiusError(f"override {override!r}: {section} is not a section")
-        target = inner
+    target: Any = values
     try:
-        value = yaml.safe_load(text)
+        for section in sections:
+            target = target[_place(target, section)] if isinstance(target, list) else target.setdefault(section, {})
         # YAML 1.1 reads 1e-4 as a string; people mean the number.
-        target[name] = _number(value) if isinstance(value, str) else value
+        value = yaml.safe_load(text)
+        target[_place(target, name)] = _number(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
         raise MobiusError(f"override {override!r}: the value is not YAML") from error
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise MobiusError(f"override {override!r}: the recipe has no such place") from error
+
+
+def _place(target: Any, name: str) -> Any:
+    """A key of a section, or the number of a list's item."""
+    return int(name) if isinstance(target, list) else name
 
 
 def _number(text: str) -> str | float:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 @pytest.mark.distributed
 def test_a_cache_made_on_two_ranks_trains_as_online_encoding(
-    run: Run, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
+    run: Run, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = {"cache_dir": str(tmp_path / "cache")}
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "none", data=data))
@@ -24,10 +24,16 @@ def test_a_cache_made_on_two_ranks_trains_as_online_encoding(
     assert not (tmp_path / "none").exists()
 
     required = data | {"cache_required": True}
+    capfd.readouterr()
     assert losses(run("cached", data=required)) == losses(run("online"))
+    assert "fits" not in capfd.readouterr().out
+    run("another", data=data, max_text_tokens=6)
+    assert "the nearest differs in text tokens\n" in capfd.readouterr().out
+    run("again", data=data)
+    assert "fits" not in capfd.readouterr().out
     with pytest.raises(MobiusError, match=r"the nearest one differs in: num_frames\."):
         run("frames", data=required | {"num_frames": 2})
     with pytest.raises(MobiusError, match=r"the nearest one differs in: text tokens\."):
-        run("tokens", data=required, max_text_tokens=6)
+        run("tokens", data=required, max_text_tokens=5)
     with pytest.raises(MobiusError, match=r"none is there"):
         run("empty", data={"cache_dir": str(tmp_path / "empty"), "cache_required": True})

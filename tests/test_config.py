@@ -44,7 +44,7 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("stage=text-to-image", "random_frame"),
         ("lr_warmup_steps=10", "leaves nothing"),
         ("nonsense", "key=value"),
-        ("output_dir.x=1", "not a section"),
+        ("output_dir.x=1", "no such place"),
         ("gradient_checkpointing_kept=0.5", "gradient_checkpointing, which is off"),
         ("activation_offload=1.5", "less than or equal to 1"),
         ("activation_memory_budget=0.5", "set compile=true"),

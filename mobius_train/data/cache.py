@@ -42,13 +42,19 @@ def open_built(root: Path, name: str, identity: dict[str, str]) -> LatentCache:
     folder = folder_of(root, name, identity)
     if folder.is_dir():
         return LatentCache(folder)
-    others = [_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
-    differing = sorted(([part for part in identity if other.get(part) != identity[part]] for other in others), key=len)
-    found = f"the nearest one differs in: {', '.join(differing[0])}" if differing else "none is there"
+    parts = differing(root, name, identity)
+    found = f"the nearest one differs in: {', '.join(parts)}" if parts else "none is there"
     raise MobiusError(
         f"no latent cache of the {name} clips fits in {root}: {found}. Make one by tools/cache_latents.py with the same"
         " recipe, or let the run make it by data.cache_required=false"
     )
+
+
+def differing(root: Path, name: str, identity: dict[str, str]) -> list[str]:
+    """The parts of the identity in which the nearest of the caches there differs; none where no other one is."""
+    others = [_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
+    found = ([part for part in identity if other.get(part) != identity[part]] for other in others)
+    return min(found, key=len, default=[])
 
 
 def _identity(path: Path) -> dict[str, str]:
@@ -114,7 +120,7 @@ class LatentCache:
         try:
             self.keys: list[str] = json.loads((folder / "keys.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise MobiusError(f"{folder} is no complete latent cache: delete it and start again") from error
+            raise MobiusError(f"{folder} is no complete latent cache: start again to build the rest") from error
         absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
         if absent:
             raise MobiusError(

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Drop
 from mobius_train.prepare.publish import publish_lines, read_lines
@@ -16,6 +18,7 @@ from mobius_train.prepare.recipe import PrepareConfig, Source
 from mobius_train.prepare.sources.reference import STAGE, Reference, unique
 
 NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
+LISTING = ".listing-"  # the folder of a listing on its way
 
 
 class Inputs:
@@ -57,10 +60,11 @@ def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
 def _list(config: PrepareConfig, work: Path) -> None:
     """Several tasks may do this at once: whose folder gets the name first has listed."""
     _remove_killed(work.parent)
-    own = work.parent / f".listing-{os.uname().nodename}-{os.getpid()}"
+    own = work.parent / f"{LISTING}{os.uname().nodename}-{os.getpid()}"
     own.mkdir(parents=True)
     try:
-        references = [r for source in config.sources for r in _with_captions(source, own, work)]
+        sources = tqdm(config.sources, desc="listing", unit="source")
+        references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
             raise MobiusError(f"no input in {len(config.sources)} sources: all are empty")
         references = unique(references)
@@ -81,13 +85,19 @@ def _list(config: PrepareConfig, work: Path) -> None:
 
 def _remove_killed(folder: Path) -> None:
     """What listings on this node left that were killed: unpacked archives may be large."""
-    for path in folder.glob(f".listing-{os.uname().nodename}-*"):
+    for path in folder.glob(f"{LISTING}{os.uname().nodename}-*"):
         try:
             os.kill(int(path.name.rpartition("-")[2]), 0)
         except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
         except PermissionError:  # another user's process
             continue
+
+
+def remove_listings(folder: Path) -> None:
+    """Those of all nodes; only when the output is finished."""
+    for path in folder.glob(f"{LISTING}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]:

@@ -52,18 +52,27 @@ def shard_name(split_name: str, part: int) -> str:
 
 def run_part(config: PrepareConfig, work: Path, inputs: Inputs, current: Pass, part: int) -> int:
     """Do it, unless it is done; returns how many inputs it has."""
-    references = inputs.part(part)
     target = rows_path(work, current.number, part)
     if not target.exists():
-        clips = _through_stages(current, _groups(work, references, current.number, part))
-        if current.decision is None:
-            rows = _write_shards(config, part, clips)
-        else:
-            rows = _write_frames(target.with_suffix(".tar"), clips)
-        publish_lines(target, rows)
-        if current.number:
-            rows_path(work, current.number - 1, part).with_suffix(".tar").unlink(missing_ok=True)
-    return len(references)
+        try:
+            _make_part(config, work, inputs.part(part), current, part)
+        except OSError:
+            # Another task has made it meanwhile, and removed the frames that it is made from.
+            if not target.exists():
+                raise
+    return inputs.size(part)
+
+
+def _make_part(config: PrepareConfig, work: Path, references: list[Reference], current: Pass, part: int) -> None:
+    target = rows_path(work, current.number, part)
+    clips = _through_stages(current, _groups(work, references, current.number, part))
+    if current.decision is None:
+        rows = _write_shards(config, part, clips)
+    else:
+        rows = _write_frames(target.with_suffix(".tar"), clips)
+    publish_lines(target, rows)
+    if current.number:
+        rows_path(work, current.number - 1, part).with_suffix(".tar").unlink(missing_ok=True)
 
 
 def _through_stages(current: Pass, groups: Iterable[list[Clip]]) -> Iterator[Clip]:

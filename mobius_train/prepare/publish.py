@@ -49,6 +49,6 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of processes that were killed; only when nothing else works in the folder."""
+    """Temporary files of processes that were killed; only when the output is finished."""
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)

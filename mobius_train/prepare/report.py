@@ -30,14 +30,19 @@ NAMED = 10  # inputs named for each reason
 
 @dataclass
 class Counts:
-    """clips: after shots have been cut. dropped: by stage and reason. examples: origins, the first of each reason."""
+    """clips: after shots have been cut. dropped: by stage and reason. examples: origins, the first of each reason.
+
+    notes: what was odd and mended, and the first origins of each.
+    """
 
     stages: list[str]
     clips: int = 0
+    joined: int = 0  # shots that became part of the one before
     kept: int = 0
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    noted: dict[str, list[str]] = field(default_factory=dict)
     outputs: Counter[str] = field(default_factory=Counter)
     scores: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # kept, dropped
 
@@ -52,20 +57,27 @@ def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
     found: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
     for row in rows:
         counts.clips += 1
-        counts.notes.update(note.partition(":")[0] for note in row["notes"])
+        counts.joined += row["scores"].get("stitch", {}).get("joined", 1) - 1
+        for note in row["notes"]:
+            kind = note.partition(":")[0]
+            counts.notes[kind] += 1
+            _name(counts.noted.setdefault(kind, []), row, note.partition(": ")[2])
         if row["kept"]:
             counts.kept += 1
             output = row["output"]
             counts.outputs[f"{output['width']}x{output['height']}, {output['num_frames']} frames"] += 1
         else:
             found[row["stage"]][row["reason"]] += 1
-            examples = counts.examples.setdefault((row["stage"], row["reason"]), [])
-            if len(examples) < NAMED:
-                examples.append(row["origin"] + (f": {row['detail']}" if row["detail"] else ""))
+            _name(counts.examples.setdefault((row["stage"], row["reason"]), []), row, row["detail"])
         for name, value in _numbers(row):
             counts.scores.setdefault(name, ([], []))[not row["kept"]].append(value)
     counts.dropped = {stage: dict(whys.most_common()) for stage, whys in found.items() if whys}
     return counts
+
+
+def _name(examples: list[str], row: dict[str, Any], detail: str) -> None:
+    if len(examples) < NAMED:
+        examples.append(row["origin"] + (f": {detail}" if detail else ""))
 
 
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -98,12 +110,16 @@ def _table(counts: Counts, inputs: int) -> Iterator[str]:
     yield f"# {inputs} inputs, {counts.clips} clips, {counts.kept} kept\n"
     yield "| stage | clips before | dropped | why |"
     yield "|---|---:|---:|---|"
-    left = counts.clips
+    left = inputs
+    changes = {"shots": counts.clips + counts.joined - inputs, "stitch": -counts.joined}
     for stage in counts.stages:
         whys = counts.dropped.get(stage, {})
+        words = [f"{why} {n}" for why, n in whys.items()]
+        if change := changes.get(stage, 0):
+            words.append(f"{abs(change)} clips {'more, cut' if change > 0 else 'fewer, joined'}")
         dropped = sum(whys.values())
-        yield f"| {stage} | {left} | {dropped} | {', '.join(f'{why} {n}' for why, n in whys.items())} |"
-        left -= dropped
+        yield f"| {stage} | {left} | {dropped} | {', '.join(words)} |"
+        left += change - dropped
     yield f"| kept | {left} | | |"
 
 
@@ -114,7 +130,9 @@ def _reasons(counts: Counts) -> Iterator[str]:
         yield from (f"  - `{example}`" for example in examples)
     if counts.notes:
         yield "\n## Oddities that were mended\n"
-        yield from (f"- {note}: {n}" for note, n in sorted(counts.notes.items()))
+        for note, number in sorted(counts.notes.items()):
+            yield f"- {note} ({number}):"
+            yield from (f"  - `{example}`" for example in counts.noted[note])
 
 
 def _outputs(counts: Counts) -> Iterator[str]:
@@ -129,10 +147,12 @@ def _histograms(counts: Counts) -> Iterator[str]:
         values = kept + dropped
         low, high = min(values), max(values)
         yield f"{name}: {len(values)} clips, {low:g} to {high:g}, mean {sum(values) / len(values):g}"
-        width = (high - low) / BINS or 1.0
-        bins = [Counter(min(BINS - 1, int((value - low) / width)) for value in side) for side in (kept, dropped)]
-        most = max(bins[0][number] + bins[1][number] for number in range(BINS))
-        for number in range(BINS if high > low else 1):
+        numbers = high - low < BINS and all(value == int(value) for value in values)
+        width, number_of_bins = (1.0, int(high - low) + 1) if numbers else ((high - low) / BINS or 1.0, BINS)
+        last = number_of_bins - 1
+        bins = [Counter(min(last, int((value - low) / width)) for value in side) for side in (kept, dropped)]
+        most = max(bins[0][number] + bins[1][number] for number in range(number_of_bins))
+        for number in range(number_of_bins if high > low else 1):
             parts = [round(BAR * side[number] / most) for side in bins]
             bar = "#" * parts[0] + "." * parts[1]
             yield f"  {low + number * width:10.4g} {bar:{BAR + 1}} {bins[0][number]} + {bins[1][number]}"

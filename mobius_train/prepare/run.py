@@ -6,13 +6,12 @@ is made follows from recipe and inputs alone. All that they share is files that 
 
 from __future__ import annotations
 
-import fcntl
 import json
+import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,10 +22,9 @@ import torch
 from tqdm import tqdm
 
 from mobius_train.data.shards import INDEX, describe_shard
-from mobius_train.durable import replace_file
 from mobius_train.errors import MobiusError
 from mobius_train.prepare import report
-from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs
+from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs, remove_listings
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import Pass, passes
 from mobius_train.prepare.publish import publish, publish_lines, read_lines, remove_leftovers
@@ -36,7 +34,7 @@ ROWS, WORK = "index.jsonl", "work"
 
 
 class Task(NamedTuple):
-    """This process among those that share the output folder: it does the parts of number i, i + of, i + 2·of, …"""
+    """This process among those that share the output folder: it begins with parts i, i + of, i + 2·of, …"""
 
     number: int
     of: int
@@ -45,33 +43,51 @@ class Task(NamedTuple):
 ALL = Task(0, 1)
 
 
-def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> bool:
-    """Do this task's share of what is still to be done.
+def prepare(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> None:
+    """Do all that is still to be done: this task's share, then what other tasks have not done.
 
-    Returns:
-        Whether all is done. If not, other tasks have parts that this one has to wait for: start it again after them.
+    No task waits for another, which may be late, queued or dead. What two tasks both make is the same, and each file
+    is replaced as a whole, so that this costs some work at the end of a pass and nothing else.
 
     Raises:
-        MobiusError: the folder belongs to another recipe, a source isn't there, a worker died, or no clip is left.
+        MobiusError: the folder belongs to another recipe, a source or model isn't there, a worker died, or no clip is
+            left.
     """
     folder = config.output_dir
-    work = folder / WORK
-    _refuse_other(config)
-    if (folder / INDEX).exists():
-        return True
+    try:
+        _refuse_other(config)
+        if not (folder / INDEX).exists():
+            _prepare(config, workers, task)
+    except OSError:
+        # Another task has finished, and removed what this one was reading.
+        if not (folder / INDEX).exists():
+            raise
+    _tidy(folder)
+
+
+def _prepare(config: PrepareConfig, workers: int, task: Task) -> None:
+    # Parts are what runs side by side; sums of several threads may come out differently; and threads don't survive
+    # the fork of a worker.
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     for stage in config.stages:
         stage.check()
+    work = config.output_dir / WORK
     inputs = open_inputs(config, work)
     _refuse_other(config)
     for current in passes(config):
         _run_parts(config, inputs, current, workers, task)
-        if any(not rows_path(work, current.number, part).exists() for part in range(inputs.parts)):
-            return False
         if current.decision is not None and not decision_path(work, current.number).exists():
             kept = (row for row in _rows(work, current.number, inputs.parts) if row["kept"])
             publish_lines(decision_path(work, current.number), sorted(current.decision.decide(kept).items()))
     _finish(config, inputs, current.number)
-    return True
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished output needs no more, and what killed processes have left."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    remove_listings(folder)
+    remove_leftovers(folder)
 
 
 def _refuse_other(config: PrepareConfig) -> None:
@@ -101,30 +117,32 @@ def _do(part: int) -> int:
     return run_part(part=part, **_shared)
 
 
-def _one_thread() -> None:
-    """Parts are what runs side by side; and sums of several threads may come out differently."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
 def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Task) -> None:
-    work = config.output_dir / WORK
-    _shared.update(config=config, work=work, inputs=inputs, current=current)
+    """Until every part is through the pass."""
+    _shared.update(config=config, work=config.output_dir / WORK, inputs=inputs, current=current)
     mine = range(task.number, inputs.parts, task.of)
-    missing = [part for part in mine if not rows_path(work, current.number, part).exists()]
-    total = sum(inputs.size(part) for part in mine)
+    others = [part for part in range(inputs.parts) if part not in mine]
+    # Each task in an order of its own: they rarely meet at the same part.
+    random.Random(task.number).shuffle(others)
+    title = f"pass {current.number + 1}/{len(passes(config))}: {' '.join(s.name for s in current.stages) or 'shards'}"
+    _run(inputs, current, workers, mine, title)
+    _run(inputs, current, workers, others, f"{title} (of other tasks)")
+
+
+def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], title: str) -> None:
+    missing = [part for part in parts if not rows_path(_shared["work"], current.number, part).exists()]
+    total = sum(inputs.size(part) for part in parts)
     done = total - sum(inputs.size(part) for part in missing)
-    last = passes(config)[-1].number
-    title = f"pass {current.number + 1}/{last + 1}: {' '.join(stage.name for stage in current.stages) or 'shards'}"
+    if not missing:
+        return
     with tqdm(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
         if workers == 1:
-            _one_thread()
             for part in missing:
                 bar.update(_do(part))
             return
         try:
             # Forked: a spawned process would import everything again.
-            with ProcessPoolExecutor(workers, get_context("fork"), _one_thread) as pool:
+            with ProcessPoolExecutor(workers, get_context("fork")) as pool:
                 running: set[Future[int]] = set()
                 waiting = iter(missing)
                 while True:
@@ -148,29 +166,15 @@ def _rows(work: Path, number: int, parts: int) -> Iterator[dict[str, Any]]:
 def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
     """The index of all parts and the report; index.json comes last and says that all is there."""
     folder = config.output_dir
-    work = folder / WORK
-    with _alone(folder):
-        if (folder / INDEX).exists():
-            return
-        publish_lines(folder / ROWS, _rows(work, last, inputs.parts))
-        counts = report.count(config, read_lines(folder / ROWS))
-        report.write(config, counts, inputs, folder / ROWS)
-        if not counts.kept:
-            raise MobiusError(
-                f"no clip is left of {inputs.count} inputs, dropped for"
-                f" {counts.summary()}; see {folder / report.FOLDER}"
-            )
-        remove_leftovers(folder)
-        shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("*.tar"))}
-        publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
-        content = {"shards": shards, "inputs": inputs.count, "kept": counts.kept, "dropped": counts.dropped}
-        replace_file(folder / INDEX, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        shutil.rmtree(work)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Where several tasks see at once that all parts are done, one of them finishes."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    publish_lines(folder / ROWS, _rows(folder / WORK, last, inputs.parts))
+    counts = report.count(config, read_lines(folder / ROWS))
+    report.write(config, counts, inputs, folder / ROWS)
+    if not counts.kept:
+        raise MobiusError(
+            f"no clip is left of {inputs.count} inputs, dropped for {counts.summary()}; see {folder / report.FOLDER}"
+        )
+    shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("[!.]*.tar"))}
+    publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
+    content = {"shards": shards, "inputs": inputs.count, "kept": counts.kept, "dropped": counts.dropped}
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    publish(folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8"))

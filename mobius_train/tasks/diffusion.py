@@ -125,6 +125,8 @@ class DiffusionTask:
             clips = self._clips[name]
             assert clips is not None
             folder, encode = cache.folder_of(root, name, identity), partial(self._encode, clips)
+            if share == 0 and (parts := cache.differing(root, name, identity)):
+                print(f"no latent cache of the {name} clips fits in {root}: the nearest differs in {', '.join(parts)}")
             cache.build(folder, clips.keys, encode, share=share, shares=shares, name=name, identity=identity)
 
     @cached_property

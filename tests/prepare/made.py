@@ -71,7 +71,8 @@ def recipe(folder: Path, *sources: dict[str, Any], stages: Any = DECODE_TO_SHARD
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "index.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (output / "index.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def result(output: Path) -> dict[str, str]:

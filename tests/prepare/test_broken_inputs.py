@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mobius_train.errors import MobiusError
+from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.run import prepare
 
 
@@ -36,18 +38,19 @@ def _many_frames(count: int) -> bytes:
 
 
 def _growing_gif() -> bytes:
-    """Frames that reach beyond the first one's canvas."""
+    """Frames that reach beyond the canvas, from the second on."""
     colours = bytes([0, 0, 0, 255, 255, 255])
     head = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0x80, 0, 0) + colours
     frames = b""
     for number in range(8):
+        side = 32 if number else 16
         buffer = io.BytesIO()
-        halves = np.repeat(np.array([[number % 2] * 16 + [1 - number % 2] * 16], np.uint8), 32, axis=0)
-        picture = Image.frombytes("P", (32, 32), halves.tobytes())
+        halves = np.repeat(np.array([[number % 2, 1 - number % 2]], np.uint8).repeat(side // 2, axis=1), side, axis=0)
+        picture = Image.frombytes("P", (side, side), halves.tobytes())
         picture.putpalette(colours)
         picture.save(buffer, "GIF")
         data = buffer.getvalue()
-        start = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 32, 32))
+        start = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, side, side))
         frames += b"\x21\xf9\x04\x00\x05\x00\x00\x00" + data[start:-1]
     return head + frames + b"\x3b"
 
@@ -98,6 +101,7 @@ FILES = {
     "palette.gif": (_palette(), None),
     "zero_duration.gif": (made.animation(made.moving(seed=42), "GIF", 0), None),
     "apng.png": (made.animation(made.moving(seed=43), "PNG"), None),
+    "no_codec.avi": (made.video(made.moving(12), "avi").replace(b"FMP4", b"zzzz"), ("decode", "no picture")),
     "clip.avi": (made.video(made.moving(12, (64, 48), seed=44), "avi"), None),
     "growing.gif": (_growing_gif(), None),
 }  # fmt: skip
@@ -127,7 +131,7 @@ def prepared(tmp_path: Path) -> tuple[Path, dict[str, dict], str]:
     (folder / os.fsdecode(b"name-\xff.txt")).write_text("a file whose name is no UTF-8")
     output = tmp_path / "out"
     before = set(tmp_path.rglob("*"))
-    assert prepare(made.recipe(output, {"kind": "folder", "path": str(folder)}))
+    prepare(made.recipe(output, {"kind": "folder", "path": str(folder)}))
     assert {path for path in set(tmp_path.rglob("*")) - before if not path.is_relative_to(output)} == set()
     rows = {row["origin"].removeprefix(f"{folder}/"): row for row in made.rows(output)}
     return output, rows, (output / "report" / "report.md").read_text(encoding="utf-8")
@@ -157,9 +161,14 @@ def test_odd_but_whole_files_become_clips(prepared) -> None:
     assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
     assert rows["webp_named.gif"]["notes"] == ["wrong extension: webp named .gif"]
     assert rows["zero_duration.gif"]["notes"] == ["zero duration"]
+    assert rows["growing.gif"]["notes"] == ["canvas changes"]
     assert rows["bom.webp"]["captions"] == {"en": "words"}
-    for note in ("wrong extension: 1", "zero duration: 1"):
-        assert note in report
+    for note, name in {
+        "wrong extension": "webp_named",
+        "zero duration": "zero_dur",
+        "canvas changes": "growing",
+    }.items():
+        assert re.search(rf"- {note} \(1\):\n  - `[^`]*/{name}", report), note
 
 
 def test_nothing_is_lost(prepared) -> None:
@@ -197,12 +206,20 @@ def _members() -> list[tuple[tarfile.TarInfo, bytes]]:
     ]
 
 
+def _reasons(output: Path, archive: Path) -> dict[str, str | None]:
+    """Why each member of it, and the archive itself, was dropped."""
+    prepare(made.recipe(output, {"kind": "archive", "path": str(archive)}))
+    return {
+        row["origin"].partition("!")[2].replace(str(archive), archive.name): row["reason"] for row in made.rows(output)
+    }
+
+
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 def test_hostile_members_of_archives_are_named_and_land_nowhere(tmp_path: Path, ending: str) -> None:
     path = _tar(tmp_path / f"heap.{ending}", _members(), "w:gz" if ending == "tar.gz" else "w")
     output = tmp_path / "out"
     before = set(tmp_path.iterdir())
-    assert prepare(made.recipe(output, {"kind": "archive", "path": str(path)}))
+    prepare(made.recipe(output, {"kind": "archive", "path": str(path)}))
     found = {}
     for row in made.rows(output):
         found.setdefault(row["origin"].partition("!")[2], []).append(row["reason"])
@@ -224,12 +241,31 @@ def test_an_archive_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         end = tar.getmember("twice.webp").offset_data + 10
     path.write_bytes(path.read_bytes()[:end])
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)}))
-    found = {
-        Path(row["origin"].partition("!")[2] or row["origin"]).name: row["reason"]
-        for row in made.rows(tmp_path / "out")
+    assert _reasons(tmp_path / "out", path) == {"good.webp": None, "twice.webp": "truncated", "heap.tar": "damaged"}
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2"])
+def test_a_compressed_archive_that_breaks_off_gives_what_it_has(tmp_path: Path, ending: str) -> None:
+    filler = (tarfile.TarInfo("filler.bin"), np.random.default_rng(0).bytes(3_000_000))
+    path = _tar(tmp_path / f"heap.tar.{ending}", [*_members()[:2], filler], f"w:{ending}")
+    path.write_bytes(path.read_bytes()[:-1_000_000])
+    assert _reasons(tmp_path / "out", path) == {
+        "good.webp": None,
+        "filler.bin": "truncated",
+        f"heap.tar.{ending}": "damaged",
     }
-    assert found == {"good.webp": None, "twice.webp": "truncated", "heap.tar": "damaged"}
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "bomb.tar.gz", [(tarfile.TarInfo("bomb.webp"), bytes(10_000_000))], "w:gz")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.webp", bytes(10_000_000))
+    for bomb in (path, tmp_path / "bomb.zip"):
+        assert bomb.stat().st_size < 20_000
+        source = {"kind": "archive", "path": str(bomb), "max_unpacked_bytes": 1_000_000}
+        with pytest.raises(MobiusError, match="unpacks to more than 1000000 bytes"):
+            prepare(made.recipe(tmp_path / "out", source))
+        assert not [found for found in tmp_path.rglob("*") if found.is_file() and found.suffix not in (".gz", ".zip")]
 
 
 def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> None:
@@ -237,7 +273,7 @@ def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> 
         archive.writestr("good.webp", GOOD)
         archive.writestr("good.txt", "words")
         archive.writestr("../escaped.webp", GOOD)
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(tmp_path / "heap.zip")}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(tmp_path / "heap.zip")}))
     assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
         "good.webp": None,
         "../escaped.webp": "path traversal",
@@ -247,7 +283,7 @@ def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> 
 def test_a_shard_with_two_clips_of_a_key_names_both(tmp_path: Path) -> None:
     members = [("a.webp", GOOD), ("a.gif", b"GIF89a"), ("a.txt", b"words"), ("b.left.webp", GOOD), ("b.txt", b"words")]
     path = _tar(tmp_path / "heap.tar", [(tarfile.TarInfo(name), data) for name, data in members])
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": str(path)}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": str(path)}))
     assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
         "a.webp": "duplicate key",
         "a.gif": "duplicate key",
@@ -265,9 +301,30 @@ def test_bad_lines_of_metadata_are_named(tmp_path: Path) -> None:
     ]
     (folder / "metadata.jsonl").write_text("\n".join([*map(json.dumps, lines), "{broken"]) + "\n")
     (tmp_path / "secret.webp").write_bytes(GOOD)
-    assert prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
+    prepare(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
     reasons = [row["reason"] for row in made.rows(tmp_path / "out")]
     assert reasons == [None, "path traversal", "unreadable", "missing member", "damaged"]
+
+
+def test_a_csv_that_breaks_off_and_captions_with_odd_line_ends_are_read(tmp_path: Path) -> None:
+    folder = made.heap(tmp_path / "heap", 2)
+    (folder / "a.csv").write_text(f"file_name,text\nclip000.webp,good\nclip001.webp,{'x' * 200_000}\n")
+    (folder / "b.jsonl").write_text('{"file_name": "clip001.webp", "text": "one\u2028two\u0085three"}\r\n', newline="")
+    sources = [{"kind": "metadata", "path": str(folder / name)} for name in ("a.csv", "b.jsonl")]
+    prepare(made.recipe(tmp_path / "out", *sources))
+    assert [row["reason"] for row in made.rows(tmp_path / "out")] == [None, "damaged", None]
+    assert made.rows(tmp_path / "out")[2]["captions"] == {"en": "one\u2028two\u0085three"}
+
+
+def test_a_file_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    """Gone after the listing, as on a disk that fails."""
+    folder = made.heap(tmp_path / "heap", 2)
+    config = made.recipe(tmp_path / "out", {"kind": "folder", "path": str(folder)})
+    open_inputs(config, tmp_path / "out" / "work")
+    (folder / "clip000.webp").unlink()
+    prepare(config)
+    assert [row["reason"] for row in made.rows(tmp_path / "out")] == ["unreadable", None]
+    assert "clip000.webp" in (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_no_clip_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:

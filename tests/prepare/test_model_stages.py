@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import made
 import numpy as np
@@ -128,6 +129,27 @@ def test_a_chat_model_sees_all_frames_and_its_question_is_no_answer(folder: Path
     assert clip.row().keys() == other.row().keys()
 
 
+def test_a_chat_model_is_shown_all_frames_at_once_and_a_captioner_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def describe(stage: Caption, pictures: list[Any], chat: bool) -> str:
+        seen.append((len(pictures), chat))
+        return "words"
+
+    monkeypatch.setattr(Caption, "_describe", describe)
+    for model in ("chat", "captioner"):
+        _one(Caption(name="caption", model=str(folder / model), frames=3), _clip())
+    assert seen == [(3, True), (1, False), (1, False), (1, False)]
+
+
+def test_a_summary_is_made_of_all_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobius_train.prepare.stages.models.rewrite", lambda model, text, length: text.upper())
+    clip = _one(Summarise(name="summarise", model="any", prefix="sum: "), _clip(drafts=["a red square", "moves"]))
+    assert clip.captions == {"en": "SUM: A RED SQUARE MOVES"}
+
+
 def test_drafts_become_one_caption_and_captions_another_language(folder: Path) -> None:
     model = str(folder / "text")
     clip = _one(Summarise(name="summarise", model=model, max_new_tokens=4), _clip(drafts=["a red square", "moves"]))
@@ -165,8 +187,6 @@ def test_watermarks_are_what_the_classifier_says(folder: Path) -> None:
     assert probability + _one(opposite, _clip()).scores["watermark"]["probability"] == pytest.approx(1, abs=1e-3)
     dropped = _one(Watermark(name="watermark", model=model, maximum=probability - 0.01), _clip()).dropped
     assert dropped.reason == "watermark"
-    with pytest.raises(MobiusError, match="has no class 'logo', but clean, watermark"):
-        _one(Watermark(name="watermark", model=model, label="logo"), _clip())
 
 
 def test_shots_of_one_event_become_one_clip(folder: Path) -> None:
@@ -190,14 +210,45 @@ def test_shots_of_one_event_become_one_clip(folder: Path) -> None:
     assert [clip.key for clip in joined] == ["a--shot0", "a--shot2"]
     assert (joined[0].pixels == frames[:6]).all()
     assert joined[0].end == pytest.approx(0.6)
+    first, _, last = shots()
+    apart = Stitch(name="stitch", model=model, above=-1).apply([first, last])
+    assert len(apart) == 2  # the one between them was dropped
 
 
-def test_a_model_that_is_not_there_is_told_before_anything_is_done(tmp_path: Path) -> None:
-    inputs = made.heap(tmp_path / "heap", 1)
-    stages = [{"name": "decode"}, {"name": "caption", "model": str(tmp_path / "absent")}]
-    with pytest.raises(MobiusError, match="absent cannot be found or read"):
-        prepare(made.recipe(tmp_path / "out", {"kind": "folder", "path": str(inputs)}, stages=stages))
-    assert not (tmp_path / "out").exists()
+def _broken(folder: Path, absent: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Stages whose models don't serve, and what is said of each."""
+    bare = absent.with_name("bare")
+    bare.mkdir()
+    (bare / "config.json").write_bytes((folder / "clip" / "config.json").read_bytes())
+    save_file({"weight": torch.zeros(1, 5), "bias": torch.zeros(1)}, bare / "narrow.safetensors")
+    clip, text, classifier = (str(folder / name) for name in ("clip", "text", "classifier"))
+    narrow = str(bare / "narrow.safetensors")
+    return {
+        "no folder": ({"name": "caption", "model": str(absent)}, "absent cannot be found or read"),
+        "no weights": ({"name": "stitch", "model": str(bare)}, "bare cannot be found or read"),
+        "another kind": ({"name": "summarise", "model": clip}, "clip cannot be found or read"),
+        "no head": ({"name": "aesthetic", "model": clip, "head": str(absent)}, "absent is no linear head"),
+        "head of another width": (
+            {"name": "aesthetic", "model": clip, "head": narrow},
+            "made for 5 features, but .* 8",
+        ),
+        "no such class": (
+            {"name": "watermark", "model": classifier, "label": "logo"},
+            "no class 'logo', but clean, wa",
+        ),
+        "no such token": (
+            {"name": "translate", "model": text, "first_token": "zho"},
+            "does not know first_token: 'zho'",
+        ),
+    }
+
+
+def test_a_model_that_does_not_serve_is_told_before_anything_is_done(tmp_path: Path, folder: Path) -> None:
+    source = {"kind": "folder", "path": str(made.heap(tmp_path / "heap", 1))}
+    for name, (stage, problem) in _broken(folder, tmp_path / "absent").items():
+        with pytest.raises(MobiusError, match=problem):
+            prepare(made.recipe(tmp_path / name, source, stages=[{"name": "decode"}, stage]))
+        assert not (tmp_path / name).exists()
 
 
 def test_a_whole_recipe_with_models(tmp_path: Path, folder: Path) -> None:
@@ -217,6 +268,6 @@ def test_a_whole_recipe_with_models(tmp_path: Path, folder: Path) -> None:
     source = {"kind": "folder", "path": str(inputs), "captions": "optional"}
     outputs = [tmp_path / "one", tmp_path / "two"]
     for output, workers in zip(outputs, (1, 2), strict=True):
-        assert prepare(made.recipe(output, source, stages=stages, part_size=1), workers)
+        prepare(made.recipe(output, source, stages=stages, part_size=1), workers)
     assert made.result(outputs[0]) == made.result(outputs[1])
     assert {tuple(sorted(row["captions"])) for row in made.rows(outputs[0])} == {("en", "zh")}

@@ -8,17 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import made
 import pytest
+import torch
 import yaml
+from made import PrepareConfig
+from tqdm import tqdm
 
+from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.data.shards import verify
 from mobius_train.environment import array_task
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.run import Task, prepare
+from mobius_train.prepare.clip import Clip
+from mobius_train.prepare.listing import open_inputs
+from mobius_train.prepare.part import decision_path, rows_path, run_part
+from mobius_train.prepare.passes import passes
+from mobius_train.prepare.publish import publish_lines
+from mobius_train.prepare.run import ALL, Task, prepare
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
@@ -28,7 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.heap(tmp_path_factory.mktemp("inputs") / "heap", 20)
 
 
-def _recipe(inputs: Path, output: Path) -> made.PrepareConfig:
+def _recipe(inputs: Path, output: Path) -> PrepareConfig:
     split = {"heldout": 0.2}
     return made.recipe(output, {"kind": "folder", "path": str(inputs)}, part_size=3, output=split)
 
@@ -36,12 +50,26 @@ def _recipe(inputs: Path, output: Path) -> made.PrepareConfig:
 @pytest.fixture(scope="module")
 def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("alone") / "out"
-    assert prepare(_recipe(inputs, output))
+    prepare(_recipe(inputs, output))
     return output
 
 
 def _files(output: Path) -> set[str]:
     return {str(path.relative_to(output)) for path in output.rglob("*")}
+
+
+def _start(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> BaseProcess:
+    """A preparation in a session of its own, so that nothing outlives a kill; forked: it has imported everything."""
+
+    def work() -> None:
+        os.setsid()
+        torch.set_num_threads(1)  # threads do not survive a fork
+        tqdm.set_lock(RLock())  # its own is shared by all forks, and would stay locked by one that is killed
+        prepare(config, workers, task)
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
 def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
@@ -53,16 +81,62 @@ def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
 
 
 def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
-    assert prepare(_recipe(inputs, tmp_path / "out"), workers=2)
+    prepare(_recipe(inputs, tmp_path / "out"), workers=2)
     assert made.result(tmp_path / "out") == made.result(alone)
     assert _files(tmp_path / "out") == _files(alone)
 
 
 def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
-    config = _recipe(inputs, tmp_path / "out")
-    done = [prepare(config, task=Task(number, 3)) for _ in range(2) for number in range(3)]
-    assert done == [False, False, False, False, True, True]
+    tasks = [_start(_recipe(inputs, tmp_path / "out"), task=Task(number, 3)) for number in range(3)]
+    for task in tasks:
+        task.join()
+    assert [task.exitcode for task in tasks] == [0, 0, 0]
     assert made.result(tmp_path / "out") == made.result(alone)
+    assert _files(tmp_path / "out") == _files(alone)
+
+
+def test_a_task_makes_up_for_others_that_never_ran(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    config = _recipe(inputs, tmp_path / "out")
+    prepare(config, task=Task(1, 3))
+    assert made.result(tmp_path / "out") == made.result(alone)
+    prepare(config, task=Task(0, 3))
+    assert _files(tmp_path / "out") == _files(alone)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_part_that_another_task_has_made_meanwhile_is_taken(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The other one is done with it while this one is at its frames; without it, the loss of the frames is an error."""
+    config = _recipe(inputs, tmp_path / "out")
+    work = tmp_path / "out" / "work"
+    listed = open_inputs(config, work)
+    first, last = passes(config)
+    run_part(config, work, listed, first, 0)
+    publish_lines(decision_path(work, 0), [])
+
+    def robbed(*arguments: Any) -> Iterator[list[Clip]]:
+        if number:
+            publish_lines(rows_path(work, 1, 0), [])
+        raise FileNotFoundError
+        yield
+
+    monkeypatch.setattr("mobius_train.prepare.part._groups", robbed)
+    if number:
+        assert run_part(config, work, listed, last, 0) == 3
+    else:
+        with pytest.raises(FileNotFoundError):
+            run_part(config, work, listed, last, 0)
+
+
+def test_what_a_kill_after_the_end_has_left_is_removed(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    config = _recipe(inputs, tmp_path / "out")
+    prepare(config)
+    for name in ("work/pass-1/part-000000.jsonl", ".listing-far-1/inputs.jsonl", "report/.tmp-far-1-kept.png"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("")
+    prepare(config)
+    assert _files(tmp_path / "out") == _files(alone)
 
 
 def test_another_seed_is_another_split(inputs: Path, alone: Path, tmp_path: Path) -> None:
@@ -70,41 +144,31 @@ def test_another_seed_is_another_split(inputs: Path, alone: Path, tmp_path: Path
     config = made.recipe(
         tmp_path / "out", {"kind": "folder", "path": str(inputs)}, part_size=3, output={"heldout": 0.5}
     )
-    assert prepare(config)
+    prepare(config)
     assert made.result(tmp_path / "out") != made.result(alone)
-
-
-def _start(recipe: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(TOOL), "--config", str(recipe), "--workers", str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def test_kills_at_any_time_neither_lose_nor_repeat(inputs: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(_recipe(inputs, output).dump())
+    config = _recipe(inputs, output)
     draw = random.Random(0)
     killed = 0
-    for number in range(40):
-        if killed == 3:
-            break
-        process = _start(recipe, 1 + number % 2)
-        deadline = time.monotonic() + 60
-        before = len(list(output.rglob("*"))) if output.exists() else 0
-        # Time runs from the first thing that this process has written, so that no kill is spent on imports.
-        while len(list(output.rglob("*"))) <= before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.15))
-        if process.poll() is None:
+    while not (output / "index.json").exists():
+        process = _start(config, 1 + killed % 2)
+        before = set(output.rglob("*"))
+        # Time runs from the first thing that this process has written.
+        while process.is_alive() and set(output.rglob("*")) <= before:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1))
+        if killed < 10 and process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
-        process.communicate()
-        if (output / "index.json").exists():
-            break
-    assert killed
-    process = _start(recipe, 2)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+            process.join()
+        else:
+            process.join()
+            assert process.exitcode == 0
+    assert killed > 2
+    prepare(config)  # the last kill may have come behind the end
     assert made.result(output) == made.result(alone)
     assert _files(output) == _files(alone)
 
@@ -123,7 +187,7 @@ def test_an_output_folder_belongs_to_one_recipe(inputs: Path, tmp_path: Path) ->
 
 def test_a_finished_output_is_left_alone(inputs: Path, alone: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
-    assert prepare(_recipe(inputs, alone))
+    prepare(_recipe(inputs, alone))
     assert times == {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
 
 
@@ -141,6 +205,17 @@ def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "max_shares: no such key" in done.stderr
+
+
+def test_an_override_reaches_into_the_lists_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("sources: [{kind: folder, path: a}]\nstages: [{name: decode}]\noutput_dir: out\n")
+    config = load_as(PrepareConfig, path, ["sources.0.path=b", "stages.0.fps=8"])
+    assert str(config.sources[0].path) == "b"
+    assert config.stages[0].fps == 8
+    for override in ("sources.1.path=b", "sources.x.path=b"):
+        with pytest.raises(MobiusError, match="no such place"):
+            load_as(PrepareConfig, path, [override])
 
 
 @pytest.mark.parametrize(
@@ -166,3 +241,10 @@ def test_a_share_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
     with pytest.raises(MobiusError, match="leaves numbers out"):
         array_task(None)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((TOOL.parents[1] / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
+    assert load_as(PrepareConfig, path).stages[0].name == "decode"

@@ -6,11 +6,13 @@ import cv2
 import made
 import numpy as np
 import pytest
+from PIL import Image
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
+from mobius_train.prepare.stages.decode import on_white
 from mobius_train.prepare.stages.deduplicate import Deduplicate
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.label_frequency import LabelFrequency
@@ -65,6 +67,16 @@ def test_a_clip_whose_frames_mostly_stand_still_is_static() -> None:
     assert dropped is not None
     assert dropped.detail == "50% of its frames"
     assert _one(Static(name="static", max_share=0.5), made.clip(held)).dropped is None
+
+
+def test_a_frame_is_static_below_a_grey_difference_of_nine_tenths() -> None:
+    changes = {0.8: "static", 1.0: None}  # of 255, on average: so many of ten columns become one level brighter a frame
+    for change, reason in changes.items():
+        frames = np.zeros((6, 10, 10, 3), np.uint8)
+        for number in range(6):
+            frames[number, :, : round(10 * change)] = number
+        dropped = _one(Static(name="static"), made.clip(frames)).dropped
+        assert (dropped and dropped.reason) == reason
 
 
 def test_the_dynamic_degree_is_the_speed_of_what_moves() -> None:
@@ -162,7 +174,7 @@ def test_copies_and_look_alikes_are_dropped() -> None:
     noise = np.random.default_rng(0).integers(-2, 3, first.shape)
     alike = (first.astype(int) + noise).clip(0, 255).astype(np.uint8)
     tinted = first.copy()
-    tinted[..., 0] = tinted[..., 0] // 2
+    tinted[..., 2] = np.minimum(tinted[..., 2], 200) + 50
     clips = [
         made.clip(frames, key=key)
         for key, frames in {
@@ -176,6 +188,8 @@ def test_copies_and_look_alikes_are_dropped() -> None:
     expected = {"copy": "duplicate", "alike": "looks the same"}
     assert _rows(Deduplicate(name="deduplicate"), clips) == expected
     assert _rows(Deduplicate(name="deduplicate", perceptual=False), clips) == {"copy": "duplicate"}
+    # Only its colour tells the tinted one apart.
+    assert _rows(Deduplicate(name="deduplicate", colour=255), clips) == expected | {"tinted": "looks the same"}
 
 
 def test_look_alikes_are_found_as_by_comparing_all_pairs() -> None:
@@ -212,6 +226,39 @@ def test_frames_between_passes_are_lossless_and_the_same_bytes() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 33, 47, 3), dtype=np.uint8)
     assert (unpack(pack(frames)) == frames).all()
     assert pack(frames) == pack(frames)
+
+
+@pytest.mark.parametrize(
+    ("shown", "action", "read", "dropped"),
+    [("0000", "drop", 3, False), ("1100", "drop", 2, True), ("1000", "drop", 4, False), ("0110", "score", 4, False)],
+)
+def test_frames_are_read_until_the_answer_is_certain(
+    monkeypatch: pytest.MonkeyPatch, shown: str, action: str, read: int, dropped: bool
+) -> None:
+    seen: list[int] = []
+
+    def mask(stage: Text, frame: np.ndarray) -> np.ndarray:
+        seen.append(int(frame[0, 0, 0]))
+        return np.full(frame.shape[:2], 255 * int(shown[seen[-1]]), np.uint8)
+
+    monkeypatch.setattr(Text, "_mask", mask)
+    frames = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
+    clip = _one(Text(name="text", action=action), made.clip(frames))
+    assert seen == list(range(read))
+    assert (clip.dropped is not None) == dropped
+
+
+def test_sixteen_bits_keep_their_upper_byte_and_what_is_transparent_is_white() -> None:
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    assert on_white(deep, (3, 1))[0, :, 0].tolist() == [0, 100, 255]
+    glass = Image.fromarray(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8), "RGBA")
+    assert on_white(glass, (2, 1)).tolist() == [[[9, 9, 9], [255, 255, 255]]]
+    assert on_white(glass, (3, 1))[0, 2].tolist() == [255, 255, 255]
+
+
+def test_a_bucket_is_what_autoencoders_take() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Buckets(name="buckets", sizes=[[64, 60]])
 
 
 def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:

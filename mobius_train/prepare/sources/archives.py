@@ -1,33 +1,37 @@
 """Clips in tar and zip archives, and in webdataset shards.
 
-An uncompressed tar is read where it lies. A compressed one is unpacked once into the work folder under numbers, so
+An uncompressed tar is read where it lies. Of what is compressed, all bytes are put into one file of the work folder, so
 that no name of a member ever becomes a path.
 """
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import hashlib
+import lzma
 import os
-import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 from braceexpand import braceexpand
 from pydantic import Field
 
 from mobius_train.config import Section
-from mobius_train.data.decode import MAX_VIDEO_BYTES
 from mobius_train.data.source import SCHEME
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+# What damaged archives raise is not one family: zlib's, lzma's, the formats' own.
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 
 class Archive(Section):
@@ -78,29 +82,30 @@ def expand(pattern: str) -> list[Path]:
 def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> list[Reference]:
     """The clips of one archive; where it is broken, a reference says so behind those that could be read."""
     try:
+        opened = _opener(path)
         if zipfile.is_zipfile(path):
-            members = _unpacked(path, work, max_bytes, _zip(path))
-        elif _compressed(path):
-            members = _unpacked(path, work, max_bytes, _tar_stream(path))
+            members = _zip(path, work, max_bytes)
+        elif opened is not None:
+            members = _compressed_tar(path, opened, work, max_bytes)
         else:
-            members = list(_tar(path))
+            members = list(_tar(path, path.name))
     except OSError as error:
         return [refuse(path.name, str(path), "unreadable", error.strerror or str(error))]
     return pair(members, f"{path}!", shards)
 
 
-def _compressed(path: Path) -> bool:
+def _opener(path: Path) -> Callable[[Path], Any] | None:
     with path.open("rb") as file:
         head = file.read(6)
-    return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
+    return next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
 
 
-def _broken(path: Path, error: object) -> Member:
-    return Member(path.name, path, 0, 0, Drop(STAGE, "damaged", f"the archive: {error}"))
+def _broken(name: str, path: Path, error: object) -> Member:
+    return Member(name, path, 0, 0, Drop(STAGE, "damaged", f"the archive: {error}"))
 
 
-def _tar(path: Path) -> Iterator[Member]:
-    """tarfile takes a broken header for the end of the archive, so that the end is looked at here."""
+def _tar(path: Path, name: str) -> Iterator[Member]:
+    """tarfile takes a broken header for the end of the archive: the end is looked at here. name: as it is told."""
     size, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -113,12 +118,12 @@ def _tar(path: Path) -> Iterator[Member]:
                 end = tar.offset
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError) as error:
-        yield _broken(path, error)
+        yield _broken(name, path, error)
         return
     with path.open("rb") as file:
         file.seek(end)
         if file.read(len(TAR_END)) != TAR_END:
-            yield _broken(path, f"truncated or damaged at byte {end}")
+            yield _broken(name, path, f"truncated or damaged at byte {end}")
 
 
 def _problem(member: tarfile.TarInfo) -> Drop | None:
@@ -136,82 +141,79 @@ def _traversal(name: str) -> Drop | None:
     return Drop(STAGE, "path traversal", "the name leads out of the archive") if outside else None
 
 
-class _Packed(NamedTuple):
-    """A member's name and, unless there is a problem, its open contents."""
-
-    name: str
-    contents: IO[bytes] | None
-    problem: Drop | None
-
-
-def _tar_stream(path: Path) -> Iterator[_Packed]:
-    with tarfile.open(path, "r:*") as tar:
-        for member in tar:
-            problem = _problem(member)
-            if problem is not None:
-                yield _Packed(member.name, None, problem)
-            elif member.isreg():
-                yield _Packed(member.name, tar.extractfile(member), None)
+def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_bytes: int) -> list[Member]:
+    problem: object = None
+    with _unpacked(path, work).open("wb") as file, opened(path) as packed:
+        try:
+            _copy(packed, file, max_bytes)
+        except _TooLarge as error:
+            raise _refused(path, max_bytes) from error
+        except DAMAGED as error:
+            _raise_if_the_disks(error)
+            problem = error
+    members = list(_tar(_synced(_unpacked(path, work)), path.name))
+    return members if problem is None else [*members, _broken(path.name, path, problem)]
 
 
-def _zip(path: Path) -> Iterator[_Packed]:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
-            problem = _traversal(member.filename)
-            if member.flag_bits & 1:
-                problem = Drop(STAGE, "unreadable", "encrypted")
-            if problem is not None:
-                yield _Packed(member.filename, None, problem)
-                continue
-            with archive.open(member) as contents:
-                yield _Packed(member.filename, contents, None)
-
-
-def _unpacked(path: Path, work: Path, max_bytes: int, packed: Iterator[_Packed]) -> list[Member]:
-    """Members as numbered files of a folder in `work`.
-
-    Raises:
-        MobiusError: all members together are more than `max_bytes`.
-    """
-    folder = work / f"unpacked-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
     members: list[Member] = []
-    total = 0
+    target = _unpacked(path, work)
+    target.touch()
     try:
-        for number, (name, contents, problem) in enumerate(packed):
-            target = folder / f"{number:08d}"
-            if problem is not None or contents is None:
-                members.append(Member(name, path, 0, 0, problem))
-                continue
-            size = _copy(contents, target)
-            if size is None:
-                problem = Drop(STAGE, "too large", f"more than {MAX_VIDEO_BYTES} bytes")
-                target.unlink()
-                members.append(Member(name, path, 0, 0, problem))
-                continue
-            total += size
-            if total > max_bytes:
-                raise MobiusError(f"{path} unpacks to more than {max_bytes} bytes: raise max_unpacked_bytes")
-            members.append(Member(name, target, 0, size))
-    # What a damaged archive raises is not one family: zlib's, lzma's, the formats' own.
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the archive
-        members.append(_broken(path, error))
+        with zipfile.ZipFile(path) as archive, target.open("wb") as file:
+            for member in archive.infolist():
+                problem = _traversal(member.filename)
+                if member.flag_bits & 1:
+                    problem = Drop(STAGE, "unreadable", "encrypted")
+                start = file.tell()
+                if problem is None and not member.is_dir():
+                    try:
+                        with archive.open(member) as contents:
+                            _copy(contents, file, max_bytes - start)
+                    except _TooLarge as error:
+                        raise _refused(path, max_bytes) from error
+                    except (*DAMAGED, NotImplementedError) as error:
+                        _raise_if_the_disks(error)
+                        problem = Drop(STAGE, "damaged", str(error))
+                if problem is not None or not member.is_dir():
+                    members.append(Member(member.filename, target, start, file.tell() - start, problem))
+    except DAMAGED as error:
+        _raise_if_the_disks(error)
+        members.append(_broken(path.name, path, error))
+    _synced(target)
     return members
 
 
-def _copy(contents: IO[bytes], target: Path) -> int | None:
-    """Bytes written; None where they are more than any clip may have."""
-    size = 0
-    with target.open("wb") as file:
-        while part := contents.read(2**20):
-            size += len(part)
-            if size > MAX_VIDEO_BYTES:
-                return None
-            file.write(part)
+def _synced(path: Path) -> Path:
+    """On the disk before the listing that refers to it."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    return size
+    return path
+
+
+def _unpacked(path: Path, work: Path) -> Path:
+    """Where the bytes of a compressed archive are put."""
+    return work / f"unpacked-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+
+
+class _TooLarge(Exception):
+    """More comes out of an archive than is allowed."""
+
+
+def _refused(path: Path, max_bytes: int) -> MobiusError:
+    return MobiusError(f"{path} unpacks to more than {max_bytes} bytes: raise max_unpacked_bytes")
+
+
+def _raise_if_the_disks(error: BaseException) -> None:
+    """Pass on what is the disk's fault and not the archive's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
+def _copy(contents: IO[bytes], file: IO[bytes], max_bytes: int) -> None:
+    left = max_bytes
+    while part := contents.read(2**20):
+        left -= len(part)
+        if left < 0:
+            raise _TooLarge
+        file.write(part)

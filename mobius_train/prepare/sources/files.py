@@ -63,12 +63,12 @@ class FileList(Section):
         """
         names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
         members = [_member(self.path.parent / name, name) for name in names]
-        beside = []
+        listed, beside = set(names), []
         for member in members:
             for suffix in (".txt", ".json"):
                 path = member.path.with_suffix(suffix)
                 name = str(Path(member.name).with_suffix(suffix))
-                if member.problem is None and path.is_file() and name not in names:
+                if member.problem is None and path.is_file() and name not in listed:
                     beside.append(_member(path, name))
                     break
         return pair([*members, *beside], f"{self.path.parent}/")
@@ -134,10 +134,14 @@ def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
         raise MobiusError(f"{metadata} is no UTF-8: {error}") from error
     if metadata.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        for record in reader:
-            yield f"{metadata} line {reader.line_num}", record
+        try:
+            for record in reader:
+                yield f"{metadata} line {reader.line_num}", record
+        except csv.Error as error:
+            yield f"{metadata} line {reader.line_num}", Drop(STAGE, "damaged", f"no CSV from here on: {error}")
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: it splits at characters that a caption may have as well.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{metadata} line {number}"
             try:

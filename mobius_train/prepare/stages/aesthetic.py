@@ -27,15 +27,14 @@ class Aesthetic(ClipStage):
     frames: int = Field(3, ge=1)
 
     def check(self) -> None:
-        models.check(self.model)
-        _head(self.head)
+        models.check(self.model, *models.VISION)
+        wanted, given = _head(self.head)[0].shape[1], models.read(models.VISION[1], self.model).config.projection_dim
+        if wanted != given:
+            raise MobiusError(f"{self.head} is made for {wanted} features, but {self.model} has {given}")
 
     def process(self, clip: Clip) -> None:
         weight, bias = _head(self.head)
         features = models.embeddings(self.model, models.images(clip.pixels, self.frames))
-        if features.shape[1] != weight.shape[1]:
-            widths = f"{weight.shape[1]} features, but {self.model} has {features.shape[1]}"
-            raise MobiusError(f"{self.head} is made for {widths}")
         score = float((features @ weight.T + bias).mean())
         clip.scores[self.name] = {"score": round(score, 3)}
         if score < self.minimum:

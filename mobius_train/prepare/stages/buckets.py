@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,8 @@ from pydantic import Field
 
 from mobius_train.prepare.clip import Clip, Dropped
 from mobius_train.prepare.stages.stage import ClipStage
+
+Side = Annotated[int, Field(ge=8, multiple_of=8)]  # what autoencoders scale down
 
 
 class Buckets(ClipStage):
@@ -20,7 +22,7 @@ class Buckets(ClipStage):
     """
 
     name: Literal["buckets"]
-    sizes: tuple[tuple[int, int], ...] = Field(min_length=1, description="[width, height], both multiples of 8")
+    sizes: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="[width, height], both multiples of 8")
     max_enlarging: float = Field(1.0, gt=0)
     max_cut: float = Field(0.5, ge=0, lt=1, description="share of the picture that may be cut off")
 

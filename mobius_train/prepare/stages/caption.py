@@ -12,6 +12,8 @@ from mobius_train.prepare.clip import Clip, Dropped
 from mobius_train.prepare.stages import models
 from mobius_train.prepare.stages.stage import ClipStage
 
+KINDS = ("AutoProcessor", "AutoModelForImageTextToText")
+
 
 class Caption(ClipStage):
     """A chat model sees all `frames` at once and describes the video; a captioner (BLIP) describes one after the other.
@@ -28,13 +30,13 @@ class Caption(ClipStage):
     overwrite: bool = Field(False, description="clips that have a caption in this language as well")
 
     def check(self) -> None:
-        models.check(self.model)
+        models.check(self.model, *KINDS)
 
     def process(self, clip: Clip) -> None:
         if self.language in clip.captions and not self.overwrite:
             return
         pictures = models.images(clip.pixels, self.frames)
-        chat = getattr(models.load("AutoProcessor", self.model), "chat_template", None) is not None
+        chat = getattr(models.load(KINDS[0], self.model), "chat_template", None) is not None
         clip.drafts = [self._describe(pictures, True)] if chat else [self._describe([p], False) for p in pictures]
         written = [draft for draft in clip.drafts if draft]
         if not written:
@@ -43,7 +45,7 @@ class Caption(ClipStage):
 
     @torch.no_grad()
     def _describe(self, pictures: list[Image.Image], chat: bool) -> str:
-        processor = models.load("AutoProcessor", self.model)
+        processor, model = (models.load(kind, self.model) for kind in KINDS)
         if chat:
             content = [{"type": "image", "image": picture} for picture in pictures]
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": self.prompt}]}]
@@ -52,7 +54,6 @@ class Caption(ClipStage):
             )
         else:
             inputs = processor(images=pictures, return_tensors="pt")
-        model = models.load("AutoModelForImageTextToText", self.model)
         written = model.generate(**inputs.to(models.device()), max_new_tokens=self.max_new_tokens, do_sample=False)
         # A chat model repeats the question in front of its answer.
         answer = written[:, inputs["input_ids"].shape[1] :] if chat else written

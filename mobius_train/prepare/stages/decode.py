@@ -178,6 +178,8 @@ def _video_stream(container: Any) -> Any:
     if not container.streams.video:
         raise Dropped("no picture", f"{len(container.streams)} other streams")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise Dropped("no picture", "its codec is not known")
     stream.codec_context.thread_count = 1  # parts are what runs side by side
     return stream
 

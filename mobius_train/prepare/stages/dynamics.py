@@ -1,26 +1,32 @@
 """Dynamic degree: how far the fastest things of a clip move, by dense optical flow.
 
 The mean of the largest 5% of flow is VBench's measure (https://arxiv.org/abs/2311.17982, dynamic degree), there with
-RAFT; here OpenCV's DIS flow (https://arxiv.org/abs/1603.03590), which needs no weights.
+RAFT; here OpenCV's DIS flow (https://arxiv.org/abs/1603.03590), which needs no weights, or RAFT as .onnx in the form
+of https://github.com/opencv/opencv_zoo/tree/main/models/optical_flow_estimation_raft.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.errors import MobiusError
+from mobius_train.prepare.clip import Clip, Dropped, Frames
+from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
 
 FASTEST = 0.05
+Flow = NDArray[np.float32]  # (H, W, 2): pixels to the right and down from a frame to the next
 
 
 @lru_cache(maxsize=1)
-def _flow() -> Any:
+def _dis() -> Any:
     return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
 
@@ -32,6 +38,11 @@ class Dynamics(ClipStage):
     pairs: int = Field(8, ge=1)
     minimum: float = Field(0.0, ge=0)
     maximum: float | None = Field(None, gt=0)
+    raft: Path | None = Field(None, description="a RAFT of two inputs as .onnx, in place of DIS")
+
+    def check(self) -> None:
+        if self.raft is not None:
+            onnx.check(self.raft, inputs=2)
 
     def process(self, clip: Clip) -> None:
         frames, fps = clip.pixels, clip.fps or 1.0
@@ -42,11 +53,9 @@ class Dynamics(ClipStage):
         size = (self.width, max(16, round(frames.shape[1] * self.width / frames.shape[2])))
         fastest = []
         for number in chosen:
-            before, after = (
-                cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-                for frame in frames[number : number + 2]
-            )
-            speeds = np.sort(np.linalg.norm(_flow().calc(before, after, None), axis=2), axis=None)
+            before, after = (cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames[number:][:2])
+            flow = _by_dis(before, after) if self.raft is None else _by_raft(self.raft, before, after)
+            speeds = np.sort(np.linalg.norm(flow, axis=2), axis=None)
             fastest.append(float(speeds[-max(1, int(len(speeds) * FASTEST)) :].mean()))
         degree = float(np.mean(fastest)) * fps
         clip.scores[self.name] = {"degree": round(degree, 3)}
@@ -54,3 +63,22 @@ class Dynamics(ClipStage):
             raise Dropped("too little motion", f"{degree:.2f}")
         if self.maximum is not None and degree > self.maximum:
             raise Dropped("too much motion", f"{degree:.2f}")
+
+
+def _by_dis(before: Frames, after: Frames) -> Flow:
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after)]
+    return np.asarray(_dis().calc(*grey, None), np.float32)
+
+
+def _by_raft(path: Path, before: Frames, after: Frames) -> Flow:
+    """Frames scaled to what the model takes, and its flow to what they had been."""
+    height, width = onnx.size(path, before.shape[:2])
+    scaled = (
+        cv2.resize(frame, (width, height)).transpose(2, 0, 1)[None].astype(np.float32) for frame in (before, after)
+    )
+    session = onnx.session(path)
+    outputs = session.run(None, dict(zip((value.name for value in session.get_inputs()), scaled, strict=True)))
+    flow = max(outputs, key=lambda output: output.shape[-1])  # the other output is a coarse one
+    if flow.shape != (1, 2, height, width):
+        raise MobiusError(f"{path} gives {flow.shape}, and not a flow of (1, 2, {height}, {width})")
+    return np.asarray(flow[0].transpose(1, 2, 0) * (before.shape[1] / width, before.shape[0] / height), np.float32)

@@ -24,7 +24,7 @@ class Stitch(Stage):
     above: float = Field(0.6, ge=-1, le=1)
 
     def check(self) -> None:
-        models.check(self.model)
+        models.check(self.model, *models.VISION)
 
     def apply(self, clips: list[Clip]) -> list[Clip]:
         joined: list[Clip] = []

@@ -22,7 +22,7 @@ class Summarise(ClipStage):
     needs_frames: ClassVar[bool] = False
 
     def check(self) -> None:
-        models.check(self.model)
+        models.check(self.model, *models.REWRITING)
 
     def process(self, clip: Clip) -> None:
         parts = clip.drafts or [clip.captions[self.language]] if self.language in clip.captions else clip.drafts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Clip, Dropped, Frames
+from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
 
 Mask = NDArray[np.uint8]  # (H, W), 255 where there is text
@@ -50,21 +53,31 @@ class Text(ClipStage):
     length: int = Field(4, ge=1, description="letters of a text that counts, at least")
     area: float = Field(0.02, ge=0, le=1, description="a frame has text if more than this share of it is")
     frames: int = Field(1, ge=0, description="a clip has text if more frames than this have")
-    look_at: int = Field(4, ge=1, description="frames that are read, evenly chosen; removing text reads all")
+    look_at: int = Field(4, ge=1, description="frames, evenly chosen, that are read until the answer is certain")
     side: int = Field(320, ge=32, description="pixels that longer frames are scaled down to for detection")
     grow: int = Field(3, ge=0, description="pixels around a text that are painted over with it")
+    lama: Path | None = Field(None, description="a LaMa of image and mask as .onnx, in place of Telea's inpainting")
+
+    def check(self) -> None:
+        if self.lama is not None:
+            onnx.check(self.lama, inputs=2)
 
     def process(self, clip: Clip) -> None:
         frames = clip.pixels
         count = min(self.look_at, len(frames))
-        masks = [self._mask(frames[number * len(frames) // count]) for number in range(count)]
-        shares = [float((mask > 0).mean()) for mask in masks]
-        with_text = sum(share > self.area for share in shares)
-        clip.scores[self.name] = {"frames": with_text, "area": round(max(shares), 4)}
+        shares: list[float] = []
+        with_text = 0
+        for left in range(count, 0, -1):
+            decided = with_text > self.frames or with_text + left <= self.frames
+            if decided and self.action != "score":
+                break
+            shares.append(float((self._mask(frames[(count - left) * len(frames) // count]) > 0).mean()))
+            with_text += shares[-1] > self.area
+        clip.scores[self.name] = {"frames": with_text, "area": round(max(shares, default=0.0), 4)}
         if with_text <= self.frames or self.action == "score":
             return
         if self.action == "drop":
-            raise Dropped("text", f"{max(shares):.1%} of a frame, in {with_text} of {count}")
+            raise Dropped("text", f"{max(shares):.1%} of a frame, in {with_text} of {len(shares)}")
         clip.frames = np.stack([self._removed(frame) for frame in frames])
         clip.notes.append("text removed")
 
@@ -84,5 +97,24 @@ class Text(ClipStage):
             return frame
         if self.grow:
             mask = cv2.dilate(mask, np.ones((2 * self.grow + 1,) * 2, np.uint8)).astype(np.uint8)
+        if self.lama is not None:
+            return _by_lama(self.lama, frame, mask)
         # https://www.researchgate.net/publication/238183352 (Telea 2004)
         return cv2.inpaint(frame, mask, 5, cv2.INPAINT_TELEA).astype(np.uint8, copy=False)
+
+
+def _by_lama(path: Path, frame: Frames, mask: Mask) -> Frames:
+    """https://arxiv.org/abs/2109.07161, in the form of https://github.com/opencv/opencv_zoo: image 0 to 1, mask 0 or 1.
+
+    Only what the mask covers changes.
+    """
+    height, width = onnx.size(path, (frame.shape[0], frame.shape[1]))
+    image = cv2.resize(frame, (width, height)).transpose(2, 0, 1)[None].astype(np.float32) / 255
+    hole = (cv2.resize(mask, (width, height)) > 0).astype(np.float32)[None, None]
+    session = onnx.session(path)
+    names = (value.name for value in session.get_inputs())
+    [painted, *_] = session.run(None, dict(zip(names, (image, hole), strict=True)))
+    if painted.shape != image.shape:
+        raise MobiusError(f"{path} gives {painted.shape}, and not a picture of {image.shape}")
+    full = cv2.resize(painted[0].transpose(1, 2, 0).clip(0, 255), (frame.shape[1], frame.shape[0]))
+    return np.where(mask[:, :, None] > 0, full.round().astype(np.uint8), frame)

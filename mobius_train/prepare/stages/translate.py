@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mobius_train.errors import MobiusError
 from mobius_train.prepare.clip import Clip, Dropped
 from mobius_train.prepare.stages import models
 from mobius_train.prepare.stages.stage import ClipStage
@@ -24,19 +25,22 @@ class Translate(ClipStage):
     needs_frames: ClassVar[bool] = False
 
     def check(self) -> None:
-        models.check(self.model)
+        models.check(self.model, *models.REWRITING)
+        unknown = (None, models.read("AutoTokenizer", self.model).unk_token_id)
+        if self.first_token is not None and self._first() in unknown:
+            raise MobiusError(f"the tokenizer of {self.model} does not know first_token: {self.first_token!r}")
 
     def process(self, clip: Clip) -> None:
         if self.to in clip.captions:
             return
         if self.source not in clip.captions:
             raise Dropped("no caption", f"none in {self.source} to translate")
-        options = {}
-        if self.first_token is not None:
-            tokenizer = models.load("AutoTokenizer", self.model)
-            options["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(self.first_token)
+        options = {} if self.first_token is None else {"forced_bos_token_id": self._first()}
         text = self.prefix + clip.captions[self.source]
         translated = models.rewrite(self.model, text, self.max_new_tokens, **options)
         if not translated:
             raise Dropped("no caption", "the translation is empty")
         clip.captions[self.to] = translated
+
+    def _first(self) -> Any:
+        return models.read("AutoTokenizer", self.model).convert_tokens_to_ids(self.first_token)

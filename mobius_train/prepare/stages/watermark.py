@@ -12,6 +12,8 @@ from mobius_train.prepare.clip import Clip, Dropped
 from mobius_train.prepare.stages import models
 from mobius_train.prepare.stages.stage import ClipStage
 
+KINDS = ("AutoImageProcessor", "AutoModelForImageClassification")
+
 
 class Watermark(ClipStage):
     """Drops clips whose mean probability of `label` over `frames` is above `maximum`."""
@@ -23,15 +25,15 @@ class Watermark(ClipStage):
     frames: int = Field(3, ge=1)
 
     def check(self) -> None:
-        models.check(self.model)
+        models.check(self.model, *KINDS)
+        labels = models.read(KINDS[1], self.model).config.label2id
+        if self.label not in labels:
+            raise MobiusError(f"{self.model} has no class {self.label!r}, but {', '.join(labels)}")
 
     @torch.no_grad()
     def process(self, clip: Clip) -> None:
-        model = models.load("AutoModelForImageClassification", self.model)
-        if self.label not in model.config.label2id:
-            raise MobiusError(f"{self.model} has no class {self.label!r}, but {', '.join(model.config.label2id)}")
-        pictures = models.images(clip.pixels, self.frames)
-        inputs = models.load("AutoImageProcessor", self.model)(images=pictures, return_tensors="pt")
+        processor, model = (models.load(kind, self.model) for kind in KINDS)
+        inputs = processor(images=models.images(clip.pixels, self.frames), return_tensors="pt")
         shares = model(**inputs.to(models.device())).logits.float().softmax(-1)
         probability = float(shares[:, model.config.label2id[self.label]].mean())
         clip.scores[self.name] = {"probability": round(probability, 4)}
