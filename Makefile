@@ -13,7 +13,7 @@ train: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -q tests/slurm

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from launching import LAUNCHER_VARIABLES
 from recipes import DS_CONFIGS, Run, recipe, write
@@ -13,7 +14,8 @@ from tiny import save_clips, save_pipeline
 
 # Nothing here may reach for a model hub, and models this small gain nothing from threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

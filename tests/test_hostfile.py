@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,13 @@ def _start(
 ) -> subprocess.CompletedProcess[str]:
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{host} slots=1\n" for host in HOSTS))
-    launcher = ["deepspeed", "--hostfile", str(hosts), "--master_port", str(free_port())]
+    launcher = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--hostfile",
+        str(hosts),
+        "--master_port",
+        str(free_port()),
+    ]
     training = ["mobius_train/main.py", "--config", str(recipe_path), "--deepspeed", str(DS_CONFIGS / "zero2.json")]
     return subprocess.run(
         [*launcher, *training, *overrides],
