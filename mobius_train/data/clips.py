@@ -102,10 +102,14 @@ class ClipDataset(Dataset[Clip]):
     def measure(self, share: int, shares: int) -> list[Shape]:
         """Frames and size in its file of every clip of one share: clips share, share + shares, …
 
+        As the shards say them, or else from the clips themselves, which are read for it.
+
         Raises:
             MobiusError: a clip is damaged or too large.
         """
-        return [shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]]
+        return [
+            entry.shape or shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]
+        ]
 
     def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
         """The same clips, each of the bucket's shape that fits it best.

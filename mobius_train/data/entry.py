@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import Caption
 from mobius_train.data.decode import check_bytes
 from mobius_train.errors import MobiusError
@@ -12,6 +13,8 @@ from mobius_train.errors import MobiusError
 
 class Entry(NamedTuple):
     """A clip as `size` bytes at `offset` of a file; `suffix` says what it is, `name` where a person finds it.
+
+    `shape` is what the data set says that the file holds, if it says it.
 
     A file is opened for each read: nothing is shared between forked workers, nothing open is pickled, and
     thousands of shards do not use up the process's file handles.
@@ -24,6 +27,7 @@ class Entry(NamedTuple):
     size: int
     suffix: str
     name: str
+    shape: Shape | None = None
 
     def read(self, most: int | None = None) -> bytes:
         """All bytes, or the first `most`.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.captions import read_caption
 from mobius_train.data.decode import SUFFIXES as CLIPS
@@ -67,11 +68,21 @@ def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
                     raise MobiusError(
                         f"the caption of {name} has {members[caption].size} bytes: {MAX_CAPTION_BYTES} at most"
                     )
-                words = read_caption(file.read(members[caption].size), caption, name, caption_language)
-                entries.append(Entry(key, words, path, *members[clip], clip, name + clip))
+                data = file.read(members[caption].size)
+                words = read_caption(data, caption, name, caption_language)
+                shape = _shape(data) if caption == ".json" else None
+                entries.append(Entry(key, words, path, *members[clip], clip, name + clip, shape))
     if not entries:
         raise MobiusError(f"no clip in {len(paths)} shards, the first {paths[0]}: all are empty")
     return entries
+
+
+def _shape(data: bytes) -> Shape | None:
+    """What a .json that was read before says of its clip, as `tools/prepare_data.py` writes it."""
+    record = json.loads(data)
+    sizes = [record.get(field) for field in Shape._fields] if isinstance(record, dict) else []
+    whole = [size for size in sizes if type(size) is int and size > 0]
+    return Shape(*whole) if len(whole) == len(Shape._fields) else None
 
 
 def _only(members: dict[str, Span], kinds: Sequence[str], name: str) -> str:

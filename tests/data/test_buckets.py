@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from files import animation, video
+from files import animation, video, write_tar
 
 from mobius_train.data.buckets import Shape, batch_shares, best_bucket, describe, members, sort_into
 from mobius_train.data.clips import ClipDataset, open_clips
@@ -260,6 +261,19 @@ def test_the_identity_follows_the_buckets_that_clips_are_in(mixed: Path) -> None
     assert clips.identity == _sorted(mixed, (*ALL, Shape(100, 8, 8))).identity  # one that no clip is in
     assert clips.identity != _sorted(mixed, (*ALL[:3], Shape(4, 32, 48))).identity
     assert clips.identity != open_clips(str(mixed), num_frames=4, resolution=16).identity
+
+
+def test_what_a_shard_says_of_its_clips_saves_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"caption": "dog", "num_frames": 5, "width": 64, "height": 32}
+    members = {"a.json": json.dumps(said).encode(), "a.webp": animation(5, size=(64, 32))}
+    partly = {"caption": "dog", "num_frames": 5, "width": 64, "height": "32"}
+    members |= {"b.json": json.dumps(partly).encode(), "b.webp": animation(4, size=(32, 32))}
+    clips = open_clips(str(write_tar(tmp_path / "a.tar", members)), num_frames=4, resolution=16)
+    assert clips.measure(0, 1) == [Shape(5, 64, 32), Shape(4, 32, 32)]
+    monkeypatch.setattr("mobius_train.data.clips.shape_of", None)
+    assert clips.measure(0, 2) == [Shape(5, 64, 32)]
+    with pytest.raises(TypeError):
+        clips.measure(1, 2)
 
 
 # Captions
