@@ -1,4 +1,4 @@
-"""One, two and four ranks under ZeRO 0 to 3 and FSDP (on two under each of them): the same global batch gives the same losses.
+"""One, two and four ranks under ZeRO 0 to 3 and FSDP: the same global batch gives the same losses.
 
 The clips, noise and timesteps of a global batch are the same bits on any number of ranks. What differs is the order
 in which float32 sums are made: kernels choose by the size of the batch, and gradients are added up over ranks. After
