@@ -13,6 +13,8 @@ from cluster import Cluster, wait_until
 from launching import REPOSITORY
 from recipes import metrics, recipe, write
 
+from mobius_train.data.shards import verify
+
 pytestmark = pytest.mark.slurm
 
 SCRIPT = "slurm/train_parallel.sh"
@@ -230,3 +232,21 @@ def test_a_job_array_fills_the_cache_part_by_part(
     for part, text in enumerate(logs):
         assert f"{cache}: share {part + 1} of 2" in text
     assert all((folder / "keys.json").exists() and list(folder.glob("part-*")) for folder in cache.iterdir())
+
+
+def test_a_job_array_makes_shards_of_a_folder(cluster: Cluster, tmp_path: Path, clips_folder: Path) -> None:
+    values = {
+        "sources": [{"kind": "metadata", "path": str(clips_folder / "metadata.jsonl")}],
+        "stages": [{"name": "decode", "more_frames_than": 3}, {"name": "deduplicate", "perceptual": False}],
+        "output_dir": str(tmp_path / "shards"),
+        "part_size": 3,
+    }
+    path = write(tmp_path / "recipe.yaml", values)
+    log = f"--output={tmp_path / '%a.log'}"
+    number = cluster.submit("--array=0-1", log, "slurm/prepare_data.sh", "--config", str(path), PYTHON=sys.executable)
+    wait_until(
+        lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(tmp_path))
+    )
+    logs = [(tmp_path / f"{task}.log").read_text() for task in range(2)]
+    assert all("10 inputs, 10 clips, 10 kept" in text for text in logs), logs
+    assert verify(tmp_path / "shards") == 4
