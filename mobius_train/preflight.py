@@ -20,7 +20,6 @@ from mobius_train.config import RunConfig
 from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.heartbeat import name_of
 from mobius_train.errors import MobiusError
-from mobius_train.memory.fit import fit
 from mobius_train.sources import check_local
 from mobius_train.tasks.fetch import describe_data
 from mobius_train.versions import versions
@@ -58,6 +57,9 @@ def preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distrib
     started = time.monotonic()
     facts = _gather(config, distributed)
     _refuse(differences(facts, distributed.nodes) + _unshared(output_dir, distributed), distributed)
+    # A second of imports, which a start on one rank does not need.
+    from mobius_train.memory.fit import fit
+
     memory, too_small = fit(config, ds_path, distributed)
     _refuse(too_small, distributed)
     clocks = [fact.clock for fact in facts]
