@@ -223,13 +223,7 @@ def test_a_job_array_fills_the_cache_part_by_part(
     cache = tmp_path / "cache"
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", data={"cache_dir": str(cache)})
     path = write(tmp_path / "recipe.yaml", values)
-    log = f"--output={tmp_path / '%a.log'}"
-    number = cluster.submit("--array=0-1", log, "slurm/cache_latents.sh", "--config", str(path), PYTHON=sys.executable)
-    wait_until(
-        lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(tmp_path))
-    )
-    logs = [(tmp_path / f"{part}.log").read_text() for part in range(2)]
-    for part, text in enumerate(logs):
+    for part, text in enumerate(_run_array(cluster, "slurm/cache_latents.sh", path)):
         assert f"{cache}: share {part + 1} of 2" in text
     assert all((folder / "keys.json").exists() and list(folder.glob("part-*")) for folder in cache.iterdir())
 
@@ -242,11 +236,15 @@ def test_a_job_array_makes_shards_of_a_folder(cluster: Cluster, tmp_path: Path, 
         "part_size": 3,
     }
     path = write(tmp_path / "recipe.yaml", values)
-    log = f"--output={tmp_path / '%a.log'}"
-    number = cluster.submit("--array=0-1", log, "slurm/prepare_data.sh", "--config", str(path), PYTHON=sys.executable)
-    wait_until(
-        lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(tmp_path))
-    )
-    logs = [(tmp_path / f"{task}.log").read_text() for task in range(2)]
+    logs = _run_array(cluster, "slurm/prepare_data.sh", path)
     assert all("10 inputs, 10 clips, 10 kept" in text for text in logs), logs
     assert verify(tmp_path / "shards") == 4
+
+
+def _run_array(cluster: Cluster, script: str, config: Path) -> list[str]:
+    """What two tasks print."""
+    folder = config.parent
+    log = f"--output={folder / '%a.log'}"
+    number = cluster.submit("--array=0-1", log, script, "--config", str(config), PYTHON=sys.executable)
+    wait_until(lambda: not cluster.run("squeue", "--noheader", f"--job={number}"), 120, lambda: str(os.listdir(folder)))
+    return [(folder / f"{task}.log").read_text() for task in range(2)]
