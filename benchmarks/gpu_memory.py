@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.cli import run
-from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
+from mobius_train.job.environment import choose_accelerator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 1e9
@@ -84,7 +84,7 @@ def main() -> None:
     choose_accelerator()
     import torch
 
-    from mobius_train.memory.side_by_side import Job, failures, measure_apart
+    from mobius_train.measure.side_by_side import Job, failures, measure_apart
 
     if not torch.cuda.is_available() and not arguments.rehearse_on_cpu:
         raise MobiusError("there is no GPU here, and these are figures of a GPU: start it where torch sees one")
@@ -164,7 +164,7 @@ def ratio(figure: str) -> Any:
 
 def plan_error(record: dict[str, Any]) -> float | None:
     """Of the peak, both with the context as it was measured."""
-    from mobius_train.memory.compare import PEAK
+    from mobius_train.measure.versus_plan import PEAK
 
     outside = record["measured"]["outside"]
     for row in record["rows"]:

@@ -33,7 +33,7 @@ from mobius_train.checkpoint.format import step_of
 from mobius_train.checkpoint.verify import problems
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
-from mobius_train.versions import versions
+from mobius_train.job.versions import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESUMED = re.compile(r"resumed from \S*checkpoint-(\d+)")

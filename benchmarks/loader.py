@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mobius_train import environment
 from mobius_train.cli import REPOSITORY, run_rank
 from mobius_train.config import RunConfig, load
+from mobius_train.job import environment
 
 WORKERS = (0, 1, 2)
 
@@ -64,9 +64,9 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the environment that they read is set.
-    from mobius_train.engine import distributed as ranks
-    from mobius_train.quiet import quiet_libraries
-    from mobius_train.tasks.build import build_task
+    from mobius_train.assembly.build import build_task
+    from mobius_train.job import distributed as ranks
+    from mobius_train.job.quiet import quiet_libraries
 
     quiet_libraries()
     with ranks.start(launch) as distributed:

@@ -28,10 +28,10 @@ from typing import Any
 from mobius_train.cli import run
 from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
+from mobius_train.job.versions import versions
 from mobius_train.prepare.listing import OFFSETS
 from mobius_train.prepare.passes import passes
 from mobius_train.prepare.recipe import PrepareConfig
-from mobius_train.versions import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("av", "pillow", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime", "webdataset")

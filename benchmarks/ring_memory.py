@@ -22,12 +22,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobius_train.durable import replace_file
-from mobius_train.memory.architectures import KNOWN
-from mobius_train.memory.saved import saved_for_backward
+from mobius_train.files import replace_file
+from mobius_train.job.versions import versions
+from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.models.recompute import RingMemory
-from mobius_train.versions import versions
+from mobius_train.plan.known_models import KNOWN
 
 EAGER = {
     "all kept": RingMemory(),

@@ -17,10 +17,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from mobius_train import environment
-from mobius_train.checkpoint.shard import HostCopy
+from mobius_train.checkpoint.shard import PinnedCopy
 from mobius_train.cli import run_rank
 from mobius_train.config import load
+from mobius_train.job import environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     save, step = Saver.save, Trainer._step
 
     def timed_save(self: Saver, progress: dict[str, Any]) -> float:
-        pieces, copy = self._engine.pieces(), HostCopy()
+        pieces, copy = self._engine.pieces(), PinnedCopy()
         copy.take(pieces)
         started = perf_counter()
         copy.take(pieces)
@@ -95,7 +95,7 @@ def main() -> None:
         results = measure(arguments, Path(folder) / "run")
     print(json.dumps(results, indent=1))
     if arguments.record:
-        from mobius_train.versions import versions
+        from mobius_train.job.versions import versions
 
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
         record = {"what": "saves beside training, on one rank", "results": results, "overrides": arguments.overrides}

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mobius_train.durable import replace_file
+from mobius_train.files import replace_file
+from mobius_train.job.versions import versions
 from mobius_train.models.attention import MAX_BATCH, eager, flash_attn, sdpa
 from mobius_train.models.choose_attention import Machine, choose_attention
-from mobius_train.versions import versions
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (N, F, heads, size of a head): Stable Diffusion 2.1's levels at batch 2 and 256 px, more frames, the emoji backbone.

@@ -68,15 +68,3 @@ def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
             " remove one of them; FSDP has its settings in the recipe, fsdp.sharding and others"
         )
     return None
-
-
-def check_output_folder(folder: Path, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something already; nothing is created or deleted.
-
-    Raises:
-        MobiusError: it is a file, or a folder with files in it and overwrite was not asked for.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise MobiusError(f"the output folder {folder} is a file: give another one")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise MobiusError(f"the output folder {folder} is not empty: give another one, or --overwrite")

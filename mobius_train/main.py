@@ -15,9 +15,9 @@ if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpat
 import argparse
 from pathlib import Path
 
-from mobius_train import environment
 from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run_rank
 from mobius_train.config import load
+from mobius_train.job import environment
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils import BaseOutput
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,11 +28,32 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
-from mobius_train.encoders.images import ImageEncoder
-from mobius_train.encoders.text import TextEncoder
+from mobius_train.encoders.image_encoder import ImageEncoder
+from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
-from mobius_train.pipeline_output import OUTPUT_TYPES, TextToVideoPipelineOutput, convert_frames
+
+OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
+
+
+@dataclass
+class TextToVideoPipelineOutput(BaseOutput):
+    """frames, by output_type: np (B, F, H, W, 3) in [0, 1]; pt (B, F, 3, H, W) in [0, 1]; pil, a list of B
+    lists of F images; uint8 (B, F, 3, H, W); latent (B, C, F, h, w)."""
+
+    frames: Tensor | np.ndarray | list[list[Image.Image]]
+
+
+def convert_frames(frames: Tensor, output_type: str) -> Any:
+    """uint8 (B, F, 3, H, W) to what TextToVideoPipelineOutput says of output_type."""
+    if output_type == "uint8":
+        return frames
+    if output_type == "pt":
+        return frames.float() / 255
+    channels_last = frames.movedim(2, -1).contiguous().numpy()
+    if output_type == "np":
+        return channels_last.astype(np.float32) / 255
+    return [[Image.fromarray(frame) for frame in clip] for clip in channels_last]
 
 
 class TextToVideoPipeline(DiffusionPipeline):

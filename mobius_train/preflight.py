@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from mobius_train.assembly.fetch import describe_data
 from mobius_train.config import RunConfig
-from mobius_train.engine.distributed import Distributed
-from mobius_train.engine.heartbeat import name_of
+from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
-from mobius_train.sources import check_local
-from mobius_train.tasks.fetch import describe_data
-from mobius_train.versions import versions
+from mobius_train.job.distributed import Distributed
+from mobius_train.job.heartbeat import name_of
+from mobius_train.job.versions import versions
 
 # Seconds. Checkpoints and logs are ordered by their times.
 CLOCKS = 5.0
@@ -58,7 +58,7 @@ def preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distrib
     facts = _gather(config, distributed)
     _refuse(differences(facts, distributed.nodes) + _unshared(output_dir, distributed), distributed)
     # A second of imports, which a start on one rank does not need.
-    from mobius_train.memory.fit import fit
+    from mobius_train.plan.fit import fit
 
     memory, too_small = fit(config, ds_path, distributed)
     _refuse(too_small, distributed)

@@ -6,24 +6,24 @@ import json
 import time
 from pathlib import Path
 
+from mobius_train.assembly.build import build_task
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
-from mobius_train.durable import replace_file
-from mobius_train.engine import distributed as ranks
 from mobius_train.engine.choose import MakeEngine, choose_engine
-from mobius_train.engine.distributed import Distributed
-from mobius_train.environment import Launch, be_deterministic
+from mobius_train.engine.settings import engine_settings
 from mobius_train.errors import MobiusError
-from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.files import replace_file
+from mobius_train.job import distributed as ranks
+from mobius_train.job.distributed import Distributed
+from mobius_train.job.environment import Launch, be_deterministic
+from mobius_train.job.quiet import quiet_libraries
+from mobius_train.job.stop import Stop
+from mobius_train.job.versions import versions
+from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.preflight import preflight
-from mobius_train.quiet import quiet_libraries
-from mobius_train.settings import engine_settings, fsdp_settings
-from mobius_train.stop import Stop
-from mobius_train.tasks.build import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
-from mobius_train.versions import versions
 
 
 def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
@@ -95,7 +95,7 @@ def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
 
 def _choose_engine(config: RunConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
     _check_ranks(config, launch.world_size)
-    return choose_engine(engine_settings(config), fsdp_settings(config), ds_path, launch)
+    return choose_engine(engine_settings(config), config.fsdp, ds_path, launch)
 
 
 def _preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distributed: Distributed) -> None:

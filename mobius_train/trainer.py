@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
-from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.protocol import Engine, StepReport
 from mobius_train.errors import MobiusError, Stopped
-from mobius_train.metrics.memory import peak_memory_gb
+from mobius_train.files import finished_folder
+from mobius_train.job.distributed import Distributed
+from mobius_train.job.stop import Stop
+from mobius_train.learning_rate import learning_rates
+from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.metrics.sinks import Sinks
-from mobius_train.output import finished_folder
-from mobius_train.schedule import learning_rates
-from mobius_train.stop import Stop
 from mobius_train.tasks.task import Shown, Task
 
 logger = logging.getLogger(__name__)

@@ -44,8 +44,8 @@ def run(
     tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_group: None
 ) -> Run:
     """Train a recipe with changes in this process; returns its output folder."""
-    from mobius_train import environment
     from mobius_train.config import load
+    from mobius_train.job import environment
     from mobius_train.run import dry_run, train
 
     for name in LAUNCHER_VARIABLES:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mobius_train.cli import check_output_folder, run
+from mobius_train.cli import run
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_output_folder
 
 
 def fail(error: Exception) -> None:

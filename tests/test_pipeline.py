@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from mobius_train.encoders.text import load_text_encoder
+from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline

@@ -11,10 +11,10 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mobius_train import environment
 from mobius_train.cli import REPOSITORY, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
+from mobius_train.job import environment
 
 SHOWN = 5
 
@@ -38,9 +38,9 @@ def main() -> None:
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
     from mobius_train.engine.ds_config import read
-    from mobius_train.memory.audit import Audit, audit
-    from mobius_train.quiet import quiet_libraries
-    from mobius_train.versions import versions
+    from mobius_train.job.quiet import quiet_libraries
+    from mobius_train.job.versions import versions
+    from mobius_train.measure.audit import Audit, audit
 
     quiet_libraries()
     # What is said while models are built is no part of the report.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mobius_train import environment
 from mobius_train.cli import run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
+from mobius_train.job import environment
 
 
 def parse() -> argparse.Namespace:
@@ -32,10 +32,10 @@ def main() -> None:
     task, tasks = environment.array_task(arguments.task)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
-    from mobius_train.engine import distributed as ranks
-    from mobius_train.quiet import quiet_libraries
-    from mobius_train.tasks.build import build_task
-    from mobius_train.tasks.diffusion import DiffusionTask
+    from mobius_train.assembly.build import build_task
+    from mobius_train.job import distributed as ranks
+    from mobius_train.job.quiet import quiet_libraries
+    from mobius_train.tasks.denoising import DiffusionTask
 
     quiet_libraries()
     with ranks.start(launch) as distributed:

@@ -9,15 +9,15 @@ from mobius_train.checkpoint.format import MANIFEST
 from mobius_train.cli import run
 from mobius_train.config import load
 from mobius_train.convert.consolidate import DTYPES, consolidate
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.image_model import from_image_model
-from mobius_train.convert.report import Report
 from mobius_train.convert.run_checkpoint import EMA, MODEL
 from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
 from mobius_train.convert.single_file import from_single_file
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.errors import MobiusError
-from mobius_train.quiet import quiet_libraries
+from mobius_train.job.quiet import quiet_libraries
 
 
 def parse() -> argparse.Namespace:

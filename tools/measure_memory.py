@@ -12,8 +12,8 @@ from typing import Any
 
 from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run
 from mobius_train.config import load
-from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
+from mobius_train.job.environment import choose_accelerator
 
 MIB = 2**20
 
@@ -47,7 +47,7 @@ def main() -> None:
         raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: give at least 0 and 1")
     choose_accelerator()
     # It imports torch and DeepSpeed, which reads what was chosen.
-    from mobius_train.memory.side_by_side import Job, failures, measure_apart, overrides_of
+    from mobius_train.measure.side_by_side import Job, failures, measure_apart, overrides_of
 
     ds_path, given = deepspeed_json(arguments), tuple(arguments.overrides)
     recipe = {load(arguments.config, given).mode: given}

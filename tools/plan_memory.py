@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mobius_train.cli import REPOSITORY, run
 from mobius_train.config import load
-from mobius_train.environment import choose_accelerator
 from mobius_train.errors import MobiusError
-from mobius_train.quiet import quiet_libraries
+from mobius_train.job.environment import choose_accelerator
+from mobius_train.job.quiet import quiet_libraries
 
 
 def parse() -> argparse.Namespace:
@@ -39,12 +39,12 @@ def main() -> None:
     quiet_libraries()
     # These import torch and DeepSpeed, which takes seconds: after the arguments are checked.
     from mobius_train.engine.ds_config import read
-    from mobius_train.memory import Layout, Planner, find_gpu
-    from mobius_train.memory.advice import advise
-    from mobius_train.memory.limits import QUANTITIES, largest
-    from mobius_train.memory.picture import draw
-    from mobius_train.memory.report import as_json, as_text
-    from mobius_train.memory.table import renew
+    from mobius_train.plan import Layout, Planner, find_gpu
+    from mobius_train.plan.advice import advise
+    from mobius_train.plan.fit_table import renew
+    from mobius_train.plan.largest import QUANTITIES, largest
+    from mobius_train.plan.picture import draw
+    from mobius_train.plan.plan_text import as_json, as_text
 
     if arguments.table is not None:
         renew(arguments.table, REPOSITORY)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from mobius_train.cli import run
-from mobius_train.data import emoji
-from mobius_train.data.emoji_shards import Options, prepare
+from mobius_train.prepare.emoji import names as emoji
+from mobius_train.prepare.emoji.shards import Options, prepare
 
 CACHE = Path.home() / ".cache" / "mobius-train" / "fluent-emoji"
 

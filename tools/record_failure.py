@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mobius_train.cli import run
-from mobius_train.failures import record
+from mobius_train.job.failures import record
 
 
 def main() -> None:

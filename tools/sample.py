@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from mobius_train.cli import check_output_folder, run
+from mobius_train.cli import run
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_output_folder
+from mobius_train.job.quiet import quiet_libraries
 from mobius_train.media import FORMATS, write_clips
 from mobius_train.metrics.motion import frame_difference
 from mobius_train.pipeline import load_pipeline
-from mobius_train.quiet import quiet_libraries
 
 
 def parse() -> argparse.Namespace:

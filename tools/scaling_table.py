@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mobius_train.scaling.prediction import Interconnect, Workload, step_seconds
-from mobius_train.scaling.traffic import traffic
+from mobius_train.plan.step_time import Interconnect, Workload, step_seconds
+from mobius_train.plan.traffic import traffic
 
 GPUS = (8, 64, 512)
 INTERCONNECTS = (

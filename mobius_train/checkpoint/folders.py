@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mobius_train.checkpoint.format import LATEST, NAME, step_of
-from mobius_train.durable import replace_file, sync_folder
+from mobius_train.files import replace_file, sync_folder
 
 TEMPORARY = ".checkpoint-*.tmp"
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobius_train.durable import File
 from mobius_train.engine.contents import Contents
 from mobius_train.errors import MobiusError
+from mobius_train.files import File
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")

@@ -13,9 +13,9 @@ from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
 from mobius_train.engine import contents
-from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.protocol import Engine
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 

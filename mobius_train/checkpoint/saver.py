@@ -21,10 +21,10 @@ from typing import Any
 
 from mobius_train.checkpoint import folders, random_states
 from mobius_train.checkpoint.format import CONFIG, MANIFEST, STATE, Manifest, State, random_file, shard_file
-from mobius_train.checkpoint.shard import HostCopy
-from mobius_train.durable import File, write_file
-from mobius_train.engine.distributed import Distributed
+from mobius_train.checkpoint.shard import PinnedCopy
 from mobius_train.engine.protocol import Engine
+from mobius_train.files import File, write_file
+from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Saver:
     ) -> None:
         self._output_dir, self._engine, self._distributed = output_dir, engine, distributed
         self._identity, self._retention = identity, retention
-        self._host = HostCopy()
+        self._host = PinnedCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         if distributed.is_main:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mobius_train.durable import File, write_file
 from mobius_train.engine.protocol import Piece
 from mobius_train.errors import MobiusError
+from mobius_train.files import File, write_file
 
 
-class HostCopy:
+class PinnedCopy:
     """A rank's pieces in one buffer of host memory, which the next copy uses again; pinned where there are GPUs."""
 
     def __init__(self) -> None:

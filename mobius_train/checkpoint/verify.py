@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mobius_train.checkpoint.format import MANIFEST, STATE, Manifest, State, files_of, shard_file, step_of
 from mobius_train.checkpoint.shard import Range, ranges
-from mobius_train.durable import sha256
 from mobius_train.errors import MobiusError
+from mobius_train.files import sha256
 
 
 def problems(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:

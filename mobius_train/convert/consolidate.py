@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
-from mobius_train.convert.report import Report
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
 from mobius_train.convert.safetensors_files import write
 from mobius_train.convert.weights import Weights, cast

@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mobius_train.convert import compare
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import load_assembly, load_components, load_model, other_parts
-from mobius_train.convert.report import Report
+from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, check_backbone, weights_hash
-from mobius_train.output import finished_folder
 from mobius_train.pipeline import TextToVideoPipeline
 
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}

@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors import SafetensorError
 
+from mobius_train.assembly.load import load_part
 from mobius_train.convert.pickles import UNREADABLE
-from mobius_train.encoders.text import load_text_encoder
+from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models.assembly import Assembly
-from mobius_train.tasks.load import load_part
+from mobius_train.models.composite import Assembly
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 Assembled = TypeVar("Assembled", bound=Assembly)

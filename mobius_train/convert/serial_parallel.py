@@ -15,13 +15,13 @@ from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
 from torch import nn
 
 from mobius_train.convert import compare
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import is_pipeline, load_assembly, load_components, load_model, model_class, other_parts
-from mobius_train.convert.report import Report
 from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
+from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
-from mobius_train.output import finished_folder
 from mobius_train.pipeline import TextToVideoPipeline
 
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}

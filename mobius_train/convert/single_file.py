@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mobius_train.convert import compare
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import is_pipeline
 from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable
-from mobius_train.convert.report import Report
 from mobius_train.errors import MobiusError
+from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
-from mobius_train.output import finished_folder
 
 MODELS = ("unet", "vae", "text_encoder")
 # Every tensor under these is a weight of the UNet and of the autoencoder.

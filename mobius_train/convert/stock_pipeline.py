@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import PIPELINE
-from mobius_train.convert.report import Report
 from mobius_train.diffusion.sampler import sampling_scheduler
-from mobius_train.encoders.text import TextEncoder, masks_padding
+from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 
 
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:

@@ -11,16 +11,16 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mobius_train.assembly.build import DTYPES
+from mobius_train.assembly.load import load_part, load_unet
 from mobius_train.config import RunConfig
 from mobius_train.convert.pickles import UNREADABLE, unreadable
 from mobius_train.convert.weights import Weights
 from mobius_train.diffusion.objective import training_scheduler
-from mobius_train.encoders.text import load_text_encoder
+from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import build_denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
-from mobius_train.tasks.build import DTYPES
-from mobius_train.tasks.load import load_part, load_unet
 
 
 def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None = None) -> TextToVideoPipeline:

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.models.layout import read_layout
+from mobius_train.models.unet_layers import read_layout
 
 # What UNet3DConditionModel says in other words, or does not ask about since it makes no difference to the weights.
 TRANSLATED = {

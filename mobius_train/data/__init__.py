@@ -1,0 +1,1 @@
+"""Clips and captions: read from shards or folders, ordered, batched, cached."""

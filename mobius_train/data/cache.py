@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mobius_train.data.batch import EncodedClip
-from mobius_train.durable import replace_file
 from mobius_train.errors import MobiusError
+from mobius_train.files import replace_file
 
 PART = 64
 IDENTITY = "identity.json"

@@ -21,8 +21,8 @@ from mobius_train.data.buckets import Shape, sort_into
 from mobius_train.data.decode import check_bytes, decode, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
+from mobius_train.data.patterns import SCHEME, expand
 from mobius_train.data.shards import read_shards
-from mobius_train.data.source import SCHEME, expand
 from mobius_train.errors import MobiusError
 
 FINGERPRINT_SPAN = 2**14  # bytes, at either end of a clip

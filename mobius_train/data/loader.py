@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mobius_train.data.order import GlobalBatches, caption_of, clip_of, frame_of
-from mobius_train.stop import leave_to_parent
+from mobius_train.job.stop import leave_to_parent
 
 Collate = Callable[[list[tuple[int, Any]]], Any]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from mobius_train.data.bucket_turns import Schedule
 from mobius_train.data.buckets import Shape
-from mobius_train.data.schedule import Schedule
 
 
 @lru_cache(maxsize=2)

@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlparse
 
 from webdataset.gopen import gopen, gopen_schemes, rewrite_url
 
+from mobius_train.data.patterns import SCHEME, expand
 from mobius_train.data.shards import INDEX, Shard, check_whole, listed
-from mobius_train.data.source import SCHEME, expand
-from mobius_train.durable import sync_folder
 from mobius_train.errors import MobiusError
+from mobius_train.files import sync_folder
 
 CHUNK = 2**20  # bytes
 STALE = 24 * 3600  # seconds without a byte after which nobody writes a file any more

@@ -1,0 +1,1 @@
+"""The frozen autoencoder and text encoders: pixels and captions to latents and embeddings."""

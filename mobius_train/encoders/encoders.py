@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import Clip
-from mobius_train.encoders.images import SLICE, ImageEncoder
-from mobius_train.encoders.text import TextEncoder, masks_padding
+from mobius_train.encoders.image_encoder import SLICE, ImageEncoder
+from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 from mobius_train.models import weights_hash
 
 

@@ -8,22 +8,23 @@ from pathlib import Path
 
 from torch import nn
 
+from mobius_train.config import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import read, resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh, shard_size
 from mobius_train.engine.optimizers import check_optimizer
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
-from mobius_train.environment import Launch
+from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
+from mobius_train.job.environment import Launch
 
 # (trained module, its units, ranks) → engine
 MakeEngine = Callable[[nn.Module, Sequence[Sequence[nn.Module]], Distributed], Engine]
 
 
-def choose_engine(settings: EngineSettings, fsdp: FsdpSettings, ds_path: Path | None, launch: Launch) -> MakeEngine:
+def choose_engine(settings: EngineSettings, fsdp: FsdpConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
     """DeepSpeed with the JSON at `ds_path`, or without one FSDP.
 
     Raises:
@@ -33,7 +34,7 @@ def choose_engine(settings: EngineSettings, fsdp: FsdpSettings, ds_path: Path | 
         size = shard_size(fsdp, launch.world_size, launch.local_world_size)
         check_optimizer(settings, offloaded=fsdp.cpu_offload)
         return partial(_fsdp, settings, fsdp, size)
-    if fsdp != FsdpSettings():
+    if fsdp != FsdpConfig():
         raise MobiusError("the recipe has fsdp settings, which do nothing under --engine deepspeed: remove them")
     ds_config = resolve(read(ds_path), settings, launch.world_size)
     check_optimizer(settings, offloaded="offload_optimizer" in ds_config["zero_optimization"])
@@ -42,7 +43,7 @@ def choose_engine(settings: EngineSettings, fsdp: FsdpSettings, ds_path: Path | 
 
 def _fsdp(
     settings: EngineSettings,
-    fsdp: FsdpSettings,
+    fsdp: FsdpConfig,
     size: int,
     module: nn.Module,
     units: Sequence[Sequence[nn.Module]],

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from mobius_train.engine import deepspeed_setup, loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
-from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.masters import masters_of
@@ -25,6 +24,7 @@ from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
 
 
 class DeepSpeedEngine:

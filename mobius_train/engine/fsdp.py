@@ -19,18 +19,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from mobius_train.config import FsdpConfig
 from mobius_train.engine import loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
-from mobius_train.engine.distributed import Distributed
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.mesh import SHARD
 from mobius_train.engine.optimizers import make_optimizer
 from mobius_train.engine.pieces import part, whole
 from mobius_train.engine.precision import DTYPES, check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
+from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
 
 # It warns of every layer that returns a view: no caller may change it in place, and none does.
 warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
@@ -57,7 +58,7 @@ class FsdpEngine:
         module: nn.Module,
         units: Units,
         settings: EngineSettings,
-        fsdp: FsdpSettings,
+        fsdp: FsdpConfig,
         mesh: DeviceMesh,
         distributed: Distributed,
     ) -> None:
@@ -155,7 +156,7 @@ class FsdpEngine:
         self._optimizer.state.clear()
         self._masters.clear()
 
-    def _shard(self, module: nn.Module, units: Units, fsdp: FsdpSettings) -> FSDPModule:
+    def _shard(self, module: nn.Module, units: Units, fsdp: FsdpConfig) -> FSDPModule:
         frozen = {p for p in module.parameters() if not p.requires_grad}
         for tensor in chain(frozen, module.buffers()):
             tensor.data = tensor.data.to(self.device, self.dtype if tensor.is_floating_point() else None)

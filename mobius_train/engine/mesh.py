@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from mobius_train.engine.settings import FsdpSettings
+from mobius_train.config import FsdpConfig
 from mobius_train.errors import MobiusError
 
 REPLICATE, SHARD = "replicate", "shard"
 
 
-def shard_size(fsdp: FsdpSettings, world_size: int, local_world_size: int) -> int:
+def shard_size(fsdp: FsdpConfig, world_size: int, local_world_size: int) -> int:
     """Over how many ranks every parameter is sharded; a divisor of world_size.
 
     Raises:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mobius_train.config import RunConfig
+
 MixedPrecision = Literal["no", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 
@@ -34,20 +36,19 @@ class EngineSettings:
     ema_decay: float
 
 
-@dataclass(frozen=True)
-class FsdpSettings:
-    """How FSDP shards.
-
-    Attributes:
-        sharding: over all ranks, or over groups of ranks that hold the same.
-        shard_size: ranks of a group, under hybrid; None: those of a node.
-        cpu_offload: shards, their gradients and the optimizer's states stay in host memory.
-        reshard_after_forward: let go of gathered weights behind the forward pass, and gather them again for backward.
-        initial_scale_power: under fp16 losses are scaled by 2 to this at first.
-    """
-
-    sharding: Literal["full", "hybrid"] = "full"
-    shard_size: int | None = None
-    cpu_offload: bool = False
-    reshard_after_forward: bool = True
-    initial_scale_power: int = 16
+def engine_settings(config: RunConfig) -> EngineSettings:
+    return EngineSettings(
+        micro_batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        adam_weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        use_ema=config.use_ema,
+        ema_decay=config.ema_decay,
+    )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobius_train.durable import replace_file
+from mobius_train.files import replace_file
 
 logger = logging.getLogger(__name__)
 

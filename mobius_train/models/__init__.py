@@ -1,7 +1,7 @@
 """The models: a 2D UNet as it is, with a ring beside it (parallel), with temporal layers in it (serial)."""
 
 from mobius_train.models.backbone import check_backbone
-from mobius_train.models.build import build_denoiser
+from mobius_train.models.build_denoiser import build_denoiser
 from mobius_train.models.denoiser import Denoiser
 from mobius_train.models.freezing import Rule, apply_freezing
 from mobius_train.models.hashing import weights_hash

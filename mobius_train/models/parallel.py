@@ -10,12 +10,12 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from mobius_train.errors import MobiusError
-from mobius_train.models.assembly import Assembly
 from mobius_train.models.backbone import check_backbone
+from mobius_train.models.composite import Assembly
 from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
-from mobius_train.models.layout import read_layout
 from mobius_train.models.ring import Ring
 from mobius_train.models.spatial import spatial_features
+from mobius_train.models.unet_layers import read_layout
 
 __all__ = ["ModelMixin", "ParallelUNet"]
 

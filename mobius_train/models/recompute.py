@@ -19,8 +19,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from mobius_train.models.layout import LayerShape
 from mobius_train.models.offload import Offload
+from mobius_train.models.unet_layers import LayerShape
 
 Treatment = Literal["keep", "selective", "recompute", "offload"]
 

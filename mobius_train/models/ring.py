@@ -18,10 +18,10 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from mobius_train.models.layout import LAYOUT_FIELDS, LayerShape, read_layout
 from mobius_train.models.recompute import RingMemory, Units
 from mobius_train.models.spatial import Feature
 from mobius_train.models.temporal import TemporalBlock, transformer_in
+from mobius_train.models.unet_layers import LAYOUT_FIELDS, LayerShape, read_layout
 
 HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
 

@@ -16,12 +16,12 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mobius_train.models.assembly import Assembly
 from mobius_train.models.backbone import check_backbone
+from mobius_train.models.composite import Assembly
 from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
-from mobius_train.models.layout import LAYOUT_FIELDS, read_layout
 from mobius_train.models.spatial import Feature, output_head, spatial_layer, walk
 from mobius_train.models.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
+from mobius_train.models.unet_layers import LAYOUT_FIELDS, read_layout
 
 __all__ = ["ModelMixin", "SerialUNet", "TemporalLayers"]
 

@@ -12,8 +12,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from mobius_train.data.emoji_shards import encode_webp
-from mobius_train.prepare.clip import Clip, Dropped, Frames
+from mobius_train.prepare.candidate import Candidate, Dropped, Frames
+from mobius_train.prepare.emoji.shards import encode_webp
 from mobius_train.prepare.recipe import OutputConfig
 
 STAGE = "encode"
@@ -25,7 +25,7 @@ def split(group: str, output: OutputConfig) -> str:
     return "heldout" if int.from_bytes(digest[:8], "little") < output.heldout * 2**64 else "train"
 
 
-def sample(clip: Clip, output: OutputConfig) -> dict[str, Any]:
+def sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
     """What webdataset's writer takes.
 
     Raises:

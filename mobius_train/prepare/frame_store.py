@@ -7,7 +7,7 @@ import io
 import av
 import numpy as np
 
-from mobius_train.prepare.clip import Frames
+from mobius_train.prepare.candidate import Frames
 
 RATE = 10  # of the file; a clip's own rate is in its record
 FORMAT = "bgr0"  # 8-bit RGB without subsampling

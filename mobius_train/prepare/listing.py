@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Drop
-from mobius_train.prepare.publish import publish_lines, read_lines
+from mobius_train.files import publish_lines, read_lines
+from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.recipe import PrepareConfig, Source
 from mobius_train.prepare.sources.reference import STAGE, Reference, unique
 

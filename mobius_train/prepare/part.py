@@ -19,13 +19,13 @@ from webdataset import TarWriter
 from mobius_train.data.captions import read_captions
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
+from mobius_train.files import publish, publish_lines, read_lines
 from mobius_train.prepare import frame_store
-from mobius_train.prepare.clip import Clip, Drop, Dropped
+from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 from mobius_train.prepare.encode import STAGE as ENCODE
 from mobius_train.prepare.encode import sample, split
 from mobius_train.prepare.listing import Inputs
 from mobius_train.prepare.passes import Pass
-from mobius_train.prepare.publish import publish, publish_lines, read_lines
 from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.prepare.sources.reference import STAGE as SOURCE
 from mobius_train.prepare.sources.reference import Reference
@@ -75,7 +75,7 @@ def _make_part(config: PrepareConfig, work: Path, references: list[Reference], c
         rows_path(work, current.number - 1, part).with_suffix(".tar").unlink(missing_ok=True)
 
 
-def _through_stages(current: Pass, groups: Iterable[list[Clip]]) -> Iterator[Clip]:
+def _through_stages(current: Pass, groups: Iterable[list[Candidate]]) -> Iterator[Candidate]:
     for clips in groups:
         for stage in current.stages:
             try:
@@ -88,7 +88,7 @@ def _through_stages(current: Pass, groups: Iterable[list[Clip]]) -> Iterator[Cli
         yield from clips
 
 
-def _groups(work: Path, references: list[Reference], number: int, part: int) -> Iterator[list[Clip]]:
+def _groups(work: Path, references: list[Reference], number: int, part: int) -> Iterator[list[Candidate]]:
     """The clips of each input, as the pass before has left them."""
     if number == 0:
         for index, reference in enumerate(references):
@@ -103,7 +103,7 @@ def _groups(work: Path, references: list[Reference], number: int, part: int) -> 
         for index, group in groupby(rows, key=lambda item: item[1]["number"]):
             clips = []
             for row_number, row in group:
-                clip = Clip.of_row(row)
+                clip = Candidate.of_row(row)
                 if clip.dropped is None:
                     clip.dropped = decided.get(clip.key)
                 member = packed.get(f"{row_number:06d}.mkv")
@@ -121,8 +121,8 @@ def _decided(path: Path) -> dict[str, Drop]:
     return {key: Drop(*why) for key, why in read_lines(path)}
 
 
-def _first(reference: Reference, number: int) -> Clip:
-    clip = Clip(reference.key, reference.origin, reference.group, number, labels=list(reference.labels))
+def _first(reference: Reference, number: int) -> Candidate:
+    clip = Candidate(reference.key, reference.origin, reference.group, number, labels=list(reference.labels))
     clip.dropped = reference.problem
     if clip.dropped is None:
         clip.place = _place(reference)
@@ -158,7 +158,7 @@ def _captions(reference: Reference) -> dict[str, str]:
     return {str(language): words.strip() for language, words in captions.items()}
 
 
-def _write_frames(path: Path, clips: Iterable[Clip]) -> list[dict[str, Any]]:
+def _write_frames(path: Path, clips: Iterable[Candidate]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def write(temporary: Path) -> None:
@@ -172,7 +172,7 @@ def _write_frames(path: Path, clips: Iterable[Clip]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Clip]) -> list[dict[str, Any]]:
+def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Candidate]) -> list[dict[str, Any]]:
     """A shard of each split; one without a clip is not written."""
     rows: list[dict[str, Any]] = []
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}

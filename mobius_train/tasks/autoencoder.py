@@ -14,17 +14,18 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
 
+from mobius_train.assembly.open_data import recipe_batches
 from mobius_train.config import RunConfig
 from mobius_train.data.batch import ClipBatch
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import HeldoutBatch, heldout_batches
 from mobius_train.diffusion.randomness import sample_generator
-from mobius_train.encoders.images import to_frames, to_pixels
-from mobius_train.engine.distributed import Distributed
+from mobius_train.encoders.image_encoder import to_frames, to_pixels
+from mobius_train.job.distributed import Distributed
 from mobius_train.media import contact_sheet
 from mobius_train.models.units import layer_units
-from mobius_train.tasks.data import recipe_batches
-from mobius_train.tasks.task import Inference, Shown, Total, Weights
+from mobius_train.tasks.inference import Inference
+from mobius_train.tasks.task import Shown, Total, Weights
 
 
 class Autoencoding(nn.Module):

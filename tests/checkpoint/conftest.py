@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mobius_train.engine import distributed as ranks
-from mobius_train.environment import Launch
+from mobius_train.job import distributed as ranks
+from mobius_train.job.environment import Launch
 
 
 @pytest.fixture

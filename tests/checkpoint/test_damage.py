@@ -22,8 +22,8 @@ from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
 from mobius_train.engine.contents import check
-from mobius_train.engine.distributed import Distributed
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
 
 FILES = sorted(files_of(2) | {"manifest.json"})
 SHARD, OTHER_SHARD = "rank-00001-of-00002.safetensors", "rank-00000-of-00002.safetensors"

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Retention, Saver
-from mobius_train.checkpoint.shard import HostCopy
+from mobius_train.checkpoint.shard import PinnedCopy
 from mobius_train.checkpoint.verify import problems
-from mobius_train.engine.distributed import Distributed
+from mobius_train.job.distributed import Distributed
 
 
 def _names(folder: Path) -> list[str]:
@@ -30,8 +30,8 @@ def _names(folder: Path) -> list[str]:
 def test_training_goes_on_while_it_is_written_and_what_is_written_is_the_state_at_the_save(
     tmp_path: Path, alone: Distributed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, gate, write = Numbers(3), threading.Event(), HostCopy.write
-    monkeypatch.setattr(HostCopy, "write", lambda *arguments: gate.wait(10) and write(*arguments))
+    engine, gate, write = Numbers(3), threading.Event(), PinnedCopy.write
+    monkeypatch.setattr(PinnedCopy, "write", lambda *arguments: gate.wait(10) and write(*arguments))
     with Saver(tmp_path, engine, IDENTITY, Retention(), alone) as saver:
         saver.save({"step": 3})
         for tensor in engine.state.values():

@@ -15,7 +15,7 @@ from mobius_train.data import cache
 from mobius_train.errors import MobiusError
 
 TOLERANCE = 1e-5  # of the order of float32 sums; see test_ranks.py
-WORKER = Path(__file__).parents[1] / "ranks_worker.py"
+WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_two_ranks_train_and_resume_as_one(tiny_pipeline: Path, mixed: Path, tmp
 def test_the_cache_holds_every_caption_once(
     run: Run, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobius_train.encoders.text import TextEncoder
+    from mobius_train.encoders.text_encoder import TextEncoder
 
     encoded: list[str] = []
     encode = TextEncoder.encode

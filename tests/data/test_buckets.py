@@ -11,12 +11,12 @@ import pytest
 import torch
 from files import animation, video, write_tar
 
+from mobius_train.data.bucket_turns import Schedule
 from mobius_train.data.buckets import Shape, batch_shares, best_bucket, describe, members, sort_into
 from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.data.decode import shape_of
 from mobius_train.data.loader import heldout_batches, training_batches
 from mobius_train.data.order import BucketOrder, caption_of
-from mobius_train.data.schedule import Schedule
 from mobius_train.errors import MobiusError
 
 LONG, WIDE, TALL, STILL = Shape(8, 32, 32), Shape(4, 64, 32), Shape(4, 32, 64), Shape(1, 64, 64)

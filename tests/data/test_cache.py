@@ -12,8 +12,8 @@ from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.encoders.encoders import Encoders
-from mobius_train.encoders.images import ImageEncoder
-from mobius_train.encoders.text import load_text_encoder
+from mobius_train.encoders.image_encoder import ImageEncoder
+from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 
 CPU = torch.device("cpu")

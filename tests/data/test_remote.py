@@ -24,7 +24,7 @@ from mobius_train.errors import MobiusError
 
 # The package has a function of the same name.
 openers = sys.modules["webdataset.gopen"]
-WORKER = Path(__file__).parents[1] / "ranks_worker.py"
+WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -272,7 +272,7 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, 
 def test_what_is_wrong_with_an_address_is_said_before_models_load(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobius_train.tasks.build.load_part", None)
+    monkeypatch.setattr("mobius_train.assembly.build.load_part", None)
     for data, match in (
         (_data(server, tmp_path, train=f"pipe:touch {tmp_path}/ran"), "allow_shell_commands"),
         (_data(server, tmp_path, download_dir=None), "give data.download_dir"),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mobius_train import environment
+from mobius_train.job import environment
 
 launch = environment.prepare()  # before torch and DeepSpeed are imported
 
@@ -28,14 +28,15 @@ from mobius_train.checkpoint.folders import folder_of
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.cli import run_rank
-from mobius_train.engine import distributed as ranks
+from mobius_train.config import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import read, resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh, shard_size
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
+from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.job import distributed as ranks
 
 # DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
 type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -44,11 +45,11 @@ IDENTITY = Identity("", 8, "hash", "source", {})
 # From 2^16 the first steps would be those that the loss scaler skips.
 SCALE_POWER = 8
 FSDP = {
-    "fsdp": FsdpSettings(initial_scale_power=SCALE_POWER),
-    "fsdp_hybrid": FsdpSettings(
+    "fsdp": FsdpConfig(initial_scale_power=SCALE_POWER),
+    "fsdp_hybrid": FsdpConfig(
         sharding="hybrid", shard_size=2, reshard_after_forward=False, initial_scale_power=SCALE_POWER
     ),
-    "fsdp_offload": FsdpSettings(cpu_offload=True, initial_scale_power=SCALE_POWER),
+    "fsdp_offload": FsdpConfig(cpu_offload=True, initial_scale_power=SCALE_POWER),
 }
 WIDTH, GLOBAL_BATCH, STEPS, BAD_STEP, SAVED_STEP, DECAY = 6, 8, 6, 2, 4, 0.9
 

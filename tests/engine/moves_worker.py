@@ -21,7 +21,7 @@ import torch
 from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.cli import run_rank
-from mobius_train.engine import distributed as ranks
+from mobius_train.job import distributed as ranks
 from mobius_train.engine.protocol import Piece
 
 

@@ -10,15 +10,16 @@ import torch
 from recipes import DS_CONFIGS
 from torch import Tensor, nn
 
-from mobius_train import environment
-from mobius_train.engine import distributed as ranks
+from mobius_train.config import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh
 from mobius_train.engine.protocol import Engine, Piece
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
-from mobius_train.environment import Launch
+from mobius_train.engine.settings import EngineSettings
+from mobius_train.job import distributed as ranks
+from mobius_train.job import environment
+from mobius_train.job.environment import Launch
 
 pytest.importorskip("bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50, whose kernels run on CPUs too")
 
@@ -41,7 +42,7 @@ def _engine(name: str, optimizer: Any) -> Engine:
     module = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 8))
     if name == "fsdp":
         mesh = make_mesh(1, 1, distributed.device)
-        return FsdpEngine(module, [[module[0]]], settings, FsdpSettings(), mesh, distributed)
+        return FsdpEngine(module, [[module[0]]], settings, FsdpConfig(), mesh, distributed)
     ds_json = json.loads((DS_CONFIGS / f"{name}.json").read_text())
     return DeepSpeedEngine(module, settings, resolve(ds_json, settings, 1), distributed)
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from recipes import DS_CONFIGS, recipe, start, write
 
+from mobius_train.config import FsdpConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.mesh import shard_size
 from mobius_train.engine.optimizers import check_optimizer
-from mobius_train.engine.settings import EngineSettings, FsdpSettings
-from mobius_train.environment import Launch
+from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.job.environment import Launch
 
 SETTINGS = EngineSettings(
     micro_batch_size=1,
@@ -38,37 +39,37 @@ EIGHT_BIT = replace(SETTINGS, optimizer="adamw_8bit")
 @pytest.mark.parametrize(
     ("fsdp", "world_size", "local_world_size", "size"),
     [
-        (FsdpSettings(), 1, 1, 1),
-        (FsdpSettings(), 8, 4, 8),
-        (FsdpSettings(sharding="hybrid"), 8, 4, 4),
-        (FsdpSettings(sharding="hybrid", shard_size=2), 8, 4, 2),
+        (FsdpConfig(), 1, 1, 1),
+        (FsdpConfig(), 8, 4, 8),
+        (FsdpConfig(sharding="hybrid"), 8, 4, 4),
+        (FsdpConfig(sharding="hybrid", shard_size=2), 8, 4, 2),
     ],
 )
-def test_ranks_that_share_a_parameter(fsdp: FsdpSettings, world_size: int, local_world_size: int, size: int) -> None:
+def test_ranks_that_share_a_parameter(fsdp: FsdpConfig, world_size: int, local_world_size: int, size: int) -> None:
     assert shard_size(fsdp, world_size, local_world_size) == size
 
 
 @pytest.mark.parametrize(
     ("fsdp", "world_size", "message"),
     [
-        (FsdpSettings(shard_size=2), 4, r"shard_size=2 does nothing under fsdp.sharding=full"),
-        (FsdpSettings(sharding="hybrid", shard_size=3), 4, r"4 rank\(s\) in groups of 3 .*set fsdp.shard_size to .*2"),
-        (FsdpSettings(sharding="hybrid", shard_size=4), 4, r"groups of 4"),
-        (FsdpSettings(sharding="hybrid"), 4, r"the ranks of a node"),
-        (FsdpSettings(sharding="hybrid", shard_size=2), 2, r"use fsdp.sharding=full"),
-        (FsdpSettings(sharding="hybrid", shard_size=2), 1, r"use fsdp.sharding=full"),
+        (FsdpConfig(shard_size=2), 4, r"shard_size=2 does nothing under fsdp.sharding=full"),
+        (FsdpConfig(sharding="hybrid", shard_size=3), 4, r"4 rank\(s\) in groups of 3 .*set fsdp.shard_size to .*2"),
+        (FsdpConfig(sharding="hybrid", shard_size=4), 4, r"groups of 4"),
+        (FsdpConfig(sharding="hybrid"), 4, r"the ranks of a node"),
+        (FsdpConfig(sharding="hybrid", shard_size=2), 2, r"use fsdp.sharding=full"),
+        (FsdpConfig(sharding="hybrid", shard_size=2), 1, r"use fsdp.sharding=full"),
     ],
 )
-def test_a_sharding_that_the_ranks_do_not_allow(fsdp: FsdpSettings, world_size: int, message: str) -> None:
+def test_a_sharding_that_the_ranks_do_not_allow(fsdp: FsdpConfig, world_size: int, message: str) -> None:
     with pytest.raises(MobiusError, match=message):
         shard_size(fsdp, world_size, world_size)
 
 
 def test_fsdp_settings_do_nothing_under_deepspeed() -> None:
     alone = Launch(0, 0, 1, 1)
-    choose_engine(SETTINGS, FsdpSettings(), DS_CONFIGS / "zero2.json", alone)
+    choose_engine(SETTINGS, FsdpConfig(), DS_CONFIGS / "zero2.json", alone)
     with pytest.raises(MobiusError, match="fsdp settings, which do nothing under --engine deepspeed"):
-        choose_engine(SETTINGS, FsdpSettings(cpu_offload=True), DS_CONFIGS / "zero2.json", alone)
+        choose_engine(SETTINGS, FsdpConfig(cpu_offload=True), DS_CONFIGS / "zero2.json", alone)
 
 
 def test_a_deepspeed_configuration_is_not_for_fsdp(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mobius_train.memory.saved import LiveStorages, saved_for_backward
+from mobius_train.measure.saved import LiveStorages, saved_for_backward
 
 
 def held_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:

@@ -13,8 +13,8 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor, nn
 from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
-from mobius_train.memory.graph import leaves_of_graph
-from mobius_train.memory.saved import LiveStorages, storages
+from mobius_train.measure.graph import leaves_of_graph
+from mobius_train.measure.saved import LiveStorages, storages
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.spatial import Feature, spatial_features

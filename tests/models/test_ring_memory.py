@@ -14,11 +14,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from unets import Batch, batch_for, tiny_unet
 
-from mobius_train.memory.saved import saved_for_backward
+from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, offload
 from mobius_train.models.compiling import compile_layers
-from mobius_train.models.layout import LayerShape
 from mobius_train.models.recompute import RingMemory, Units, bytes_per_flop
+from mobius_train.models.unet_layers import LayerShape
 
 OPTIONS = {
     "recomputed": RingMemory(gradient_checkpointing=True),

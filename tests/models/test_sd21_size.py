@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobius_train.memory.graph import leaves_of_graph
-from mobius_train.memory.saved import saved_for_backward
+from mobius_train.measure.graph import leaves_of_graph
+from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import Denoiser, SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import RingMemory

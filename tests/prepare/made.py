@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from mobius_train.prepare.clip import Clip
+from mobius_train.prepare.candidate import Candidate
 from mobius_train.prepare.recipe import PrepareConfig
 
 DECODE_TO_SHARDS = (
@@ -83,5 +83,5 @@ def result(output: Path) -> dict[str, str]:
     }
 
 
-def clip(frames: np.ndarray, fps: float = 10.0, key: str = "a", **more: Any) -> Clip:
-    return Clip(key, key, key, frames=frames, fps=fps, start=0.0, end=len(frames) / fps, **more)
+def clip(frames: np.ndarray, fps: float = 10.0, key: str = "a", **more: Any) -> Candidate:
+    return Candidate(key, key, key, frames=frames, fps=fps, start=0.0, end=len(frames) / fps, **more)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.listing import open_inputs
-from mobius_train.prepare.run import prepare
+from mobius_train.prepare.preparation import prepare
 
 
 def _gif_bomb() -> bytes:

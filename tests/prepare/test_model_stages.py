@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.run import prepare
+from mobius_train.prepare.preparation import prepare
 from mobius_train.prepare.stages.aesthetic import Aesthetic
 from mobius_train.prepare.stages.caption import Caption
 from mobius_train.prepare.stages.stage import Stage
@@ -102,11 +102,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _clip(**more: object) -> made.Clip:
+def _clip(**more: object) -> made.Candidate:
     return made.clip(made.moving(6), **more)
 
 
-def _one(stage: Stage, clip: made.Clip) -> made.Clip:
+def _one(stage: Stage, clip: made.Candidate) -> made.Candidate:
     [clip] = stage.apply([clip])
     return clip
 
@@ -145,7 +145,7 @@ def test_a_chat_model_is_shown_all_frames_at_once_and_a_captioner_one_by_one(
 
 
 def test_a_summary_is_made_of_all_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobius_train.prepare.stages.models.rewrite", lambda model, text, length: text.upper())
+    monkeypatch.setattr("mobius_train.prepare.stages.model_files.rewrite", lambda model, text, length: text.upper())
     clip = _one(Summarise(name="summarise", model="any", prefix="sum: "), _clip(drafts=["a red square", "moves"]))
     assert clip.captions == {"en": "SUM: A RED SQUARE MOVES"}
 
@@ -193,7 +193,7 @@ def test_shots_of_one_event_become_one_clip(folder: Path) -> None:
     frames = made.moving(9)
     frames[6:] = np.random.default_rng(0).integers(0, 256, frames[6:].shape)
 
-    def shots() -> list[made.Clip]:
+    def shots() -> list[made.Candidate]:
         parts = [made.clip(frames[n : n + 3], key=f"a--shot{n // 3}") for n in (0, 3, 6)]
         for number, part in enumerate(parts):
             part.start, part.end = number * 0.3, number * 0.3 + 0.3

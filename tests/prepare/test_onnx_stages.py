@@ -11,7 +11,7 @@ import onnx_models
 import pytest
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.run import prepare
+from mobius_train.prepare.preparation import prepare
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.text import Text
 

@@ -25,14 +25,14 @@ from tqdm import tqdm
 from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.data.shards import verify
-from mobius_train.environment import array_task
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip
+from mobius_train.files import publish_lines
+from mobius_train.job.environment import array_task
+from mobius_train.prepare.candidate import Candidate
 from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import passes
-from mobius_train.prepare.publish import publish_lines
-from mobius_train.prepare.run import ALL, Task, prepare
+from mobius_train.prepare.preparation import ALL, Share, prepare
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
@@ -58,7 +58,7 @@ def _files(output: Path) -> set[str]:
     return {str(path.relative_to(output)) for path in output.rglob("*")}
 
 
-def _start(config: PrepareConfig, workers: int = 1, task: Task = ALL) -> BaseProcess:
+def _start(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> BaseProcess:
     """A preparation in a session of its own, so that nothing outlives a kill; forked: it has imported everything."""
 
     def work() -> None:
@@ -87,7 +87,7 @@ def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Pa
 
 
 def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
-    tasks = [_start(_recipe(inputs, tmp_path / "out"), task=Task(number, 3)) for number in range(3)]
+    tasks = [_start(_recipe(inputs, tmp_path / "out"), task=Share(number, 3)) for number in range(3)]
     for task in tasks:
         task.join()
     assert [task.exitcode for task in tasks] == [0, 0, 0]
@@ -97,9 +97,9 @@ def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_pa
 
 def test_a_task_makes_up_for_others_that_never_ran(inputs: Path, alone: Path, tmp_path: Path) -> None:
     config = _recipe(inputs, tmp_path / "out")
-    prepare(config, task=Task(1, 3))
+    prepare(config, task=Share(1, 3))
     assert made.result(tmp_path / "out") == made.result(alone)
-    prepare(config, task=Task(0, 3))
+    prepare(config, task=Share(0, 3))
     assert _files(tmp_path / "out") == _files(alone)
 
 
@@ -115,7 +115,7 @@ def test_a_part_that_another_task_has_made_meanwhile_is_taken(
     run_part(config, work, listed, first, 0)
     publish_lines(decision_path(work, 0), [])
 
-    def robbed(*arguments: Any) -> Iterator[list[Clip]]:
+    def robbed(*arguments: Any) -> Iterator[list[Candidate]]:
         if number:
             publish_lines(rows_path(work, 1, 0), [])
         raise FileNotFoundError

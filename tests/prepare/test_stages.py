@@ -23,7 +23,7 @@ from mobius_train.prepare.stages.text import Text
 from mobius_train.prepare.timing import as_browsers, rate, shown
 
 
-def _one(stage: Stage, clip: made.Clip) -> made.Clip:
+def _one(stage: Stage, clip: made.Candidate) -> made.Candidate:
     [clip] = stage.apply([clip])
     return clip
 
@@ -164,7 +164,7 @@ def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
     assert _one(stage, made.clip(made.moving(size=(400, 40)))).dropped.reason == "aspect"
 
 
-def _rows(stage: Deduplicate | LabelFrequency, clips: list[made.Clip]) -> dict[str, str]:
+def _rows(stage: Deduplicate | LabelFrequency, clips: list[made.Candidate]) -> dict[str, str]:
     rows = [_one(stage, clip).row() for clip in clips]
     return {key: drop.reason for key, drop in stage.decide(rows).items()}
 
@@ -273,7 +273,7 @@ def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
 
 
 def test_a_source_is_a_local_path(tmp_path) -> None:
-    from mobius_train.prepare.run import prepare
+    from mobius_train.prepare.preparation import prepare
 
     for path in ("pipe:touch /tmp/x", "https://example.com/a.tar", str(tmp_path / "absent.tar")):
         with pytest.raises(MobiusError, match=r"no local path|there is no file"):

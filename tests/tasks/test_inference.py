@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobius_train.tasks.task import Inference
+from mobius_train.tasks.inference import Inference
 
 
 def module() -> nn.Module:

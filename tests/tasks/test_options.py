@@ -9,11 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny import KINDS
 
+from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device, frozen_dtype
 from mobius_train.config import RunConfig
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.choose_attention import Machine
-from mobius_train.tasks.options import apply_attention_backend, apply_memory_options, check_device, frozen_dtype
 
 CPU = torch.device("cpu")
 

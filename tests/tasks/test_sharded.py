@@ -34,7 +34,7 @@ def test_sharded_frozen_models_compute_the_same_to_the_last_bit(
     if cached:
         values["data"]["cache_dir"] = str(tmp_path / "cache")
     path = write(tmp_path / "recipe.yaml", values)
-    worker = Path(__file__).parents[1] / "ranks_worker.py"
+    worker = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
     fsdp = ranks == 2 and not cached
     runs = (PLAIN, SHARDED, FSDP) if fsdp else (PLAIN, SHARDED)
     result = launch(ranks, worker, str(path), str(tmp_path), str(DS_CONFIGS), *runs)

@@ -23,9 +23,9 @@ from braceexpand import braceexpand
 from pydantic import Field
 
 from mobius_train.config import Section
-from mobius_train.data.source import SCHEME
+from mobius_train.data.patterns import SCHEME
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mobius_train.config import Section
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible, pair, refuse
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
 CLIPS = (".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")

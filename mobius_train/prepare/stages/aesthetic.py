@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip, Dropped
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate, Dropped
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import ClipStage
 
 
@@ -32,7 +32,7 @@ class Aesthetic(ClipStage):
         if wanted != given:
             raise MobiusError(f"{self.head} is made for {wanted} features, but {self.model} has {given}")
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         weight, bias = _head(self.head)
         features = models.embeddings(self.model, models.images(clip.pixels, self.frames))
         score = float((features @ weight.T + bias).mean())

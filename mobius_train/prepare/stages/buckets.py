@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.candidate import Candidate, Dropped
 from mobius_train.prepare.stages.stage import ClipStage
 
 Side = Annotated[int, Field(ge=8, multiple_of=8)]  # what autoencoders scale down
@@ -26,7 +26,7 @@ class Buckets(ClipStage):
     max_enlarging: float = Field(1.0, gt=0)
     max_cut: float = Field(0.5, ge=0, lt=1, description="share of the picture that may be cut off")
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         height, width = clip.pixels.shape[1:3]
         fitting = [size for size in self.sizes if max(size[0] / width, size[1] / height) <= self.max_enlarging]
         if not fitting:

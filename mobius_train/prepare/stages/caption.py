@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate, Dropped
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import ClipStage
 
 KINDS = ("AutoProcessor", "AutoModelForImageTextToText")
@@ -32,7 +32,7 @@ class Caption(ClipStage):
     def check(self) -> None:
         models.check(self.model, *KINDS)
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         if self.language in clip.captions and not self.overwrite:
             return
         pictures = models.images(clip.pixels, self.frames)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.candidate import Candidate, Dropped
 from mobius_train.prepare.stages.stage import ClipStage
 
 
@@ -23,7 +23,7 @@ class ChooseFrames(ClipStage):
     how: Literal["even", "head", "random"] = "even"
     seed: int = 0
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         frames, fps, start = clip.pixels, clip.fps or 1.0, clip.start or 0.0
         total = len(frames)
         if total < self.count:

@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import Field
 
 from mobius_train.data.headers import read_header
-from mobius_train.prepare.clip import Clip, Dropped, Frames
-from mobius_train.prepare.limits import Limits
+from mobius_train.prepare.candidate import Candidate, Dropped, Frames
+from mobius_train.prepare.ceilings import Limits
 from mobius_train.prepare.stages.stage import ClipStage
 from mobius_train.prepare.timing import as_browsers, rate, shown
 
@@ -41,7 +41,7 @@ class Decode(ClipStage):
     limits: Limits = Limits()
     needs_frames: ClassVar[bool] = False
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         self.limits.check_bytes(clip.size)
         data = clip.read()
         clip.sha256 = hashlib.sha256(data).hexdigest()
@@ -58,7 +58,7 @@ class Decode(ClipStage):
         if count <= self.more_frames_than:
             raise Dropped("still" if count == 1 else "too few frames", f"{count}")
 
-    def _picture(self, clip: Clip, data: bytes) -> tuple[Frames, float]:
+    def _picture(self, clip: Candidate, data: bytes) -> tuple[Frames, float]:
         try:
             header = read_header(data, self.limits.max_pixels)
         except ValueError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Drop
+from mobius_train.prepare.candidate import Candidate, Drop
 from mobius_train.prepare.stages.stage import GlobalStage
 
 BITS = 64
@@ -32,7 +32,7 @@ class Deduplicate(GlobalStage):
     looks: int = Field(3, ge=1, description="frames that are compared, evenly chosen")
     colour: float = Field(4.0, ge=0, description="mean colours of clips that look the same differ by less, of 255")
 
-    def measure(self, clip: Clip) -> None:
+    def measure(self, clip: Candidate) -> None:
         frames = clip.pixels
         digest = hashlib.sha256(repr(frames.shape).encode() + np.ascontiguousarray(frames).tobytes())
         clip.scores[self.name] = {"pixels": digest.hexdigest()[:32]}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip, Dropped, Frames
+from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
 
@@ -44,7 +44,7 @@ class Dynamics(ClipStage):
         if self.raft is not None:
             onnx.check(self.raft, inputs=2)
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         frames, fps = clip.pixels, clip.fps or 1.0
         if len(frames) < 2:
             raise Dropped("still")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mobius_train.prepare.clip import Drop
+from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.stages.stage import GlobalStage
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from scenedetect import AdaptiveDetector, FrameTimecode
 
-from mobius_train.prepare.clip import Clip, Frames
+from mobius_train.prepare.candidate import Candidate, Frames
 from mobius_train.prepare.stages.stage import Stage
 
 
@@ -21,10 +21,10 @@ class Shots(Stage):
     min_scene_frames: int = Field(15, ge=1)
     window_width: int = Field(2, ge=1)
 
-    def apply(self, clips: list[Clip]) -> list[Clip]:
+    def apply(self, clips: list[Candidate]) -> list[Candidate]:
         return [shot for clip in clips for shot in (self._cut(clip) if clip.dropped is None else [clip])]
 
-    def _cut(self, clip: Clip) -> list[Clip]:
+    def _cut(self, clip: Candidate) -> list[Candidate]:
         frames, fps, start = clip.pixels, clip.fps or 1.0, clip.start or 0.0
         ends = [*self._cuts(frames, fps), len(frames)]
         shots = []

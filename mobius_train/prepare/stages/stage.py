@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from mobius_train.config import Section
-from mobius_train.prepare.clip import Clip, Drop, Dropped
+from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 
 
 class Stage(Section, ABC):
@@ -25,14 +25,14 @@ class Stage(Section, ABC):
         return
 
     @abstractmethod
-    def apply(self, clips: list[Clip]) -> list[Clip]:
+    def apply(self, clips: list[Candidate]) -> list[Candidate]:
         """All clips of a source file, dropped ones too, in their order; more or fewer may come back."""
 
 
 class ClipStage(Stage):
     """Looks at each clip by itself."""
 
-    def apply(self, clips: list[Clip]) -> list[Clip]:
+    def apply(self, clips: list[Candidate]) -> list[Candidate]:
         for clip in clips:
             if clip.dropped is None:
                 try:
@@ -42,7 +42,7 @@ class ClipStage(Stage):
         return clips
 
     @abstractmethod
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         """Change the clip in place.
 
         Raises:
@@ -53,13 +53,13 @@ class ClipStage(Stage):
 class GlobalStage(Stage):
     """Decides once the clips of all parts have been measured; a pass over all parts ends with it."""
 
-    def apply(self, clips: list[Clip]) -> list[Clip]:
+    def apply(self, clips: list[Candidate]) -> list[Candidate]:
         for clip in clips:
             if clip.dropped is None:
                 self.measure(clip)
         return clips
 
-    def measure(self, clip: Clip) -> None:
+    def measure(self, clip: Candidate) -> None:
         """Put into `clip.scores` what the decision needs."""
 
     @abstractmethod
@@ -67,6 +67,6 @@ class GlobalStage(Stage):
         """Which of the rows of clips kept so far, in their order, are left out, by key."""
 
 
-def drop(clip: Clip, stage: str, dropped: Dropped) -> None:
+def drop(clip: Candidate, stage: str, dropped: Dropped) -> None:
     """Mark a clip as left out, and let go of its frames."""
     clip.dropped, clip.frames = Drop(stage, dropped.reason, dropped.detail), None

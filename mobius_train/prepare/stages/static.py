@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
+from mobius_train.prepare.candidate import Candidate, Dropped
 from mobius_train.prepare.stages.stage import ClipStage
 
 
@@ -20,7 +20,7 @@ class Static(ClipStage):
     difference: float = Field(0.9, ge=0, description="mean grey difference, of 255")
     max_share: float = Field(0.3, ge=0, le=1, description="of static frames")
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.int16) for frame in clip.pixels]
         steps = [float(np.abs(after - before).mean()) for before, after in pairwise(grey)]
         if not steps:

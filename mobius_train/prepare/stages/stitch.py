@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import Stage
 
 
@@ -26,8 +26,8 @@ class Stitch(Stage):
     def check(self) -> None:
         models.check(self.model, *models.VISION)
 
-    def apply(self, clips: list[Clip]) -> list[Clip]:
-        joined: list[Clip] = []
+    def apply(self, clips: list[Candidate]) -> list[Candidate]:
+        joined: list[Candidate] = []
         for clip in clips:
             before = joined[-1] if joined else None
             if before is None or before.dropped or clip.dropped or not self._similar(before, clip):
@@ -37,7 +37,7 @@ class Stitch(Stage):
             before.scores.setdefault(self.name, {"joined": 1})["joined"] += 1
         return joined
 
-    def _similar(self, before: Clip, after: Clip) -> bool:
+    def _similar(self, before: Candidate, after: Candidate) -> bool:
         if before.end != after.start or before.pixels.shape[1:] != after.pixels.shape[1:]:
             return False
         edges = [Image.fromarray(before.pixels[-1]), Image.fromarray(after.pixels[0])]

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mobius_train.prepare.clip import Clip, Dropped
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate, Dropped
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import ClipStage
 
 
@@ -24,7 +24,7 @@ class Summarise(ClipStage):
     def check(self) -> None:
         models.check(self.model, *models.REWRITING)
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         parts = clip.drafts or [clip.captions[self.language]] if self.language in clip.captions else clip.drafts
         if not parts:
             raise Dropped("no caption", f"nothing to summarise in {self.language}")

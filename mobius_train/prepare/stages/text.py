@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip, Dropped, Frames
+from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
 
@@ -62,7 +62,7 @@ class Text(ClipStage):
         if self.lama is not None:
             onnx.check(self.lama, inputs=2)
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         frames = clip.pixels
         count = min(self.look_at, len(frames))
         shares: list[float] = []

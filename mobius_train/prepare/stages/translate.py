@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip, Dropped
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate, Dropped
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import ClipStage
 
 
@@ -30,7 +30,7 @@ class Translate(ClipStage):
         if self.first_token is not None and self._first() in unknown:
             raise MobiusError(f"the tokenizer of {self.model} does not know first_token: {self.first_token!r}")
 
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         if self.to in clip.captions:
             return
         if self.source not in clip.captions:

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.clip import Clip, Dropped
-from mobius_train.prepare.stages import models
+from mobius_train.prepare.candidate import Candidate, Dropped
+from mobius_train.prepare.stages import model_files as models
 from mobius_train.prepare.stages.stage import ClipStage
 
 KINDS = ("AutoImageProcessor", "AutoModelForImageClassification")
@@ -31,7 +31,7 @@ class Watermark(ClipStage):
             raise MobiusError(f"{self.model} has no class {self.label!r}, but {', '.join(labels)}")
 
     @torch.no_grad()
-    def process(self, clip: Clip) -> None:
+    def process(self, clip: Candidate) -> None:
         processor, model = (models.load(kind, self.model) for kind in KINDS)
         inputs = processor(images=models.images(clip.pixels, self.frames), return_tensors="pt")
         shares = model(**inputs.to(models.device())).logits.float().softmax(-1)

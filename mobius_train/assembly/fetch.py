@@ -1,0 +1,137 @@
+"""Fetching a recipe's remote shards before anything is read, over the ranks."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mobius_train.config import DataConfig
+from mobius_train.data.clips import describe_source
+from mobius_train.data.patterns import is_remote
+from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
+from mobius_train.data.shards import listed
+from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
+
+# Seconds after which ranks tell each other how far they are: none waits for another as long as a collective may take.
+ROUND = 30.0
+# NFS may take so long to show a file of another node.
+SHARED = 20.0
+
+
+def sources(data: DataConfig) -> list[str]:
+    return [source for source in (data.train, data.validation) if source is not None]
+
+
+def describe_data(data: DataConfig) -> dict[str, str]:
+    """What each source holds, by names and sizes alone; of addresses, how many there are. Nothing is fetched.
+
+    Raises:
+        MobiusError: a local source is not there, or an address may not be fetched.
+    """
+    described = {}
+    for source in sources(data):
+        shards = remote_sources(data, source)
+        described[source] = f"{len(shards)} addresses" if shards else describe_source(source)
+    return described
+
+
+def remote_sources(data: DataConfig, source: str) -> list[Remote]:
+    """The shards that a source names by addresses; none where it names paths.
+
+    Raises:
+        MobiusError: an address may not be fetched, or there is no place for what comes.
+    """
+    if not is_remote(source):
+        return []
+    shards = remote_shards(source, data.download_dir or Path(), data.allow_shell_commands)
+    if data.download_dir is None:
+        raise MobiusError(f"{source!r} is elsewhere: give data.download_dir=FOLDER, where shards are fetched to once")
+    return shards
+
+
+def fetch_all(shards: Sequence[Remote], folder: Path, name: str, distributed: Distributed) -> list[Path]:
+    """Where the shards lie on this rank's node, after those that did not yet were fetched. All ranks call it.
+
+    Ranks that see one folder share the work.
+
+    Raises:
+        MobiusError: on every rank, if one could not fetch a shard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    group = _sharers(folder, distributed)
+    mine = _missing(shards)[group.index(distributed.rank) :: len(group)]
+    _together(distributed, _indices(shards if group[0] == distributed.rank else [], distributed.is_main))
+    _together(distributed, _fetch(mine, name, show=distributed.is_main))
+    deadline = time.monotonic() + SHARED
+    while absent := _missing(shards):
+        if time.monotonic() > deadline:
+            raise MobiusError(f"{absent[0].path} was fetched by another rank and cannot be seen on {distributed.rank}")
+        time.sleep(0.5)
+    return [shard.path for shard in shards]
+
+
+def _missing(shards: Sequence[Remote]) -> list[Remote]:
+    return [shard for shard in shards if not shard.path.exists()]
+
+
+def _indices(shards: Sequence[Remote], show: bool) -> Iterator[None]:
+    """Fetch the index.json of every place that a missing shard is at."""
+    places = {shard.path.parent: shard for shard in _missing(shards)}
+    for shard in places.values():
+        without = fetch_index(shard)
+        if without is not None and show:
+            print(f"no index.json to compare shards with, their ends alone tell if they are whole: {without}")
+        yield
+
+
+def _fetch(shards: Sequence[Remote], name: str, show: bool) -> Iterator[None]:
+    sizes = [told.bytes for shard in shards if (told := listed(shard.path)) is not None]
+    total = sum(sizes) if len(sizes) == len(shards) else None
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not show or not shards) as bar:
+        for number, shard in enumerate(shards, start=1):
+            bar.set_description(f"fetching {name}, shard {number} of {len(shards)}")
+            fetch_shard(shard, bar.update)
+            yield
+
+
+def _together(distributed: Distributed, work: Iterator[None]) -> None:
+    """Do each rank's work, and stop all where one fails."""
+    busy, complaint = True, ""
+    while True:
+        deadline = time.monotonic() + ROUND
+        while busy and time.monotonic() < deadline:
+            try:
+                busy = next(work, False) is None
+            except MobiusError as error:
+                busy, complaint = False, str(error)
+        states = distributed.gather_objects((busy, complaint))
+        complaints = [text for _, text in states if text]
+        if complaints:
+            raise MobiusError(complaints[0])
+        if not any(still for still, _ in states):
+            return
+
+
+def _sharers(folder: Path, distributed: Distributed) -> list[int]:
+    """The ranks that see the same folder as this one, which is among them."""
+    if distributed.world_size == 1:
+        return [0]
+    stem = f".rank-{distributed.broadcast_object(secrets.token_hex(4))}-"
+    mark = folder / f"{stem}{distributed.rank}"
+    mark.touch()
+    distributed.barrier()
+    seen = distributed.gather_objects({int(path.name.removeprefix(stem)) for path in folder.glob(f"{stem}*")})
+    distributed.barrier()
+    mark.unlink()
+    # A folder that one node shows to another late still is one folder.
+    group, size = {distributed.rank}, 0
+    while size < len(group):
+        size = len(group)
+        group |= {rank for rank, others in enumerate(seen) if group & (others | {rank})}
+        group |= {other for rank in group for other in seen[rank]}
+    return sorted(group)

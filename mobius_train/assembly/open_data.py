@@ -1,0 +1,109 @@
+"""A recipe's clips: opened, sorted into buckets, and in the order that they are trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from mobius_train.assembly.fetch import fetch_all, remote_sources
+from mobius_train.config import DataConfig, RunConfig
+from mobius_train.data.buckets import Shape, batch_shares, describe, largest_first, members
+from mobius_train.data.clips import ClipDataset, open_clips
+from mobius_train.data.loader import Collate, Samples, training_batches
+from mobius_train.data.order import BucketOrder
+from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
+
+
+def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset, ClipDataset | None]:
+    """The clips to train on, and those held out. All ranks call it.
+
+    Raises:
+        MobiusError: there are none, some are damaged, or they do not fit the recipe.
+    """
+    train = _open(config, config.data.train, distributed)
+    if train.shapes is not None:
+        shares = shares_of(train.shapes, config.data)
+        if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
+            raise MobiusError(
+                f"all clips of {config.data.train} went to buckets of one frame: text-to-video wants more"
+            )
+        if distributed.is_main:
+            wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
+            assert train.files is not None
+            print(*describe(wanted, train.files, train.shapes, shares), sep="\n", flush=True)
+    heldout = None if config.data.validation is None else _open(config, config.data.validation, distributed)
+    return train, heldout
+
+
+def _open(config: RunConfig, source: str, distributed: Distributed) -> ClipDataset:
+    data = config.data
+    place: str | list[Path] = source
+    remote = remote_sources(data, source)
+    if remote:
+        assert data.download_dir is not None
+        name = "train" if source == data.train else "validation"
+        place = fetch_all(remote, data.download_dir, name, distributed)
+    clips = open_clips(
+        place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
+    )
+    if data.buckets is not None:
+        # Every clip is read for this, so each rank reads its share.
+        mine = clips.measure(distributed.rank, distributed.world_size)
+        parts = distributed.gather_objects(mine)
+        files = [parts[index % len(parts)][index // len(parts)] for index in range(len(clips))]
+        clips = clips.in_buckets([_shape(bucket) for bucket in data.buckets], files)
+    # What is wrong with all clips shows in the first: too few frames, say.
+    clips[0]
+    return clips
+
+
+def _shape(bucket: Any) -> Shape:
+    return Shape(bucket.num_frames, bucket.width, bucket.height)
+
+
+def largest_shape(data: DataConfig) -> Shape:
+    """What the largest batch of a recipe is of, which the first one is."""
+    if data.buckets is None:
+        return Shape(data.num_frames, data.resolution, data.resolution)
+    return largest_first([_shape(bucket) for bucket in data.buckets])[0]
+
+
+def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
+    """Which part of the batches each bucket gives.
+
+    Raises:
+        MobiusError: the recipe's shares can't be.
+    """
+    counts = {shape: len(clips) for shape, clips in members(shapes).items()}
+    given = {_shape(bucket): bucket.share for bucket in data.buckets or () if bucket.share is not None}
+    return batch_shares(counts, given)
+
+
+def recipe_batches(
+    config: RunConfig, clips: ClipDataset, samples: Samples, collate: Collate, distributed: Distributed, seen: int
+) -> Iterator[Any]:
+    """This rank's micro-batches without end, after so many samples of all ranks.
+
+    Args:
+        samples: `clips`, or what a cache holds of them.
+    """
+    order = None
+    if clips.shapes is not None:
+        size = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
+        order = BucketOrder(members(clips.shapes), shares_of(clips.shapes, config.data), size, config.seed)
+    return training_batches(
+        samples,
+        collate,
+        batch_size=config.train_batch_size,
+        seed=config.seed,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
+        samples_seen=seen,
+        num_workers=config.data.dataloader_num_workers,
+        order=order,
+        caption_weights=clips.caption_weights,
+        random_frame_of=config.data.num_frames if config.data.random_frame else None,
+    )

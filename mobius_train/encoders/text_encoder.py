@@ -1,0 +1,169 @@
+"""The frozen text encoder: captions to embeddings.
+
+CLIP (Stable Diffusion), Chinese CLIP (the paper's) and BERT-like encoders (MiniLM) are read from a local
+folder, a hub name, or `package:NAME`, a Python package that carries a model folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    ChineseCLIPModel,
+    ChineseCLIPTextModel,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mobius_train.encoders.model_names import check_local
+from mobius_train.errors import MobiusError
+
+logger = logging.getLogger(__name__)
+
+# A CLIP folder holds both towers, or the text tower alone. Chinese CLIP's text tower does not find its weights
+# in the folder of the whole model (their names differ), so there the whole is loaded and the tower taken.
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+    "chinese_clip": ChineseCLIPModel,
+    "chinese_clip_text_model": ChineseCLIPTextModel,
+}
+
+
+class TextEncoder:
+    """A frozen text encoder with its tokenizer.
+
+    Args:
+        max_tokens: captions are padded and truncated to so many tokens; none: the tokenizer's maximum.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval().to(device)
+        self.tokenizer = tokenizer
+        self.device = device
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if max_tokens is not None and positions is not None and max_tokens > positions:
+            raise MobiusError(
+                f"max_text_tokens={max_tokens} is more than the text encoder's {positions} positions"
+                f" ({model.config.name_or_path}): lower max_text_tokens"
+            )
+        limits = [n for n in (tokenizer.model_max_length, positions) if n is not None and n < 100_000]
+        self.max_tokens = max_tokens or min(limits)
+
+    @property
+    def width(self) -> int:
+        """D, what the UNet's cross_attention_dim must be."""
+        return int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, caption: str, where: str = "") -> Tensor:
+        """One caption → (L, D). A caption that is too long is truncated, with a warning that says where.
+
+        One by one on purpose, so that a cached embedding equals an online one bit for bit.
+        """
+        tokens = self.tokenizer(
+            caption, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        if int(tokens.attention_mask.sum()) == self.max_tokens:
+            self._warn_if_truncated(caption, where)
+        mask = tokens.attention_mask.to(self.device) if masks_padding(self.model) else None
+        return self.model(tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state[0]
+
+    def _warn_if_truncated(self, caption: str, where: str) -> None:
+        whole = self.tokenizer(caption, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        if len(whole.input_ids) <= self.max_tokens:
+            return
+        special = self.tokenizer.num_special_tokens_to_add()
+        kept = caption
+        if self.tokenizer.is_fast:
+            kept = caption[: whole.offset_mapping[self.max_tokens - special][1]]
+        logger.warning(
+            "%sa prompt of %d tokens is truncated to %d, after %r: %r",
+            f"{where}: " if where else "",
+            len(whole.input_ids),
+            self.max_tokens,
+            kept[-30:],
+            caption,
+        )
+
+
+def masks_padding(model: PreTrainedModel) -> bool:
+    """Whether attention leaves out a caption's padding.
+
+    Stable Diffusion was trained with CLIP embeddings whose padding attends like words, unless the configuration has
+    use_attention_mask: diffusers' pipelines decide so too. BERT-like encoders are made to be masked.
+    """
+    clip = model.config.model_type in ("clip", "clip_text_model")
+    return bool(getattr(model.config, "use_attention_mask", not clip))
+
+
+def load_text_encoder(
+    name_or_path: str, device: torch.device, max_tokens: int | None = None, dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """Load encoder and tokenizer from a folder, a hub name or `package:NAME`.
+
+    A diffusers pipeline folder (text_encoder/ and tokenizer/ inside) is fine too.
+
+    Raises:
+        MobiusError: nothing loadable lies there.
+    """
+    source = name_or_path
+    if name_or_path.startswith("package:"):
+        source = package_folder(name_or_path.removeprefix("package:"))
+    check_local(source)
+    try:
+        model, info, tokenizer = _load_pair(source, dtype)
+    except (OSError, ValueError) as error:
+        raise MobiusError(
+            f"cannot load a text encoder from {name_or_path!r}: {str(error).splitlines()[0]}"
+            " Give a folder, a hub name or package:NAME in text_encoder_name_or_path."
+        ) from error
+    # The pooler is not used here, and not every checkpoint has one.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise MobiusError(
+            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, {missing[0]} first: its files and its"
+            " config.json do not belong together"
+        )
+    if isinstance(model, ChineseCLIPModel):
+        model = model.text_model
+    return TextEncoder(model, tokenizer, device, max_tokens)
+
+
+def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any], PreTrainedTokenizerBase]:
+    """Encoder, loading report and tokenizer, from a pipeline's subfolders where it has them."""
+    subfolders = {"model": "text_encoder", "tokenizer": "tokenizer"}
+    try:
+        config = AutoConfig.from_pretrained(source, subfolder=subfolders["model"])
+    except (OSError, ValueError):
+        subfolders = {"model": "", "tokenizer": ""}
+        config = AutoConfig.from_pretrained(source)
+    kind = CLASSES.get(config.model_type, AutoModel)
+    model, info = kind.from_pretrained(source, subfolder=subfolders["model"], dtype=dtype, output_loading_info=True)
+    # A pipeline's tokenizer/ has no config.json of its own, for which a hub would be asked.
+    return model, info, AutoTokenizer.from_pretrained(source, subfolder=subfolders["tokenizer"], config=config)
+
+
+def package_folder(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MobiusError(f"text encoder package:{package}: the Python package is not installed")
+    configs = sorted(Path(spec.origin).parent.glob("**/config.json"), key=lambda path: len(path.parts))
+    if not configs:
+        raise MobiusError(f"text encoder package:{package}: the package holds no model folder")
+    return str(configs[0].parent)

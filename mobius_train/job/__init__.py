@@ -1,0 +1,1 @@
+"""This process as one of a job: its rank, the other ranks, requests to stop, earlier failures."""

@@ -1,0 +1,178 @@
+"""Proof that the backward graph leaves out the frozen spatial branch, on real steps of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mobius_train.assembly.build import build_task
+from mobius_train.config import RunConfig
+from mobius_train.engine.deepspeed import DeepSpeedEngine
+from mobius_train.engine.ds_config import resolve
+from mobius_train.engine.protocol import Engine
+from mobius_train.engine.settings import engine_settings
+from mobius_train.errors import MobiusError
+from mobius_train.job import distributed as ranks
+from mobius_train.job.environment import Launch
+from mobius_train.measure.graph import leaves_of_graph, owned_nodes
+from mobius_train.measure.saved import Saved, saved_for_backward
+from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.tasks.denoising import DiffusionTask
+
+# The loss scaler of fp16 leaves out steps until its scale has come down.
+MOST_ATTEMPTS = 40
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something to prove, with what speaks against it, by name: modules, parameters."""
+
+    what: str
+    offenders: tuple[str, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        return not self.offenders
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The claims, and what one micro-batch keeps for the backward pass."""
+
+    claims: tuple[Claim, ...]
+    saved: Saved
+    nodes: dict[str, int]
+    """Autograd nodes by module."""
+
+    @property
+    def proven(self) -> bool:
+        return all(claim.proven for claim in self.claims)
+
+
+def audit(config: RunConfig, ds_json: dict[str, Any], launch: Launch, steps: int = 2) -> Audit:
+    """Build a text-to-video recipe as a run does, take `steps` optimizer steps, and look at graph and weights.
+
+    The spatial branch is the 2D UNet in any mode; the frozen encoders are looked at with it. The graph is the model's,
+    whatever engine trains it. FSDP puts tensors without names in the place of parameters while it computes.
+
+    Raises:
+        MobiusError: the recipe is of another stage, or cannot run.
+    """
+    if config.stage != "text-to-video":
+        raise MobiusError(
+            f"stage {config.stage!r} has no spatial branch beside what it trains: audit a text-to-video one"
+        )
+    with ranks.start(launch) as distributed:
+        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+        task = cast(DiffusionTask, build_task(config, distributed))
+        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        return _audit(task, engine, config, steps)
+
+
+def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -> Audit:
+    denoiser = cast(nn.Module, task.denoiser)
+    spatial = spatial_branch(denoiser)
+    roots = {"": denoiser, "vae": task.encoders.images.vae, "text_encoder": task.encoders.text.model}
+    frozen = (*_names(denoiser, spatial), "vae", "text_encoder")
+    hash_before = weights_hash(spatial)
+    names = {id(p): name for name, p in denoiser.named_parameters()}
+    own = {id(p) for p in spatial.parameters()}
+    gradients = Gradients({name: p for name, p in denoiser.named_parameters() if p.requires_grad})
+    batches = task.training_batches(0)
+
+    with owned_nodes(roots) as nodes:
+        loss, saved = saved_for_backward(lambda: task.loss(engine, next(batches)).mean(), roots, _gpu(engine.device))
+    leaves = leaves_of_graph(loss)
+    engine.backward(loss)
+    del loss
+    report = engine.step(config.learning_rate)
+    applied = 0
+    for _ in range(MOST_ATTEMPTS):
+        while report is None:
+            engine.backward(task.loss(engine, next(batches)).mean())
+            report = engine.step(config.learning_rate)
+        applied += report.applied
+        gradients.close_step(report.applied)
+        if applied == steps:
+            break
+        report = None
+    else:
+        raise MobiusError(
+            f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: nothing can be proven of them"
+        )
+
+    def inside(found: Mapping[str, int]) -> tuple[str, ...]:
+        """Those inside of frozen modules, the one that owns most first."""
+        guilty = [name for name in found if any(name == f or name.startswith(f + ".") for f in frozen)]
+        return tuple(sorted(guilty, key=lambda name: -found[name]))
+
+    foreign = [names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}") for leaf in leaves]
+    foreign = [name for name, leaf in zip(foreign, leaves, strict=True) if id(leaf) in own or id(leaf) not in names]
+    claims = (
+        Claim("no spatial module owns an autograd node", inside(nodes)),
+        Claim("no spatial module has saved a tensor for the backward pass", inside(saved.tensors)),
+        Claim("the graph ends in trained parameters outside of the spatial branch alone", tuple(foreign)),
+        Claim("every trained parameter gets a finite gradient", gradients.bad()),
+        Claim(f"every trained parameter gets a non-zero gradient within {steps} steps", gradients.zero()),
+        Claim(
+            "the spatial weights' hash is unchanged",
+            () if weights_hash(spatial) == hash_before else tuple(_names(denoiser, spatial)),
+        ),
+    )
+    return Audit(claims, saved, dict(sorted(nodes.items(), key=lambda item: -item[1])))
+
+
+def spatial_branch(denoiser: nn.Module) -> nn.Module:
+    """The 2D UNet inside a text-to-video model."""
+    if isinstance(denoiser, ParallelUNet):
+        return denoiser.spatial
+    assert isinstance(denoiser, SerialUNet)
+    return denoiser.unet
+
+
+def _names(denoiser: nn.Module, spatial: nn.Module) -> Iterable[str]:
+    return (name for name, module in denoiser.named_children() if module is spatial)
+
+
+def _gpu(device: torch.device) -> torch.device | None:
+    return device if device.type == "cuda" else None
+
+
+class Gradients:
+    """Looks at every gradient as autograd computes it, before an engine takes it away."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._finite: dict[str, bool] = {}
+        self._this_step: dict[str, tuple[bool, bool]] = {}
+        self._nonzero: set[str] = set()
+        self._names = list(parameters)
+        for name, parameter in parameters.items():
+            parameter.register_hook(self._look(name))
+
+    def close_step(self, applied: bool) -> None:
+        """A step that was not applied does not count: its losses were scaled too far."""
+        if applied:
+            for name, (finite, nonzero) in self._this_step.items():
+                self._finite[name] = self._finite.get(name, True) and finite
+                if nonzero:
+                    self._nonzero.add(name)
+        self._this_step = {}
+
+    def bad(self) -> tuple[str, ...]:
+        """Parameters without a gradient, or with one that was not finite."""
+        return tuple(name for name in self._names if not self._finite.get(name, False))
+
+    def zero(self) -> tuple[str, ...]:
+        return tuple(name for name in self._names if name not in self._nonzero)
+
+    def _look(self, name: str) -> Any:
+        def hook(gradient: Tensor) -> None:
+            finite, nonzero = self._this_step.get(name, (True, False))
+            here = bool(gradient.isfinite().all()), bool(gradient.any())
+            self._this_step[name] = (finite and here[0], nonzero or here[1])
+
+        return hook

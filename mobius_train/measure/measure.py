@@ -1,0 +1,288 @@
+"""The memory of real steps of a recipe on one rank, by component and by phase."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mobius_train.assembly.build import build_task
+from mobius_train.config import RunConfig
+from mobius_train.engine.choose import choose_engine
+from mobius_train.engine.protocol import Engine
+from mobius_train.engine.settings import engine_settings
+from mobius_train.errors import MobiusError
+from mobius_train.job import distributed as ranks
+from mobius_train.job.environment import Launch
+from mobius_train.measure.random_models import random_task
+from mobius_train.measure.saved import Saved, saved_for_backward
+from mobius_train.metrics.peak_memory import peak_memory_gb
+from mobius_train.plan.planner import ENCODERS
+from mobius_train.plan.simulate import HEAD, RING, SPATIAL, TEMPORAL
+from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
+from mobius_train.tasks.denoising import DiffusionTask
+
+ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
+# Kinds of state in `Engine.pieces`, by what the planner calls them.
+STATES = {"weights": MASTERS, "exp_avg": OPTIMIZER, "exp_avg_sq": OPTIMIZER, "average": AVERAGE}
+# Branches of a denoiser, by what the planner calls them.
+PARTS = {"spatial": SPATIAL, "unet": SPATIAL, "SerialUNet": SPATIAL, "ring": RING, "temporal": TEMPORAL}
+HEADS = ("fusion", "conv_norm_out", "conv_act", "conv_out")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes, the most in one phase: of live tensors, and of what the allocator had taken from the GPU."""
+
+    allocated: int
+    reserved: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Sizes in bytes.
+
+    Attributes:
+        device: the GPU's name, or cpu.
+        components: what lives between steps and is known by name.
+        resident: all that is allocated between steps; None on a CPU.
+        phases: their peaks; empty on a CPU.
+        outside: taken from the GPU beside the allocator: the context, and libraries' workspaces; None on a CPU.
+        saved: kept for the backward pass of a micro-batch, by the part of the model that made it.
+        saved_by_module: the same by the module that keeps it, the largest first.
+        resident_set: peak of the process in host memory.
+        step_seconds: the median of one optimizer step; spread: the fastest and the slowest.
+    """
+
+    device: str
+    components: dict[str, int]
+    resident: int | None
+    phases: dict[str, Peak]
+    outside: int | None
+    saved: dict[str, int]
+    saved_by_module: dict[str, int]
+    resident_set: int
+    step_seconds: float
+    spread: tuple[float, float]
+
+    @property
+    def peak(self) -> int | None:
+        """The most that was allocated; None on a CPU."""
+        return max((peak.allocated for peak in self.phases.values()), default=None)
+
+
+def measure(
+    config: RunConfig,
+    recipe: Path,
+    ds_path: Path | None,
+    launch: Launch,
+    *,
+    warmup: int = 2,
+    steps: int = 3,
+    random_models: bool = False,
+    snapshot: Path | None = None,
+) -> Measurement:
+    """Train some steps and measure; nothing is written but the snapshot.
+
+    Args:
+        recipe: the recipe's file.
+        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
+        warmup: optimizer steps whose time does not count; their memory does, except on a GPU what the step takes
+            that looks at saved tensors.
+        random_models: see `random_task`.
+        snapshot: the allocator's history, for https://pytorch.org/memory_viz.
+
+    Raises:
+        MobiusError: the recipe cannot run, has another stage, or a snapshot is asked for without a GPU.
+    """
+    if config.stage == "autoencoder":
+        raise MobiusError("stage 'autoencoder' is not measured: give a text-to-image or text-to-video recipe")
+    # One rank stands for all.
+    config = config.model_copy(update={"global_batch_size": None})
+    with ranks.start(launch) as distributed:
+        if snapshot is not None and distributed.device.type != "cuda":
+            raise MobiusError("a snapshot is of the GPU's allocator, and there is no GPU: leave --snapshot out")
+        make_engine = choose_engine(engine_settings(config), config.fsdp, ds_path, launch)
+        task = random_task(config, recipe, distributed) if random_models else build_task(config, distributed)
+        task = cast(DiffusionTask, task)
+        engine = make_engine(task.trained, task.units, distributed)
+        meter = Meter(engine.device)
+        micro_batches = (1 + warmup + steps) * config.gradient_accumulation_steps
+        steps_of = _Steps(config, task, engine, meter, micro_batches)
+        saved = steps_of.saved()
+        with _history(snapshot):
+            meter.forget()
+            seconds = [steps_of.step() for _ in range(warmup + steps)][warmup:]
+        return Measurement(
+            device=torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
+            components=_components(task, engine, encoders=config.data.cache_dir is None),
+            resident=meter.allocated(),
+            phases=meter.peaks,
+            outside=meter.outside(),
+            saved=_by_part(saved.made),
+            saved_by_module=saved.nbytes,
+            resident_set=int(peak_memory_gb(torch.device("cpu")) * 1e9),
+            step_seconds=statistics.median(seconds),
+            spread=(min(seconds), max(seconds)),
+        )
+
+
+@dataclass
+class Meter:
+    """Peaks of the GPU's allocator by phase; without a GPU it measures nothing."""
+
+    device: torch.device
+    peaks: dict[str, Peak] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if self.device.type != "cuda":
+            yield
+            return
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        torch.cuda.synchronize(self.device)
+        before = self.peaks.get(name, Peak(0, 0))
+        self.peaks[name] = Peak(
+            max(before.allocated, torch.cuda.max_memory_allocated(self.device)),
+            max(before.reserved, torch.cuda.max_memory_reserved(self.device)),
+        )
+
+    def forget(self) -> None:
+        """Give back what building has left in the allocator, so that it does not count as reserved."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def allocated(self) -> int | None:
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def outside(self) -> int | None:
+        """Right only where no other process uses the GPU."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free - torch.cuda.memory_reserved(self.device)
+
+
+class _Steps:
+    """Optimizer steps as the training loop takes them, cut into phases."""
+
+    def __init__(
+        self, config: RunConfig, task: DiffusionTask, engine: Engine, meter: Meter, micro_batches: int
+    ) -> None:
+        self._config, self._task, self._engine, self._meter = config, task, engine, meter
+        self._batches: Iterator[Any] = task.training_batches(0)
+        self._online = config.data.cache_dir is None
+        if not self._online:
+            # As `prepare_data` does, but for the files.
+            host = torch.device("cpu")
+            with meter.phase(ENCODING):
+                self._batches = iter([task.encoded(next(self._batches)).to(host) for _ in range(micro_batches)])
+            task.move_encoders(host)
+
+    def step(self) -> float:
+        """One optimizer step; how long it took, in seconds."""
+        seconds, done = 0.0, False
+        while not done:
+            batch = next(self._batches)
+            started = time.perf_counter()
+            with self._meter.phase(ENCODING) if self._online else nullcontext():
+                encoded = self._task.encoded(batch)
+            with self._meter.phase(TRAINING):
+                loss = self._task.loss(self._engine, encoded).mean()
+                self._engine.backward(loss)
+                del loss
+            with self._meter.phase(STEPPING):
+                done = self._engine.step(self._config.learning_rate) is not None
+            seconds += time.perf_counter() - started
+        return seconds
+
+    def saved(self) -> Saved:
+        """What the forward pass of one micro-batch leaves; a step of its own, for looking at tensors takes time."""
+        task, engine = self._task, self._engine
+        roots = {
+            "": cast(nn.Module, task.denoiser),
+            "vae": task.encoders.images.vae,
+            "text_encoder": task.encoders.text.model,
+        }
+        device = engine.device if engine.device.type == "cuda" else None
+        batch = task.encoded(next(self._batches))
+        loss, saved = saved_for_backward(lambda: task.loss(engine, batch).mean(), roots, device, self._config.compile)
+        engine.backward(loss)
+        while engine.step(self._config.learning_rate) is None:
+            engine.backward(task.loss(engine, next(self._batches)).mean())
+        return saved
+
+
+def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str, int]:
+    """Bytes by what they are, each storage once; `encoders`: they lie on the device between steps."""
+    seen: set[int] = set()
+    sizes: dict[str, int] = {}
+
+    def count(name: str, tensors: Iterator[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                sizes[name] = sizes.get(name, 0) + tensor.nbytes
+
+    trained = task.trained
+    # FSDP's shards are the float32 weights, which count as such below.
+    whole = [p for p in trained.parameters() if not isinstance(p, DTensor)]
+    count(TRAINED, (p for p in whole if p.requires_grad))
+    count(FROZEN, (p for p in whole if not p.requires_grad))
+    if task.denoiser.frozen is not None:
+        count(FROZEN, _weights(task.denoiser.frozen))
+    if encoders:
+        count(ENCODERS, chain(_weights(task.encoders.images.vae), _weights(task.encoders.text.model)))
+    for name, piece in engine.pieces().items():
+        count(STATES[name.partition("/")[0]], iter([piece.data]))
+    return sizes
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _by_part(nbytes: dict[str, int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for name, size in nbytes.items():
+        part = part_of(name)
+        sums[part] = sums.get(part, 0) + size
+    return sums
+
+
+def part_of(name: str) -> str:
+    """The planner's name for the part that a module of a denoiser belongs to."""
+    branch, _, inner = name.partition(".")
+    if branch in ("ring", "unet") and inner.partition(".")[0] in HEADS:
+        return HEAD
+    return PARTS.get(branch, "other")
+
+
+@contextmanager
+def _history(snapshot: Path | None) -> Iterator[None]:
+    if snapshot is None:
+        yield
+        return
+    memory: Any = torch.cuda.memory
+    record: Callable[..., None] = memory._record_memory_history
+    record()
+    try:
+        # Written after an out-of-memory error too, of which it tells most.
+        yield
+    finally:
+        memory._dump_snapshot(str(snapshot))
+        record(enabled=None)

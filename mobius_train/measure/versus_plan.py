@@ -1,0 +1,73 @@
+"""A plan beside a measurement of the same recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mobius_train.config import RunConfig
+from mobius_train.engine.ds_config import read
+from mobius_train.measure.measure import Measurement
+from mobius_train.plan.planner import CONTEXT_PART, SAVED, Layout, Plan, Planner
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one thing; None where it is not planned, or could not be measured."""
+
+    name: str
+    planned: int | None
+    measured: int | None
+
+    @property
+    def error(self) -> float | None:
+        """Of the plan, as a share of what was measured."""
+        if not self.measured or self.planned is None:
+            return None
+        return self.planned / self.measured - 1
+
+
+def planned(config: RunConfig, recipe: Path, ds_path: Path | None) -> Plan:
+    """One rank's plan, as `measure` runs it.
+
+    Raises:
+        MobiusError: see `Planner.plan`.
+    """
+    layout = Layout(1, "fsdp") if ds_path is None else Layout(1, "deepspeed", read(ds_path))
+    return Planner(recipe).plan(config.model_copy(update={"global_batch_size": None}), layout)
+
+
+def rows(plan: Plan, measured: Measurement) -> list[Row]:
+    """The components, what is saved for the backward pass, and on a GPU each phase's peak beside the context."""
+    found = list(_components(plan, measured))
+    for part in sorted(plan.saved.keys() | measured.saved.keys()):
+        found.append(Row(SAVED + part, plan.saved.get(part, 0), measured.saved.get(part, 0)))
+    found.append(Row("saved for backward", sum(plan.saved.values()), sum(measured.saved.values())))
+    context = plan.parts.get(CONTEXT_PART, 0)
+    for phase, peak in measured.phases.items():
+        total = plan.phases.get(phase)  # type: ignore[call-overload]
+        found.append(Row(f"peak of {phase}", None if total is None else total - context, peak.allocated))
+    if measured.peak is not None:
+        covered = [total for phase, total in plan.phases.items() if phase in measured.phases]
+        found.append(Row(PEAK, max(covered) - context, measured.peak))
+        found.append(Row(CONTEXT_PART, context, measured.outside))
+    return found
+
+
+PEAK = "peak, context apart"
+
+
+def _components(plan: Plan, measured: Measurement) -> Iterator[Row]:
+    for name, size in measured.components.items():
+        yield Row(name, plan.parts.get(name, 0), size)
+
+
+def as_json(plan: Plan, measured: Measurement) -> dict[str, Any]:
+    """Both in full, and the rows; sizes in bytes."""
+    return {
+        "measured": asdict(measured) | {"peak": measured.peak},
+        "planned": {"peak": plan.peak, "parts": plan.parts, "phases": plan.phases, "saved": plan.saved},
+        "rows": [asdict(row) | {"error": row.error} for row in rows(plan, measured)],
+    }

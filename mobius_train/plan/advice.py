@@ -1,0 +1,214 @@
+"""What to change in a recipe that does not fit, the cheapest change first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mobius_train.config import RunConfig
+from mobius_train.errors import MobiusError
+from mobius_train.plan.gpus import Gpu
+from mobius_train.plan.planner import Layout, Plan, Planner
+
+Variant = tuple[RunConfig, Layout]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a recipe, of its DeepSpeed configuration or of the engine.
+
+    Attributes:
+        setting: what to write.
+        cost: what it costs besides memory.
+        apply: the changed variant; None where it is so already, or can't be done.
+    """
+
+    setting: str
+    cost: str
+    apply: Callable[[RunConfig, Layout, Gpu], Variant | None]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, the peak with it alone and with all changes up to it, in bytes."""
+
+    setting: str
+    cost: str
+    alone: int
+    together: int
+    fits_alone: bool
+    fits_together: bool
+
+
+def advise(planner: Planner, config: RunConfig, layout: Layout, gpu: Gpu) -> list[Advice]:
+    """Changes that save memory, from the cheapest on, until all of them together fit the GPU."""
+    least = planner.plan(config, layout, gpu).peak
+    advice: list[Advice] = []
+    variant = (config, layout)
+    for change in CHANGES:
+        alone = _tried(planner, change, (config, layout), gpu)
+        following = _tried(planner, change, variant, gpu)
+        if alone is None or following is None or following[1].peak >= least:
+            continue
+        variant, plan = following
+        least = plan.peak
+        setting = change.setting.format(half=gpu.half_precision)
+        advice.append(Advice(setting, change.cost, alone[1].peak, plan.peak, alone[1].fits, plan.fits))
+        if plan.fits:
+            break
+    return advice
+
+
+def _tried(planner: Planner, change: Change, variant: Variant, gpu: Gpu) -> tuple[Variant, Plan] | None:
+    changed = change.apply(*variant, gpu)
+    if changed is None:
+        return None
+    try:
+        return changed, planner.plan(*changed, gpu)
+    except MobiusError:
+        return None
+
+
+def _recipe(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update=changes)
+
+
+def _sdpa(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    return (_recipe(config, attention_backend="auto"), layout) if config.attention_backend == "eager" else None
+
+
+def _half(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.mixed_precision != "no" or layout.engine == "ddp":
+        return None
+    return _recipe(config, mixed_precision=gpu.half_precision), layout
+
+
+def _zero(stage: int) -> Callable[[RunConfig, Layout, Gpu], Variant | None]:
+    def apply(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+        now = _stage(layout)
+        # Stages 1 and 2 step AdamW without whole float32 gradients, on a single rank too.
+        if layout.engine != "deepspeed" or now >= stage or (layout.ranks == 1 and stage > 2):
+            return None
+        return config, _with_zero(layout, {"stage": stage})
+
+    return apply
+
+
+def _single_clips(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    batch = config.train_batch_size
+    if batch == 1:
+        return None
+    accumulation = config.gradient_accumulation_steps * batch
+    return _recipe(config, train_batch_size=1, gradient_accumulation_steps=accumulation), layout
+
+
+def _checkpointing(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.gradient_checkpointing:
+        return None
+    return _recipe(config, gradient_checkpointing=True, recompute_activations=False), layout
+
+
+def _cheap_recomputation(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    ring = config.stage == "text-to-video" and config.mode == "parallel"
+    if not ring or config.recompute_activations or config.gradient_checkpointing or config.compile:
+        return None
+    return _recipe(config, recompute_activations=True), layout
+
+
+def _parallel(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.stage != "text-to-video" or config.mode == "parallel":
+        return None
+    return _recipe(config, mode="parallel"), layout
+
+
+def _cached(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    # What is drawn from the clips anew in each epoch cannot be cached, nor does an autoencoder train on latents.
+    if config.stage == "autoencoder" or config.data.cache_dir is not None:
+        return None
+    data = config.data.model_copy(update={"cache_dir": Path("cache")})
+    return _recipe(config, data=data), layout
+
+
+def _eight_bit(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.optimizer == "adamw_8bit" or layout.engine == "ddp":
+        return None
+    return _recipe(config, optimizer="adamw_8bit"), layout
+
+
+def _fsdp(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if layout.engine != "deepspeed":
+        return None
+    return config, replace(layout, engine="fsdp", ds_json=None)
+
+
+def _shard_frozen(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.shard_frozen or layout.ranks == 1 or config.stage == "autoencoder" or layout.engine == "ddp":
+        return None
+    return _recipe(config, shard_frozen=True), layout
+
+
+def _offload(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    zero = (layout.ds_json or {}).get("zero_optimization", {})
+    if layout.engine != "deepspeed" or "offload_optimizer" in zero:
+        return None
+    stage = max(_stage(layout), 2)
+    offload = {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
+
+
+def _offload_shards(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if layout.engine != "fsdp" or config.fsdp.cpu_offload:
+        return None
+    fsdp = config.fsdp.model_copy(update={"cpu_offload": True})
+    return _recipe(config, fsdp=fsdp, optimizer="adamw"), layout
+
+
+def _offload_weights(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    zero = (layout.ds_json or {}).get("zero_optimization", {})
+    if layout.engine != "deepspeed" or "offload_param" in zero:
+        return None
+    device = {"device": "cpu", "pin_memory": True}
+    offload = {"stage": 3, "offload_optimizer": device, "offload_param": device}
+    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
+
+
+def _half_resolution(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+    if config.data.buckets:
+        return None
+    data = config.data.model_copy(update={"resolution": config.data.resolution // 2})
+    return (_recipe(config, data=data), layout) if data.resolution % 64 == 0 else None
+
+
+def _stage(layout: Layout) -> int:
+    return int((layout.ds_json or {}).get("zero_optimization", {}).get("stage", 0))
+
+
+def _with_zero(layout: Layout, zero: dict[str, Any]) -> Layout:
+    # What is set for another stage may do nothing at this one, which is refused.
+    kept = {k: v for k, v in (layout.ds_json or {}).get("zero_optimization", {}).items() if k.startswith("offload")}
+    return replace(layout, ds_json=(layout.ds_json or {}) | {"zero_optimization": kept | zero})
+
+
+CHANGES = (
+    Change("attention_backend=auto", "none: faster", _sdpa),
+    Change("mixed_precision={half}", "none: faster; float32 master weights stay", _half),
+    Change("ZeRO-1 (ds_configs/zero1.json)", "communication of the weights after a step", _zero(1)),
+    Change("ZeRO-2 (ds_configs/zero2.json)", "gradients sent with every micro-batch", _zero(2)),
+    Change("recompute_activations=true", "norms and activation functions once more", _cheap_recomputation),
+    Change("data.cache_dir=…", "disk space; the clips encoded before the first step", _cached),
+    Change("--engine fsdp", "none but weights gathered in every pass", _fsdp),
+    Change("optimizer=adamw_8bit", "bitsandbytes; moments of 8 bits, blocks of 256", _eight_bit),
+    Change("train_batch_size=1 with more gradient_accumulation_steps", "smaller kernels, the same sums", _single_clips),
+    Change("gradient_checkpointing=true", "the trained layers' forward pass once more", _checkpointing),
+    Change("mode=parallel", "another model: the ring", _parallel),
+    Change("ZeRO-3 (ds_configs/zero3.json)", "weights gathered in every pass", _zero(3)),
+    Change("shard_frozen=true", "frozen layers gathered in every pass", _shard_frozen),
+    Change("offload_optimizer (ds_configs/zero2_offload.json)", "AdamW on the CPU, in host memory", _offload),
+    Change(
+        "offload_param (ds_configs/zero3_offload.json)", "weights sent from the host in every pass", _offload_weights
+    ),
+    Change("fsdp.cpu_offload=true", "AdamW on the CPU, weights sent from the host in every pass", _offload_shards),
+    Change("half of data.resolution", "another task: a quarter of the pixels", _half_resolution),
+)

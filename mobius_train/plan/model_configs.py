@@ -1,0 +1,118 @@
+"""The configurations of a recipe's models, without their weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from mobius_train.config import RunConfig
+from mobius_train.encoders.text_encoder import package_folder
+from mobius_train.errors import MobiusError
+from mobius_train.plan.known_models import KNOWN
+
+VIDEO_MODELS = {"ParallelUNet": "spatial", "SerialUNet": "unet"}
+
+
+@dataclass(frozen=True)
+class ModelConfigs:
+    """What the models of a recipe are made like; None where its stage has none.
+
+    Attributes:
+        sources: where each configuration was found, by part.
+    """
+
+    unet: dict[str, Any] | None
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any] | None
+    sources: dict[str, str]
+
+
+def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
+    """Look for the config.json of every model: in local folders, the hub's cache, and among well-known models.
+
+    Args:
+        recipe: its file. A model folder that another recipe beside it would write is described by that one.
+
+    Raises:
+        MobiusError: a model's configuration is nowhere to be found.
+    """
+    sources: dict[str, str] = {}
+
+    def part(name: str, key: str, source: str | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
+        found, sources[name] = (given, "the recipe") if given is not None else _find(name, key, source, recipe)
+        return found
+
+    pretrained = config.pretrained_model_name_or_path
+    if config.stage == "autoencoder":
+        vae = part("vae", "pretrained_model_name_or_path", pretrained, config.vae_config)
+        return ModelConfigs(None, vae, None, sources)
+    return ModelConfigs(
+        part("unet", "pretrained_model_name_or_path", pretrained, config.unet_config),
+        part("vae", "vae_name_or_path", config.vae_name_or_path or pretrained),
+        part("text_encoder", "text_encoder_name_or_path", config.text_encoder_name_or_path or pretrained),
+        sources,
+    )
+
+
+def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple[dict[str, Any], str]:
+    if source is None:
+        raise MobiusError(f"no {part}: set {key}")
+    if source.startswith("package:"):
+        source = package_folder(source.removeprefix("package:"))
+    found = _in_folder(Path(source), part) or _in_cache(source, part)
+    if found is None:
+        found = _in_sibling(source, part, recipe)
+    if found is None:
+        known = KNOWN.get(source.rsplit("/", 1)[-1], {}).get(part)
+        found = None if known is None else (known, f"this program's description of {source}")
+    if found is None:
+        names = ", ".join(name for name, parts in KNOWN.items() if part in parts)
+        raise MobiusError(
+            f"cannot find the configuration of the {part} {source!r}: it is no local folder with a config.json, not in"
+            f" the hub's cache, and none of the models known here ({names}). Give one of these in {key}"
+            + (", or unet_config" if part == "unet" else "")
+        )
+    return found
+
+
+def _in_folder(folder: Path, part: str) -> tuple[dict[str, Any], str] | None:
+    for path in (folder / part / "config.json", folder / "config.json"):
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise MobiusError(f"{path} is not JSON: {error}") from error
+            inner = VIDEO_MODELS.get(config.get("_class_name", ""))
+            return _in_folder(path.parent / inner, part) if inner else (config, str(path))
+    return None
+
+
+def _in_cache(name: str, part: str) -> tuple[dict[str, Any], str] | None:
+    for file in (f"{part}/config.json", "config.json"):
+        try:
+            path = try_to_load_from_cache(name, file)
+        except HFValidationError:
+            return None
+        if isinstance(path, str):
+            return json.loads(Path(path).read_text(encoding="utf-8")), path
+    return None
+
+
+def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, Any], str] | None:
+    """The `unet_config` or `vae_config` of the recipe whose run would write this folder."""
+    for path in sorted(recipe.parent.glob("*.yaml")) if recipe is not None else ():
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue
+        if isinstance(values, dict) and values.get(f"{part}_config") and "output_dir" in values:
+            folder = Path(str(values["output_dir"]))
+            if Path(source) in (folder, folder / "final"):
+                return values[f"{part}_config"], str(path)
+    return None

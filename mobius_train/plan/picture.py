@@ -1,0 +1,43 @@
+"""A plan as a stacked bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobius_train.errors import MobiusError
+from mobius_train.plan.planner import MIB, Plan
+
+
+def draw(plans: dict[str, Plan], path: Path) -> None:
+    """Write a picture with a bar for each plan, its parts stacked, and a line where the GPU ends.
+
+    Raises:
+        MobiusError: matplotlib is not installed, or can't write such a file.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MobiusError("pictures need matplotlib: pip install 'mobius-train[plot]'") from error
+    figure = Figure(figsize=(4 + 1.5 * len(plans), 6), layout="constrained")
+    axes = figure.add_subplot()
+    names = dict.fromkeys(name for plan in plans.values() for name in plan.parts)
+    colors = colormaps["tab20"]
+    bottoms = dict.fromkeys(plans, 0.0)
+    for number, name in enumerate(names):
+        for bar, plan in plans.items():
+            size = plan.parts.get(name, 0) / MIB
+            axes.bar(bar, size, bottom=bottoms[bar], color=colors(number % colors.N))
+            bottoms[bar] += size
+        axes.bar(next(iter(plans)), 0, label=name, color=colors(number % colors.N))
+    for gpu in {plan.gpu for plan in plans.values()}:
+        if gpu is not None:
+            axes.axhline(gpu.bytes / MIB, color="black", linestyle="--", label=gpu.name)
+    axes.set_ylabel("MiB on each rank")
+    axes.set_xticks(range(len(plans)), [f"{name}\n{plan.peak / MIB:.0f} MiB" for name, plan in plans.items()])
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise MobiusError(f"cannot write the picture {path}: {error}") from error

@@ -1,0 +1,89 @@
+"""A plan as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mobius_train.plan.advice import Advice
+from mobius_train.plan.planner import CONTEXT, MIB, Plan
+
+ASSUMPTIONS = (
+    f"context and workspaces: {CONTEXT / MIB:.0f} MiB for CUDA's context and kernels, cuBLAS's and cuDNN's workspaces"
+    " and NCCL's buffers; not simulated",
+    "what lives at once is counted in the allocator's 512-byte blocks; gaps between its blocks are not",
+    "attention by PyTorch's fused kernels keeps no scores; eager attention keeps them",
+    "the autoencoder and the text encoder lie on the GPU in float32; with a cache, while they encode and sample alone",
+    "torch.compile is planned as if it were off",
+    "AdamW is torch's fused implementation, which makes no temporaries (with ddp: its default, which makes one as large"
+    " as what it steps)",
+)
+
+
+def as_json(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> dict[str, Any]:
+    """The whole plan; sizes in bytes."""
+    gpu = plan.gpu
+    return {
+        "peak": plan.peak,
+        "phase": plan.phase,
+        "parts": plan.parts,
+        "phases": plan.phases,
+        "saved_for_backward": plan.saved,
+        "host": plan.host,
+        "trained_parameters": plan.trained,
+        "flops": plan.flops,
+        "gpu": None if gpu is None else asdict(gpu) | {"bytes": gpu.bytes},
+        "fits": None if gpu is None else plan.fits,
+        "largest": limits,
+        "changes": [asdict(one) for one in advice],
+        "sources": plan.sources,
+        "assumptions": list(ASSUMPTIONS),
+    }
+
+
+def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> str:
+    """The plan for people; sizes in MiB, as nvidia-smi gives them."""
+    lines = [f"peak of each rank: {_mib(plan.peak)} MiB, in {plan.phase}"]
+    lines += [f"  {name:<36}{_mib(size):>9}" for name, size in sorted(plan.parts.items(), key=lambda part: -part[1])]
+    lines.append("by phase, MiB")
+    lines += [f"  {phase:<36}{_mib(size):>9}" for phase, size in plan.phases.items()]
+    saved = ", ".join(f"{_mib(size)} {label}" for label, size in plan.saved.items() if size >= MIB)
+    lines.append(f"saved for backward: {_mib(sum(plan.saved.values()))} MiB ({saved})")
+    work = ", ".join(f"{count / 1e12:.2f} {name}" for name, count in plan.flops.items())
+    lines.append(f"work of a micro-batch: {work} TFLOP; {plan.trained / 1e6:.1f}M trained parameters")
+    if plan.host:
+        lines.append(f"in host memory: {_mib(plan.host)} MiB for each rank")
+    lines += ["", *_verdict(plan, limits)]
+    if advice:
+        lines += ["", "What to change, the cheapest first (MiB: alone, and with those above it):"]
+        lines += [_change(one) for one in advice]
+        if not any(one.fits_together for one in advice):
+            lines.append("  All of these together do not fit: a larger GPU, fewer frames or a smaller model is needed.")
+    lines += ["", "Assumptions:", *(f"  - {text}" for text in ASSUMPTIONS), "Models:"]
+    lines += [f"  {part:<14}{source}" for part, source in plan.sources.items()]
+    return "\n".join(lines)
+
+
+def _verdict(plan: Plan, limits: dict[str, int | None]) -> list[str]:
+    gpu = plan.gpu
+    if gpu is None:
+        return ["No GPU was given: --gpu says whether it fits."]
+    left = gpu.bytes - plan.peak
+    if plan.fits:
+        lines = [f"It fits a {gpu.name} ({_mib(gpu.bytes)} MiB) with {_mib(left)} MiB to spare."]
+    else:
+        lines = [f"It does NOT fit a {gpu.name} ({_mib(gpu.bytes)} MiB): {_mib(-left)} MiB too much."]
+    if limits:
+        found = (f"{name}={value if value is not None else 'none'}" for name, value in limits.items())
+        lines.append(f"The largest that fits, all else as it is: {', '.join(found)}.")
+    return lines
+
+
+def _change(one: Advice) -> str:
+    mark = "fits alone" if one.fits_alone else "fits with those above" if one.fits_together else ""
+    sizes = f"{_mib(one.alone):>7} {_mib(one.together):>7}"
+    return f"  {sizes}  {one.setting} ({one.cost}){' <- ' + mark if mark else ''}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f}"

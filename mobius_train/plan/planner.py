@@ -1,0 +1,286 @@
+"""Each rank's peak memory before anything is launched, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mobius_train.config import FsdpConfig, RunConfig
+from mobius_train.engine.ds_config import resolve, with_bucket_sizes
+from mobius_train.engine.mesh import shard_size
+from mobius_train.engine.optimizers import check_offload
+from mobius_train.engine.settings import engine_settings
+from mobius_train.errors import MobiusError
+from mobius_train.plan import zero_states as engines
+from mobius_train.plan.adam_states import EIGHT_BIT, FUSED, Adam
+from mobius_train.plan.fsdp_states import fsdp
+from mobius_train.plan.gpus import Gpu, check_gpu
+from mobius_train.plan.model_configs import ModelConfigs, find_configs
+from mobius_train.plan.simulate import FrozenModel, Simulation, Simulator
+from mobius_train.plan.zero_states import EngineMemory
+
+MIB = 2**20
+# Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
+CONTEXT = 800_000_000
+ENCODERS, COPY, CONTEXT_PART = "frozen encoders", "weights to sample from", "context and workspaces"
+TRANSIENT = "largest transient"
+SAVED = "saved for backward: "
+
+Phase = Literal["start", "encoding", "forward and backward", "optimizer's step", "sampling"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the trained weights are spread.
+
+    Attributes:
+        engine: deepspeed, or fsdp with the recipe's `fsdp` section; or ddp, torch's DistributedDataParallel, which
+            this project does not train with, to compare.
+        ds_json: the DeepSpeed JSON as it is written.
+    """
+
+    ranks: int = 1
+    engine: Literal["deepspeed", "fsdp", "ddp"] = "deepspeed"
+    ds_json: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one rank needs, the one that needs most.
+
+    Attributes:
+        parts: bytes at the peak, by what they are.
+        phases: bytes at the peak of each phase.
+        saved: bytes kept for the backward pass at the end of the forward pass, by part of the model.
+        host: bytes in host memory that an offload takes for this rank.
+        flops: of one micro-batch on one rank, forward (with the frozen branch) and backward (with recomputation).
+        trained: trained parameters.
+        sources: where each model's configuration was found.
+        gpu: None to plan without one.
+    """
+
+    parts: dict[str, int]
+    phases: dict[Phase, int]
+    saved: dict[str, int]
+    host: int
+    flops: dict[str, int]
+    trained: int
+    sources: dict[str, str]
+    gpu: Gpu | None = None
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def phase(self) -> Phase:
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+    @property
+    def fits(self) -> bool:
+        """On the GPU; always without one."""
+        return self.gpu is None or self.peak <= self.gpu.bytes
+
+
+class Planner:
+    """Plans variants of one recipe; what has been simulated once is remembered.
+
+    Args:
+        recipe: its file, see `find_configs`.
+    """
+
+    def __init__(self, recipe: Path | None = None) -> None:
+        self._recipe = recipe
+        self._models: dict[tuple[str | None, ...], ModelConfigs] = {}
+        self._simulator = Simulator()
+        self._simulations: dict[str, Simulation] = {}
+
+    def plan(self, config: RunConfig, layout: Layout, gpu: Gpu | None = None) -> Plan:
+        """Plan a recipe under a layout, on a GPU or without one.
+
+        Raises:
+            MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
+        """
+        if gpu is not None:
+            check_gpu(gpu, config)
+        memory = self._engine_memory(config, layout)
+        sim = self._simulation(config)
+        engine = memory(sim)
+        frozen = _Spread(sim.frozen, layout.ranks if config.shard_frozen else 1)
+        everywhere = engine.resident | {CONTEXT_PART: CONTEXT}
+        everywhere[engines.FROZEN] += frozen.resident
+        phases = self._phases(config, sim, engine, layout)
+        totals: dict[Phase, int] = {phase: sum(everywhere.values()) + sum(p.values()) for phase, p in phases.items()}
+        worst = max(totals, key=lambda phase: totals[phase])
+        parts = dict(everywhere)
+        for name, size in phases[worst].items():
+            parts[name] = parts.get(name, 0) + size
+        return Plan(
+            parts={name: size for name, size in parts.items() if size},
+            phases=totals,
+            saved=sim.step.saved(),
+            host=sum(engine.host.values()) + sim.step.host,
+            flops=sim.step.flops,
+            trained=sum(sim.trained),
+            sources=self._configs(config).sources,
+            gpu=gpu,
+        )
+
+    def _phases(
+        self, config: RunConfig, sim: Simulation, engine: EngineMemory, layout: Layout
+    ) -> dict[Phase, dict[str, int]]:
+        """What each phase holds at its peak beside what lives everywhere."""
+        ranks = layout.ranks if config.shard_frozen else 1
+        frozen, text = _Spread(sim.frozen, ranks), _Spread(sim.text, ranks)
+        cached = config.data.cache_dir is not None
+        online = sim.vae.whole + text.resident
+        # With a cache the encoders come back to sample; a text encoder in shards has stayed.
+        training = (text.resident if ranks > 1 else 0) if cached else online
+        phases: dict[Phase, dict[str, int]] = {
+            "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
+            "optimizer's step": {ENCODERS: training} | engine.stepping,
+        }
+        if sim.encoding and cached:
+            # Before the text encoder is sharded.
+            phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
+        elif sim.encoding:
+            phases["encoding"] = {
+                ENCODERS: online,
+                engines.GRADIENTS: engine.between,
+                engines.GATHERED: text.gathered,
+                TRANSIENT: sim.encoding,
+            }
+        if layout.engine == "ddp" or not max(sim.sampling, sim.heldout):
+            return phases
+        copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
+        evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
+        heldout = evaluating | {ENCODERS: training, TRANSIENT: sim.heldout}
+        sampling = evaluating | {ENCODERS: online, TRANSIENT: sim.sampling}
+        phases["sampling"] = max(heldout, sampling if sim.sampling else heldout, key=lambda parts: sum(parts.values()))
+        return phases
+
+    def _engine_memory(
+        self, config: RunConfig, layout: Layout, adam: Adam | None = None
+    ) -> Callable[[Simulation], EngineMemory]:
+        """The formulas of a layout, whose contradictions with the recipe are found before anything is simulated.
+
+        Args:
+            adam: another implementation than this project takes on a GPU.
+        """
+        accumulation = config.gradient_accumulation_steps
+        if layout.ranks < 1:
+            raise MobiusError(f"{layout.ranks} ranks: there must be 1 or more")
+        product = config.train_batch_size * accumulation * layout.ranks
+        if config.global_batch_size not in (None, product):
+            raise MobiusError(
+                f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
+                f" gradient_accumulation_steps={accumulation} x {layout.ranks} rank(s) = {product}: change one of them"
+            )
+        if config.shard_frozen and layout.ranks == 1:
+            raise MobiusError("shard_frozen=true has one rank to shard over: plan more, or set shard_frozen=false")
+        if layout.engine != "deepspeed" and layout.ds_json is not None:
+            raise MobiusError(
+                f"a DeepSpeed configuration was given, but the engine is {layout.engine}: remove one of them"
+            )
+        if layout.engine != "fsdp" and config.fsdp != FsdpConfig():
+            raise MobiusError(
+                f"the recipe has fsdp settings, which do nothing when the engine is {layout.engine}: remove them"
+            )
+        adam = adam or (EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED)
+        if layout.engine == "fsdp":
+            check_offload(config.optimizer, config.fsdp.cpu_offload)
+            size = shard_size(config.fsdp, layout.ranks, layout.ranks)
+            return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
+        if layout.engine == "ddp":
+            if config.optimizer != "adamw" or config.shard_frozen:
+                raise MobiusError("ddp is planned with optimizer=adamw and shard_frozen=false alone: set these")
+            if config.mixed_precision != "no":
+                raise MobiusError(
+                    f"mixed_precision={config.mixed_precision} with ddp: it is planned in float32 alone, set no"
+                )
+            return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
+        resolved = resolve(layout.ds_json or {}, engine_settings(config), layout.ranks)
+        check_offload(config.optimizer, "offload_optimizer" in resolved["zero_optimization"])
+
+        def memory(sim: Simulation) -> EngineMemory:
+            filled = with_bucket_sizes(resolved, sum(sim.trained))
+            return engines.deepspeed(sim, filled, layout.ranks, accumulation, config.use_ema, adam)
+
+        return memory
+
+    def _configs(self, config: RunConfig) -> ModelConfigs:
+        key = (
+            config.stage,
+            config.pretrained_model_name_or_path,
+            config.vae_name_or_path,
+            config.text_encoder_name_or_path,
+        )
+        if key not in self._models:
+            self._models[key] = find_configs(config, self._recipe)
+        return self._models[key]
+
+    def _simulation(self, config: RunConfig) -> Simulation:
+        irrelevant = {
+            "global_batch_size": None,
+            "gradient_accumulation_steps": 1,
+            # The two 16-bit types have the same sizes.
+            "mixed_precision": "no" if config.mixed_precision == "no" else "bf16",
+            "use_ema": False,
+            "optimizer": "adamw",
+            "shard_frozen": False,
+            "fsdp": FsdpConfig(),
+            "data": config.data.model_copy(update={"cache_dir": None}),
+        }
+        key = config.model_copy(update=irrelevant).model_dump_json()
+        if key not in self._simulations:
+            self._simulations[key] = self._simulator.simulate(config, self._configs(config))
+        return self._simulations[key]
+
+
+def plan(
+    config: RunConfig,
+    layout: Layout,
+    gpu: Gpu | None = None,
+    recipe: Path | None = None,
+) -> Plan:
+    """Each rank's peak memory; see `Planner`.
+
+    Raises:
+        MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
+    """
+    return Planner(recipe).plan(config, layout, gpu)
+
+
+class _Spread:
+    """A frozen model on one rank of so many that share it: what it always holds, and what it gathers for a layer.
+
+    With the room that the collective needs: see `memory.fsdp`.
+    """
+
+    def __init__(self, model: FrozenModel, ranks: int) -> None:
+        layers = sum(model.layers)
+        self.resident, self.gathered = model.whole, 0
+        if ranks > 1:
+            self.resident = model.whole - layers + layers // ranks
+            self.gathered = 2 * max(model.layers, default=0)
+
+
+def _training_peak(sim: Simulation, engine: EngineMemory, frozen: int) -> dict[str, int]:
+    """
+    Args:
+        frozen: gathered of the frozen branch, while it runs.
+    """
+    step = sim.step
+    activations, gradients = step.activations(), step.gradients()
+    beside = engine.during(gradients)
+    if frozen:
+        running = np.arange(len(gradients)) < step.entered.min()
+        beside[engines.GATHERED] = beside.get(engines.GATHERED, 0) + running * frozen
+    time = int((activations + sum(beside.values())).argmax())
+    saved, transient = step.at(time)
+    parts = {SAVED + label: size for label, size in saved.items()} | {TRANSIENT: transient}
+    return parts | {name: int(curve[time]) for name, curve in beside.items()}

@@ -1,0 +1,276 @@
+"""What an engine holds on each rank, apart from activations.
+
+Read from the sources named at each function; tests compare it with real engines. Legend: n trained elements, w ranks,
+p elements of a rank's partition, b bytes of an element while the module computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mobius_train.plan.adam_states import FOREACH, FP32, Adam
+from mobius_train.plan.simulate import Simulation
+from mobius_train.plan.trace import Bytes, rounded
+
+TRAINED, FROZEN, MASTERS = "trained weights", "frozen weights", "master weights"
+GRADIENTS, OPTIMIZER, AVERAGE = "gradients", "optimizer states", "moving average"
+BUCKETS, GATHERED, STEP = "communication buckets", "gathered weights", "optimizer's transients"
+# DeepSpeed's engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements that it reduces at once at stage 0.
+REDUCED_AT_ONCE = 500_000_000
+# Defaults of DeepSpeed's zero/config.py, in elements.
+PERSISTENCE_THRESHOLD, REUSE_DISTANCE = 100_000, 1_000_000_000
+
+Parts = dict[str, int]
+CurveParts = dict[str, Bytes]
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes on one rank, the one that holds most.
+
+    Attributes:
+        resident: what lives from the first step to the end.
+        during: bytes beside it through the last micro-batch of a step, from the complete gradients at each moment.
+        between: gradients that stand between the micro-batches of a step.
+        stepping: bytes beside it while gradients are reduced and the optimizer steps, whichever is more.
+        host: what an offload keeps in host memory.
+        frozen_whole: frozen weights inside the trained module lie whole on every rank.
+    """
+
+    resident: Parts
+    during: Callable[[Bytes], CurveParts]
+    stepping: Parts
+    between: int = 0
+    host: Parts = field(default_factory=dict)
+    frozen_whole: bool = True
+
+
+def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
+    """torch's DistributedDataParallel with its defaults: what most single-file trainers use.
+
+    Every gradient has a second place in a bucket (`gradient_as_bucket_view=False`), weights are float32.
+    """
+    whole = _whole(sim.trained, FP32)
+    return EngineMemory(
+        resident={
+            FROZEN: _whole(sim.frozen_inside, FP32),
+            TRAINED: whole,
+            OPTIMIZER: _moments(FOREACH, sim.trained),
+            BUCKETS: whole,
+            AVERAGE: whole if use_ema else 0,
+        },
+        during=_standing(whole) if accumulation > 1 else lambda gradients: {GRADIENTS: gradients},
+        # The foreach implementation is torch's default.
+        stepping={GRADIENTS: whole, STEP: whole * FOREACH.copies},
+        between=whole if accumulation > 1 else 0,
+    )
+
+
+def deepspeed(
+    sim: Simulation, config: dict[str, Any], ranks: int, accumulation: int, use_ema: bool, adam: Adam
+) -> EngineMemory:
+    """DeepSpeed ZeRO, by a configuration that `resolve` and `with_bucket_sizes` have filled in."""
+    zero = config["zero_optimization"]
+    stage = {0: _stage0, 1: _stage1, 2: _stage2, 3: _stage3}[zero["stage"]]
+    return stage(_Setting(sim, zero, ranks, accumulation, use_ema, adam))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    sim: Simulation
+    zero: dict[str, Any]
+    ranks: int
+    accumulation: int
+    use_ema: bool
+    adam: Adam
+
+    @property
+    def b(self) -> int:
+        return self.sim.itemsize
+
+    @property
+    def n(self) -> int:
+        return sum(self.sim.trained)
+
+    @property
+    def accumulates(self) -> bool:
+        return self.accumulation > 1
+
+    def offloads(self, key: str) -> bool:
+        return str(self.zero.get(key, {}).get("device", "none")) == "cpu"
+
+    def frozen(self) -> int:
+        return _whole(self.sim.frozen_inside, self.b)
+
+
+def _stage0(s: _Setting) -> EngineMemory:
+    """engine.py (`buffered_allreduce_fallback`), fp16/unfused_optimizer.py."""
+    low, high = _whole(s.sim.trained, s.b), _whole(s.sim.trained, FP32)
+    mixed = s.b != FP32
+    # Reduced in flat copies.
+    copy = rounded(_largest_run(s.sim.trained, REDUCED_AT_ONCE) * s.b)
+    # float32 gradients, and what AdamW makes.
+    transients = high * (s.adam.copies + mixed)
+    return EngineMemory(
+        resident={
+            FROZEN: s.frozen(),
+            TRAINED: low,
+            MASTERS: high if mixed else 0,
+            OPTIMIZER: _moments(s.adam, s.sim.trained),
+            AVERAGE: high if s.use_ema else 0,
+        },
+        during=_standing(low) if s.accumulates else lambda gradients: {GRADIENTS: gradients},
+        stepping={GRADIENTS: low, **({BUCKETS: copy} if copy > transients else {STEP: transients})},
+        between=low if s.accumulates else 0,
+    )
+
+
+def _stage1(s: _Setting) -> EngineMemory:
+    """zero/stage_1_and_2.py: whole gradients stand until the last micro-batch has run, then they are reduced."""
+    shard = _Partition(s)
+    low = _whole(s.sim.trained, s.b)
+    reducing = shard.buckets() + rounded(shard.bucket * s.b)
+    stepping = {GRADIENTS: shard.gradients, STEP: shard.step_transients()}
+    if low + reducing > sum(stepping.values()):
+        stepping = {GRADIENTS: low, BUCKETS: reducing}
+
+    def during(gradients: Bytes) -> CurveParts:
+        begun = (gradients > 0) * shard.buckets()
+        return {GRADIENTS: np.full_like(gradients, low) if s.accumulates else gradients, BUCKETS: begun}
+
+    return EngineMemory(shard.resident(), during, stepping, low if s.accumulates else 0, shard.host())
+
+
+def _stage2(s: _Setting) -> EngineMemory:
+    """zero/stage_1_and_2.py: a gradient is reduced when a bucket is full, and its owner keeps it."""
+    shard = _Partition(s)
+    kept = 0 if shard.offloaded else shard.gradients
+    standing = kept if s.accumulates else 0
+
+    def during(gradients: Bytes) -> CurveParts:
+        copy = rounded(shard.bucket * s.b)
+        # When a bucket is full: a flat copy of it, and the last rank's share of this micro-batch's gradients.
+        full = gradients > copy
+        return {GRADIENTS: full * kept + standing, BUCKETS: (gradients > 0) * shard.buckets() + full * copy}
+
+    stepping = {} if shard.offloaded else {GRADIENTS: kept, STEP: shard.step_transients()}
+    return EngineMemory(shard.resident(), during, stepping, standing, shard.host())
+
+
+class _Partition:
+    """What stages 1 and 2 share: all parameters end to end, cut into w equal ranges."""
+
+    def __init__(self, s: _Setting) -> None:
+        self._s = s
+        # 4-byte alignment of every rank's range.
+        unit = 2 * s.ranks
+        self.elements = math.ceil(s.n / unit) * unit // s.ranks
+        self.bucket = int(s.zero["reduce_bucket_size"])
+        self.offloaded = s.offloads("offload_optimizer")
+        # A rank keeps whole gradients of all parameters that its range touches.
+        self.gradients = rounded(max(self._touched(rank) for rank in range(s.ranks)) * s.b)
+
+    def _touched(self, rank: int) -> int:
+        ends = np.cumsum(self._s.sim.trained)
+        starts = ends - self._s.sim.trained
+        mine = (starts < (rank + 1) * self.elements) & (ends > rank * self.elements)
+        return int(np.array(self._s.sim.trained)[mine].sum())
+
+    def buckets(self) -> int:
+        """Two of them where communication overlaps, for one is filled while the other is sent."""
+        return rounded(self.bucket * self._s.b) * (2 if self._s.zero.get("overlap_comm") else 1)
+
+    def resident(self) -> Parts:
+        s, shard = self._s, rounded(self.elements * FP32)
+        parts = {FROZEN: s.frozen(), TRAINED: rounded(self.elements * s.ranks * s.b)}
+        if self.offloaded:
+            # zero/stage_1_and_2.py, temp_grad_buffer_for_gpu_offload.
+            return parts | {BUCKETS: rounded(max(s.sim.trained) * s.b)}
+        # The float32 partition is a copy even where the weights are float32.
+        return parts | {MASTERS: shard, OPTIMIZER: s.adam.moments(self.elements), AVERAGE: shard if s.use_ema else 0}
+
+    def step_transients(self) -> int:
+        """The partition's gradients made flat, then float32, and what AdamW makes."""
+        flat, high = rounded(self.elements * self._s.b), rounded(self.elements * FP32)
+        return high * (1 + self._s.adam.copies) + (0 if self._s.b == FP32 else flat)
+
+    def host(self) -> Parts:
+        if not self.offloaded:
+            return {}
+        s, shard = self._s, self.elements * FP32
+        low = self.elements * s.b
+        parts = {MASTERS: shard + low, OPTIMIZER: 2 * shard, GRADIENTS: shard + low * (1 + s.accumulates)}
+        return parts | {AVERAGE: shard if s.use_ema else 0}
+
+
+def _stage3(s: _Setting) -> EngineMemory:
+    """zero/stage3.py, parameter_offload.py, partitioned_param_coordinator.py: every parameter is cut into w shards."""
+    shards = [math.ceil(elements / s.ranks) for elements in s.sim.trained]
+    total = sum(shards)
+    low, high = rounded(total * s.b), rounded(total * FP32)
+    threshold = int(s.zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD))
+    every = (*s.sim.trained, *s.sim.frozen_inside)
+    persistent = _whole([elements for elements in every if elements <= threshold], s.b)
+    optimizer, parameters = s.offloads("offload_optimizer"), s.offloads("offload_param")
+    bucket = rounded(int(s.zero["reduce_bucket_size"]) * s.b)
+    frozen = sum(rounded(math.ceil(elements / s.ranks) * s.b) for elements in s.sim.frozen_inside)
+    resident = {
+        FROZEN: 0 if parameters else frozen,
+        TRAINED: persistent + (0 if parameters else low),
+        BUCKETS: bucket,
+        GRADIENTS: 0 if optimizer else low,
+    }
+    host = {}
+    # A copy of float32 weights too: it compares their device with the device's name, which are never equal.
+    states = {MASTERS: high, OPTIMIZER: s.adam.moments(total), AVERAGE: high if s.use_ema else 0}
+    if optimizer:
+        host = states | {GRADIENTS: low + high}
+    else:
+        resident |= states
+    if parameters:
+        host[TRAINED] = host.get(TRAINED, 0) + low + frozen
+
+    # A module's weights stay gathered when they are used again within the reuse distance, as the ring's last half is.
+    reuse = int(s.zero.get("stage3_max_reuse_distance", REUSE_DISTANCE))
+    prefetch = int(s.zero.get("stage3_prefetch_bucket_size", 0))
+    limit = (reuse // 2 + prefetch + max(every)) * s.b
+    gatherable = sum(every) * s.b - persistent
+
+    def during(gradients: Bytes) -> CurveParts:
+        # Weights whose gradient is complete have been let go; a reduced bucket is copied once more.
+        gathered = np.minimum(gatherable - np.minimum(gradients, gatherable), limit)
+        return {GATHERED: gathered, BUCKETS: (gradients > 0) * bucket}
+
+    transients = high * (1 + s.adam.copies) + (low if s.b != FP32 else 0)
+    return EngineMemory(resident, during, {} if optimizer else {STEP: transients}, 0, host, frozen_whole=False)
+
+
+def _standing(nbytes: int) -> Callable[[Bytes], CurveParts]:
+    """Gradients of earlier micro-batches, to which new ones are added."""
+    return lambda gradients: {GRADIENTS: np.full_like(gradients, nbytes)}
+
+
+def _moments(adam: Adam, elements: Iterable[int]) -> int:
+    """Of parameters that are stepped one by one."""
+    return sum(adam.moments(count) for count in elements)
+
+
+def _whole(elements: Any, itemsize: int) -> int:
+    """Tensors of their own."""
+    return sum(rounded(count * itemsize) for count in elements)
+
+
+def _largest_run(elements: Any, limit: int) -> int:
+    """The most elements in one of the runs that end when they exceed the limit."""
+    largest = run = 0
+    for count in elements:
+        run += count
+        largest = max(largest, run)
+        if run > limit:
+            run = 0
+    return largest

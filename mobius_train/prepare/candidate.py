@@ -1,0 +1,112 @@
+"""What passes through the stages: a clip with its record, kept or dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobius_train.data.entry import Entry
+from mobius_train.errors import MobiusError
+
+Frames = NDArray[np.uint8]  # (F, H, W, 3), RGB
+
+
+class Drop(NamedTuple):
+    """Why a clip is left out: a few words that many clips share, to be counted, and this clip's own figures."""
+
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+class Dropped(Exception):
+    """Raised by a stage on a clip that it leaves out."""
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, str(detail)
+
+
+@dataclass
+class Candidate:
+    """One clip on its way.
+
+    key: unique, of letters that shards can carry. origin: where a person finds it. group: its clips are on one side of
+    the split. number: of the reference in its part. captions: by language. drafts: descriptions to make a caption of.
+    start, end: seconds of its file. frames: at the constant rate `fps`; none before it is decoded. place: where its
+    bytes are.
+    """
+
+    key: str
+    origin: str
+    group: str
+    number: int = 0
+    captions: dict[str, str] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+    drafts: list[str] = field(default_factory=list)
+    output: dict[str, Any] = field(default_factory=dict)
+    dropped: Drop | None = None
+    frames: Frames | None = None
+    place: Entry | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return 0 if self.place is None else self.place.size
+
+    def read(self) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            Dropped: it cannot be read any more.
+        """
+        assert self.place is not None, f"{self.key} has no place"
+        try:
+            return self.place.read_any()
+        except MobiusError as error:
+            raise Dropped("unreadable", error) from error
+
+    @property
+    def pixels(self) -> Frames:
+        """The frames of a clip that is decoded; the recipe makes sure of that."""
+        assert self.frames is not None, f"{self.key} is not decoded"
+        return self.frames
+
+    def row(self) -> dict[str, Any]:
+        """The clip's line of the index: everything but its frames."""
+        return {
+            "key": self.key,
+            "origin": self.origin,
+            "kept": self.dropped is None,
+            "stage": self.dropped and self.dropped.stage,
+            "reason": self.dropped and self.dropped.reason,
+            "detail": self.dropped and self.dropped.detail,
+            "captions": self.captions,
+            "drafts": self.drafts,
+            "labels": self.labels,
+            "group": self.group,
+            "notes": self.notes,
+            "scores": self.scores,
+            "start": self.start,
+            "end": self.end,
+            "fps": self.fps,
+            "sha256": self.sha256,
+            "output": self.output,
+            "number": self.number,
+        }
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Candidate:
+        """The clip that made the row, without its frames."""
+        row = dict(row)
+        kept, *why = (row.pop(name) for name in ("kept", "stage", "reason", "detail"))
+        return cls(**row, dropped=None if kept else Drop(*why))

@@ -1,0 +1,1 @@
+"""The embedded data set: Microsoft's Fluent Emoji, their names and their shards."""

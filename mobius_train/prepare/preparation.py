@@ -1,0 +1,180 @@
+"""A preparation from start to end: parts side by side, passes one after the other.
+
+Any number of processes on any number of machines may work on the same output folder, each with parts of its own: what
+is made follows from recipe and inputs alone. All that they share is files that appear whole.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+from tqdm import tqdm
+
+from mobius_train.data.shards import INDEX, describe_shard
+from mobius_train.errors import MobiusError
+from mobius_train.files import publish, publish_lines, read_lines, remove_leftovers
+from mobius_train.prepare import prepare_report as report
+from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs, remove_listings
+from mobius_train.prepare.part import decision_path, rows_path, run_part
+from mobius_train.prepare.passes import Pass, passes
+from mobius_train.prepare.recipe import PrepareConfig
+
+ROWS, WORK = "index.jsonl", "work"
+
+
+class Share(NamedTuple):
+    """This process among those that share the output folder: it begins with parts i, i + of, i + 2·of, …"""
+
+    number: int
+    of: int
+
+
+ALL = Share(0, 1)
+
+
+def prepare(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
+    """Do all that is still to be done: this task's share, then what other tasks have not done.
+
+    No task waits for another, which may be late, queued or dead. What two tasks both make is the same, and each file
+    is replaced as a whole, so that this costs some work at the end of a pass and nothing else.
+
+    Raises:
+        MobiusError: the folder belongs to another recipe, a source or model isn't there, a worker died, or no clip is
+            left.
+    """
+    folder = config.output_dir
+    try:
+        _refuse_other(config)
+        if not (folder / INDEX).exists():
+            _prepare(config, workers, task)
+    except OSError:
+        # Another task has finished, and removed what this one was reading.
+        if not (folder / INDEX).exists():
+            raise
+    _tidy(folder)
+
+
+def _prepare(config: PrepareConfig, workers: int, task: Share) -> None:
+    # Parts are what runs side by side; sums of several threads may come out differently; and threads don't survive
+    # the fork of a worker.
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    for stage in config.stages:
+        stage.check()
+    work = config.output_dir / WORK
+    inputs = open_inputs(config, work)
+    _refuse_other(config)
+    for current in passes(config):
+        _run_parts(config, inputs, current, workers, task)
+        if current.decision is not None and not decision_path(work, current.number).exists():
+            kept = (row for row in _rows(work, current.number, inputs.parts) if row["kept"])
+            publish_lines(decision_path(work, current.number), sorted(current.decision.decide(kept).items()))
+    _finish(config, inputs, current.number)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished output needs no more, and what killed processes have left."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    remove_listings(folder)
+    remove_leftovers(folder)
+
+
+def _refuse_other(config: PrepareConfig) -> None:
+    """An output folder belongs to one recipe, from the listing of its inputs on."""
+    folder = config.output_dir
+    path = next((p for p in (folder / RECIPE, folder / WORK / RECIPE) if p.exists()), None)
+    if path is None:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+        if others and not (folder / WORK / RECIPE).exists():  # another task may have listed meanwhile
+            raise MobiusError(f"the output folder {folder} holds {others[0]}: give another one")
+        return
+    found = path.read_text(encoding="utf-8")
+    if found != config.dump():
+        theirs, ours = found.splitlines(), config.dump().splitlines()
+        differing = next((line for line in ours if line not in theirs), next((x for x in theirs if x not in ours), ""))
+        raise MobiusError(
+            f"{folder} was begun with another recipe ({path}; one difference: {differing.strip()!r}):"
+            " go on with that one, or give another output_dir"
+        )
+
+
+_shared: dict[str, Any] = {}
+
+
+def _do(part: int) -> int:
+    """In a worker: what the parts share came with the fork."""
+    return run_part(part=part, **_shared)
+
+
+def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Share) -> None:
+    """Until every part is through the pass."""
+    _shared.update(config=config, work=config.output_dir / WORK, inputs=inputs, current=current)
+    mine = range(task.number, inputs.parts, task.of)
+    others = [part for part in range(inputs.parts) if part not in mine]
+    # Each task in an order of its own: they rarely meet at the same part.
+    random.Random(task.number).shuffle(others)
+    title = f"pass {current.number + 1}/{len(passes(config))}: {' '.join(s.name for s in current.stages) or 'shards'}"
+    _run(inputs, current, workers, mine, title)
+    _run(inputs, current, workers, others, f"{title} (of other tasks)")
+
+
+def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], title: str) -> None:
+    missing = [part for part in parts if not rows_path(_shared["work"], current.number, part).exists()]
+    total = sum(inputs.size(part) for part in parts)
+    done = total - sum(inputs.size(part) for part in missing)
+    if not missing:
+        return
+    with tqdm(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
+        if workers == 1:
+            for part in missing:
+                bar.update(_do(part))
+            return
+        try:
+            # Forked: a spawned process would import everything again.
+            with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+                running: set[Future[int]] = set()
+                waiting = iter(missing)
+                while True:
+                    running |= {pool.submit(_do, part) for part in islice(waiting, 2 * workers - len(running))}
+                    if not running:
+                        break
+                    ready, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        bar.update(future.result())
+        except BrokenProcessPool as error:
+            raise MobiusError(
+                "a worker died, most likely for want of memory: start again with fewer --workers, and it goes on"
+            ) from error
+
+
+def _rows(work: Path, number: int, parts: int) -> Iterator[dict[str, Any]]:
+    for part in range(parts):
+        yield from ({**row, "part": part} for row in read_lines(rows_path(work, number, part)))
+
+
+def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
+    """The index of all parts and the report; index.json comes last and says that all is there."""
+    folder = config.output_dir
+    publish_lines(folder / ROWS, _rows(folder / WORK, last, inputs.parts))
+    counts = report.count(config, read_lines(folder / ROWS))
+    report.write(config, counts, inputs, folder / ROWS)
+    if not counts.kept:
+        raise MobiusError(
+            f"no clip is left of {inputs.count} inputs, dropped for {counts.summary()}; see {folder / report.FOLDER}"
+        )
+    shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("[!.]*.tar"))}
+    publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))
+    content = {"shards": shards, "inputs": inputs.count, "kept": counts.kept, "dropped": counts.dropped}
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    publish(folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,1 +1,0 @@
-"""What more GPUs bring, on paper: what they send each other, and how long that takes."""

@@ -1,0 +1,38 @@
+"""Joins as a rank, then does what its argument says: waits in a collective, dies, stops, fails, or leaves late."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+from mobius_train.cli import run_rank
+from mobius_train.job import environment
+
+
+def main() -> None:
+    launch = environment.prepare()
+    from mobius_train.job import distributed as ranks
+    from mobius_train.job.heartbeat import Heartbeat
+
+    # Ten times as fast as in earnest.
+    Heartbeat.__init__.__defaults__ = (0.4,)
+    how, who = sys.argv[1], int(sys.argv[2])
+    with ranks.start(launch, timedelta(seconds=60 if how != "absent" else 3)) as distributed:
+        distributed.barrier()
+        if launch.rank == who:
+            if how == "fail":
+                raise ValueError("no such luck")
+            if how == "leave late":
+                time.sleep(6)
+            else:
+                os.kill(os.getpid(), {"die": signal.SIGKILL, "hang": signal.SIGSTOP}[how])
+        if how != "leave late":
+            distributed.barrier()
+    print(f"rank {launch.rank} is done")
+
+
+if __name__ == "__main__":
+    run_rank(main)

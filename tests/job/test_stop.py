@@ -1,0 +1,86 @@
+"""A stop that is asked for ends a run after a checkpoint, from which it goes on as if it had not been."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from recipes import Run, losses
+
+from mobius_train.data.loader import training_batches
+from mobius_train.errors import MobiusError, Stopped
+from mobius_train.job.stop import SIGNALS, Stop
+
+
+def test_a_touched_file_stops_a_run_which_then_resumes_by_itself(run: Run, tmp_path: Path) -> None:
+    options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}}
+    whole = losses(run("whole", **options))
+    output = tmp_path / "out"
+    output.mkdir()
+    for step in (1, 2):
+        (output / "stop").touch()
+        with pytest.raises(Stopped):
+            run(**options)
+        assert (output / "stopped").read_text() == f"{step}\n"
+        assert (output / "latest").read_text() == f"checkpoint-{step}\n"
+        assert not (output / "stop").exists()
+    run(**options)
+    assert not (output / "stopped").exists()
+    assert [loss.hex() for loss in losses(output)] == [loss.hex() for loss in whole]
+
+
+def test_auto_is_not_content_with_damaged_checkpoints_alone(run: Run, tmp_path: Path) -> None:
+    options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}, "checkpointing_steps": 4}
+    output = run(**options)
+    (output / "checkpoint-4" / "state.json").write_text("{}")
+    with pytest.raises(MobiusError, match="no good checkpoint"):
+        run(**options)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_a_flag_and_only_of_the_process_that_listens(number: signal.Signals) -> None:
+    stop = Stop(None)
+    with stop.listening():
+        child = multiprocessing.get_context("fork").Process(target=_signal_itself, args=(number, stop))
+        child.start()
+        child.join()
+        # It outlives the signal, too.
+        assert child.exitcode == 0
+        assert not stop.asked()
+        os.kill(os.getpid(), number)
+        assert stop.asked()
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def _signal_itself(number: signal.Signals, stop: Stop) -> None:
+    os.kill(os.getpid(), number)
+    os._exit(1 if stop.asked() else 0)
+
+
+class _Numbers:
+    def __init__(self) -> None:
+        self.keys = ["a", "b"]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_data_worker_outlives_the_signals_of_a_step() -> None:
+    batches = training_batches(
+        _Numbers(), list, batch_size=1, seed=0, rank=0, world_size=1, samples_seen=0, num_workers=1
+    )
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in SIGNALS:
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+    # More than were fetched ahead.
+    following = [next(batches) for _ in range(8)]
+    assert first not in following
+    assert worker.is_alive()

@@ -1,0 +1,164 @@
+"""The proof that the spatial branch is outside of the graph holds for the parallel mode, and fails for the others."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import clean_environment
+from recipes import DS_CONFIGS, REPOSITORY, recipe, write
+
+from mobius_train import config as configuration
+from mobius_train.engine.ds_config import read
+from mobius_train.errors import MobiusError
+from mobius_train.job import environment
+from mobius_train.job.environment import Launch
+from mobius_train.measure import audit as auditing
+from mobius_train.measure.audit import Audit, audit
+
+NODES = "no spatial module owns an autograd node"
+SAVED = "no spatial module has saved a tensor for the backward pass"
+LEAVES = "the graph ends in trained parameters outside of the spatial branch alone"
+NONZERO = "every trained parameter gets a non-zero gradient within {} steps"
+HASH = "the spatial weights' hash is unchanged"
+
+
+ALONE = Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
+TOOL = REPOSITORY / "tools" / "audit_graph.py"
+
+
+@pytest.fixture
+def one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DeepSpeed wants it of whoever starts a process.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+@pytest.fixture
+def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Any:
+    def run(steps: int = 2, zero: int = 2, **changes: Any) -> Audit:
+        path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **changes))
+        return audit(configuration.load(path), read(DS_CONFIGS / f"zero{zero}.json"), ALONE, steps)
+
+    return run
+
+
+def failed(found: Audit) -> set[str]:
+    return {claim.what for claim in found.claims if not claim.proven}
+
+
+def offenders(found: Audit, what: str) -> tuple[str, ...]:
+    return next(claim.offenders for claim in found.claims if claim.what == what)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}]
+)
+def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> None:
+    found = audited(**changes)
+    assert failed(found) == set()
+    assert found.saved.total > 0
+    assert list(found.saved.nbytes.values()) == sorted(found.saved.nbytes.values(), reverse=True)
+    assert all(name == "(outside of modules)" or name.startswith("ring") for name in found.saved.nbytes)
+    assert sum(found.nodes.values()) > 100
+    assert all(name.startswith("ring") for name in found.nodes)
+
+
+def test_the_serial_mode_is_not(audited: Any) -> None:
+    found = audited(mode="serial")
+    assert failed(found) == {NODES, SAVED}
+    for what in (NODES, SAVED):
+        assert len(offenders(found, what)) > 10
+        assert all(name.startswith("unet.") for name in offenders(found, what))
+
+
+def test_serial_layers_recomputed_are_in_the_graph_all_the_same(audited: Any) -> None:
+    assert NODES in failed(audited(mode="serial", gradient_checkpointing=True))
+
+
+def test_the_full_mode_trains_the_spatial_branch(audited: Any) -> None:
+    assert failed(audited(mode="full")) == {NODES, SAVED, LEAVES, HASH}
+
+
+def test_one_step_is_too_few_for_a_new_ring(audited: Any) -> None:
+    # The fusion starts as the identity on h, so at first nothing reaches the layers behind it.
+    found = audited(steps=1)
+    assert failed(found) == {NONZERO.format(1)}
+    assert all(name.startswith("ring.") for name in offenders(found, NONZERO.format(1)))
+
+
+def test_a_spatial_weight_that_changes_is_seen(audited: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = auditing.build_task
+
+    def tampering(*args: Any) -> Any:
+        task = build(*args)
+        loss = task.loss
+
+        def changed(*args: Any) -> Any:
+            with torch.no_grad():
+                task.denoiser.spatial.conv_in.weight.view(-1)[0] += 1
+            return loss(*args)
+
+        task.loss = changed
+        return task
+
+    monkeypatch.setattr(auditing, "build_task", tampering)
+    assert failed(audited()) == {HASH}
+
+
+def test_a_parameter_without_a_gradient_is_named(audited: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = auditing.build_task
+
+    def with_idle_parameter(*args: Any) -> Any:
+        task = build(*args)
+        task.denoiser.ring.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+        return task
+
+    monkeypatch.setattr(auditing, "build_task", with_idle_parameter)
+    found = audited()
+    assert offenders(found, "every trained parameter gets a finite gradient") == ("ring.idle",)
+
+
+def test_other_stages_are_refused(audited: Any) -> None:
+    with pytest.raises(MobiusError, match="no spatial branch"):
+        audited(stage="text-to-image", data={"num_frames": 1})
+
+
+def test_the_tool_shows_the_proof_and_writes_nothing(
+    one_rank: None,
+    tiny_pipeline: Path,
+    clips_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "--config", str(path), "--top", "2"])
+    monkeypatch.setattr(environment, "prepare", lambda: ALONE)
+    runpy.run_path(str(TOOL))["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["proven"] * 6
+    assert lines[6].startswith("saved for the backward pass of one micro-batch")
+    assert len(lines) == 6 + 1 + 2 + 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tool_exits_1_where_nothing_is_proven(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
+    result = subprocess.run(
+        [sys.executable, str(TOOL), "--config", str(path), "--json", "mode=serial"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+        timeout=300,
+        check=False,
+    )
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["proven"]) == (1, False)
+    assert report["saved_bytes"]["total"] == sum(report["saved_bytes"]["by_module"].values())
+    assert "unet.down_blocks.0" in result.stderr

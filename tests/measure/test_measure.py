@@ -1,0 +1,141 @@
+"""Real steps are measured as they are planned; each variant in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import clean_environment
+from recipes import DS_CONFIGS, REPOSITORY, recipe, write
+
+from mobius_train import config as configuration
+from mobius_train.errors import MobiusError
+from mobius_train.job.environment import Launch
+from mobius_train.measure.measure import Measurement, measure, part_of
+from mobius_train.measure.side_by_side import overrides_of
+from mobius_train.measure.versus_plan import planned, rows
+from mobius_train.plan.planner import ENCODERS
+from mobius_train.plan.zero_states import FROZEN, MASTERS, OPTIMIZER, TRAINED
+
+EMOJI = REPOSITORY / "configs" / "emoji.yaml"
+ALONE = Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
+ZERO2 = DS_CONFIGS / "zero2.json"
+
+
+@pytest.fixture(autouse=True)
+def _one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DeepSpeed wants it of whoever starts a process.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    # The default recipe's paths are relative to the repository.
+    monkeypatch.chdir(REPOSITORY)
+
+
+def measured(path: Path, *overrides: str, ds_path: Path | None = ZERO2, **options: Any) -> tuple[Any, Measurement]:
+    config = configuration.load(path, overrides)
+    plan = planned(config, path, ds_path)
+    return plan, measure(config, path, ds_path, ALONE, warmup=0, steps=1, **options)
+
+
+@pytest.fixture
+def tiny(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Path:
+    return write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
+
+
+def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
+    # The plan is of a GPU's attention kernels; which ones auto takes on a CPU is another matter.
+    plan, found = measured(EMOJI, "attention_backend=sdpa")
+    assert sum(found.saved.values()) > 300e6
+    assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.01)
+    assert plan.saved.keys() == found.saved.keys()
+    components = [row for row in rows(plan, found) if row.name in found.components]
+    assert {row.name for row in components} >= {TRAINED, FROZEN, MASTERS, OPTIMIZER}
+    assert all(row.planned == pytest.approx(row.measured, rel=0.01) for row in components)
+
+
+def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
+    # The control of the test above.
+    plan, found = measured(tiny, "mode=serial")
+    total = sum(found.saved.values())
+    assert sum(plan.saved.values()) == pytest.approx(total, rel=0.02)
+    other = planned(configuration.load(tiny, ["mode=serial", "train_batch_size=3"]), tiny, ZERO2)
+    assert sum(other.saved.values()) > 1.2 * total
+
+
+def test_fsdp_keeps_what_is_planned_too(tiny: Path) -> None:
+    plan, found = measured(tiny, ds_path=None)
+    assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.02)
+    components = {row.name: row for row in rows(plan, found) if row.name in found.components}
+    assert {MASTERS, OPTIMIZER} <= components.keys()
+    assert all(row.planned == pytest.approx(row.measured, rel=0.02) for row in components.values())
+
+
+def test_random_models_and_cached_batches_keep_as_much_as_real_ones(tiny: Path, tmp_path: Path) -> None:
+    _, real = measured(tiny)
+    _, random = measured(tiny, "data.train=/nowhere", "data.validation=null", random_models=True)
+    _, cached = measured(tiny, f"data.cache_dir={tmp_path / 'cache'}")
+    assert real.saved == random.saved == cached.saved
+    # With a cache the encoders are away.
+    encoders = {ENCODERS: real.components[ENCODERS]}
+    assert real.components == random.components == cached.components | encoders
+    # Nothing is written, neither a cache nor a run.
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_needs_a_gpu(tiny: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(MobiusError, match="no GPU"):
+        measured(tiny, snapshot=tmp_path / "snapshot.pickle")
+
+
+def test_parts_are_told_by_name() -> None:
+    names = ("spatial.conv_in", "unet.conv_in", "ring.mid_block", "temporal.x", "ring.fusion", "unet.conv_out", "vae")
+    assert [part_of(name) for name in names] == [
+        "spatial",
+        "spatial",
+        "ring",
+        "temporal layers",
+        "fusion and head",
+        "fusion and head",
+        "other",
+    ]
+
+
+def test_a_variant_is_a_mode_and_changes() -> None:
+    assert overrides_of("parallel") == ("mode=parallel",)
+    assert overrides_of("serial+recompute+train_batch_size=4") == (
+        "mode=serial",
+        "gradient_checkpointing=true",
+        "train_batch_size=4",
+    )
+    for wrong in ("ring", "parallel+recomputed"):
+        with pytest.raises(MobiusError, match="write"):
+            overrides_of(wrong)
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_measured(tiny: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ("--config", str(tiny), "--warmup", "0", "--steps", "1", "--json", str(record))
+    variants = ("--modes", "parallel+data.train=/nowhere", "parallel+recompute")
+    result = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "measure_memory.py"), *options, *variants],
+        capture_output=True,
+        text=True,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+        timeout=500,
+        check=False,
+    )
+    found = json.loads(record.read_text())
+    assert result.returncode == 1
+    assert "/nowhere" in result.stderr
+    assert "error" in found["parallel+data.train=/nowhere"]
+    good = found["parallel+recompute"]
+    assert good["config"]["gradient_checkpointing"] is True
+    assert good["versions"]["torch"] == torch.__version__
+    assert "saved for backward" in result.stdout

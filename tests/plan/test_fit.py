@@ -1,0 +1,60 @@
+"""The preflight's question whether the plan fits: a GPU that has too little free is named, with its rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recipes import DS_CONFIGS, recipe, write
+
+from mobius_train.config import RunConfig, load
+from mobius_train.engine.ds_config import read
+from mobius_train.errors import MobiusError
+from mobius_train.job import distributed as ranks
+from mobius_train.job.distributed import Distributed
+from mobius_train.job.environment import Launch
+from mobius_train.plan import Layout, fit
+from mobius_train.plan import planner as plan
+from mobius_train.plan.planner import CONTEXT
+
+pytestmark = pytest.mark.usefixtures("process_group")
+ZERO2 = DS_CONFIGS / "zero2.json"
+
+
+@pytest.fixture
+def distributed() -> Distributed:
+    return ranks.start(Launch(rank=0, local_rank=0, world_size=1, local_world_size=1))
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> RunConfig:
+    return load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out")))
+
+
+@pytest.mark.parametrize("ds_path", [ZERO2, None])
+def test_a_byte_too_little_is_named_and_enough_is_not(
+    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, ds_path: Path | None
+) -> None:
+    layout = Layout(1, "fsdp") if ds_path is None else Layout(1, "deepspeed", read(ds_path))
+    needed = plan(config, layout).peak - CONTEXT
+    for free, count in ((needed, 0), (needed - 1, 1)):
+        monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
+        told, problems = fit.fit(config, ds_path, distributed)
+        assert "GiB planned" in told
+        assert len(problems) == count
+    assert problems[0].startswith(f"rank 0 on {distributed.nodes[0]}: its GPU has 0.")
+
+
+def test_without_a_gpu_or_when_not_asked_nothing_is_planned(config: RunConfig, distributed: Distributed) -> None:
+    assert fit.fit(config, ZERO2, distributed) == ("no GPU to plan for", [])
+    unasked = config.model_copy(update={"check_memory": False})
+    assert fit.fit(unasked, ZERO2, distributed) == ("memory not planned", [])
+
+
+def test_what_cannot_be_planned_says_how_to_start_all_the_same(
+    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "free_memory", lambda: 2**40)
+    unknown = config.model_copy(update={"vae_name_or_path": "nobody/knows"})
+    with pytest.raises(MobiusError, match=r"cannot be planned.*nobody/knows.*check_memory=false"):
+        fit.fit(unknown, ZERO2, distributed)

@@ -1,0 +1,99 @@
+"""What is recorded of storages, on real tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from recipes import recipe, write
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mobius_train.config import load
+from mobius_train.models import build_denoiser
+from mobius_train.plan.model_configs import find_configs
+from mobius_train.plan.simulate import Simulator
+from mobius_train.plan.trace import BLOCK, Recorder
+
+KIB = 1024
+
+
+def test_storages_live_from_their_making_to_their_last_reference() -> None:
+    given = torch.ones(KIB)
+    with Recorder() as recorder:
+        first = given + 1
+        second = first.view(32, 32).t().mul_(2)
+        third = torch.cat([first, first])
+        del first, second
+        recorder.mark("forward")
+        torch.zeros(3)
+    trace = recorder.trace()
+    # A view, a change in place, and a view of what existed before make nothing.
+    assert trace.sizes.tolist() == [4 * KIB, 8 * KIB, 0, BLOCK]
+    assert trace.activations().tolist() == [4 * KIB, 12 * KIB, 8 * KIB, 8 * KIB + BLOCK]
+    assert trace.saved() == {"other": 8 * KIB}
+    assert len(third) == 2 * KIB
+
+
+def test_gradients_are_told_from_activations() -> None:
+    layer = nn.Linear(64, 64, bias=False)
+    recorder = Recorder()
+    recorder.watch(layer, "layer")
+    recorder.watch_gradients(layer)
+    with recorder:
+        loss = layer(torch.ones(8, 64)).square().sum()
+        recorder.mark("forward")
+        loss.backward()
+        torch.zeros(1)
+    trace = recorder.trace()
+    assert trace.gradients()[-1] == 4 * 64 * 64
+    assert trace.flops == {"forward": 2 * 8 * 64 * 64, "backward": 2 * 8 * 64 * 64}
+    assert trace.saved()["layer"] == 4 * 8 * 64
+
+
+def test_recomputation_saves_less_and_computes_more() -> None:
+    layers = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)) for _ in range(4)))
+
+    def trace(recomputed: bool) -> Any:
+        recorder = Recorder()
+        for layer in layers:
+            recorder.watch(layer, "layers")
+        with recorder:
+            hidden: Tensor = torch.ones(256, 64, requires_grad=True)
+            for layer in layers:
+                hidden = checkpoint(layer, hidden, use_reentrant=False) if recomputed else layer(hidden)
+            recorder.mark("forward")
+            hidden.sum().backward()
+        recorder.close()
+        return recorder.trace()
+
+    kept, recomputed = trace(False), trace(True)
+    assert sum(recomputed.saved().values()) < 0.7 * sum(kept.saved().values())
+    assert recomputed.flops["backward"] > kept.flops["backward"]
+    assert recomputed.flops["forward"] == kept.flops["forward"]
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+def test_a_real_model_keeps_what_was_simulated(mode: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    config = load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, tmp_path, tmp_path / "run", mode=mode)))
+    models = find_configs(config)
+    simulated = sum(Simulator().simulate(config, models).step.saved().values())
+
+    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.unet), "text-to-video", mode, False)
+    weights = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sample, text = torch.randn(2, 4, 4, 8, 8), torch.randn(2, 8, 384)
+        prediction = denoiser.predict(sample, torch.tensor([3, 700]), text)
+        loss = (prediction.float() - torch.randn_like(sample)).square().flatten(1).mean(1).mean()
+    real = sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in weights)
+    assert loss.requires_grad
+    assert simulated == pytest.approx(real, rel=0.01)

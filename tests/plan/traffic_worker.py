@@ -1,0 +1,68 @@
+"""One rank that counts what an optimizer step sends, at each ZeRO stage; rank 0 prints it as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from mobius_train.cli import run_rank
+from mobius_train.job import environment
+
+
+def main() -> None:
+    launch = environment.prepare()
+    import torch
+    from counting import CountCollectives
+    from torch import nn
+
+    from mobius_train.engine.deepspeed import DeepSpeedEngine
+    from mobius_train.engine.ds_config import resolve
+    from mobius_train.engine.settings import EngineSettings
+    from mobius_train.job import distributed as ranks
+
+    width, precision, accumulation = 64, cast(Any, sys.argv[1]), int(sys.argv[2])
+    found = {}
+    with ranks.start(launch) as distributed:
+        for stage in range(4):
+            settings = EngineSettings(
+                micro_batch_size=1,
+                gradient_accumulation_steps=accumulation,
+                mixed_precision=precision,
+                optimizer="adamw",
+                learning_rate=1e-3,
+                adam_beta1=0.9,
+                adam_beta2=0.999,
+                adam_epsilon=1e-8,
+                adam_weight_decay=0.0,
+                max_grad_norm=1.0,
+                seed=0,
+                use_ema=False,
+                ema_decay=0.99,
+            )
+            # Parameters smaller than the threshold would stay whole on every rank.
+            zero = {"stage3_param_persistence_threshold": 0, **json.loads(sys.argv[4])} if stage == 3 else {}
+            ds_json = json.loads((Path(sys.argv[3]) / f"zero{stage}.json").read_text())
+            ds_json["zero_optimization"] |= zero
+            config = resolve(ds_json, settings, launch.world_size)
+            torch.manual_seed(0)
+            frozen = nn.Linear(width, width).requires_grad_(False)
+            module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
+            engine = DeepSpeedEngine(module, settings, config, distributed)
+            for _ in range(3):
+                counted = CountCollectives()
+                with counted:
+                    for _ in range(accumulation):
+                        x = frozen(torch.ones(2, width)).to(engine.dtype)
+                        engine.backward(engine(x).float().square().mean())
+                        engine.step(1e-3)
+                # Of the last step: in the first ones, stage 3 gathers more, to learn the order of the layers.
+                found[stage] = dict(counted.bytes)
+            engine.close()
+        if distributed.is_main:
+            print(json.dumps({"parameters": 8 * width * width, "bytes": found}))
+
+
+if __name__ == "__main__":
+    run_rank(main)
