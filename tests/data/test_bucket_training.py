@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from launching import launch
-from mixed import BUCKETS, save_mixed
+from mixed_clips import BUCKETS, save_mixed
 from recipes import DS_CONFIGS, Run, losses, metrics, recipe, start, write
 
 from mobius_train.data import cache

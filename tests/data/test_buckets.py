@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import animation, video, write_tar
+from clip_files import animation, video, write_tar
 
 from mobius_train.data.bucket_turns import Schedule
 from mobius_train.data.buckets import Shape, batch_shares, best_bucket, describe, members, sort_into

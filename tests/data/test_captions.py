@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from files import animation, write_tar
+from clip_files import animation, write_tar
 
 from mobius_train.data.captions import caption_of
 from mobius_train.data.clips import open_clips

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from files import animation, numbers, shard, video, write_tar
+from clip_files import animation, numbers, shard, video, write_tar
 from torch.utils.data import DataLoader
 
 from mobius_train.data.clips import Clip, ClipDataset, open_clips

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import animation, numbers, pictures, video
+from clip_files import animation, numbers, pictures, video
 from PIL import Image
 
 from mobius_train.data import decode as module

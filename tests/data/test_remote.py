@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import webdataset  # noqa: F401
-from files import shard
+from clip_files import shard
 from launching import launch
 from recipes import DS_CONFIGS, Run, losses, recipe, write
 

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from files import animation, numbers, pictures
+from clip_files import animation, numbers, pictures
 from PIL import Image
 
 from mobius_train.data.clips import open_clips

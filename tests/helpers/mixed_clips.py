@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from files import animation, write_tar
+from clip_files import animation, write_tar
 
 BUCKETS = [
     {"num_frames": 4, "width": 48, "height": 32},
