@@ -64,12 +64,12 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the environment that they read is set.
-    from mobius_train.assembly.build import build_task
-    from mobius_train.job import distributed as ranks
+    from mobius_train.job.distributed import Distributed
     from mobius_train.job.quiet import quiet_libraries
+    from mobius_train.tasks.build_task import build_task
 
     quiet_libraries()
-    with ranks.start(launch) as distributed:
+    with Distributed(launch) as distributed:
         task = build_task(config, distributed)
         results: dict[str, dict[str, dict[str, float]]] = {}
         for name in ("decoded", "cached"):

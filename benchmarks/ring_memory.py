@@ -22,25 +22,25 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mobius_train.assembly.known_models import KNOWN
 from mobius_train.files import replace_file
 from mobius_train.job.versions import versions
 from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, SerialUNet
-from mobius_train.models.recompute import RingMemory
-from mobius_train.plan.known_models import KNOWN
+from mobius_train.models.recompute import LayerMemory
 
 EAGER = {
-    "all kept": RingMemory(),
-    "recompute_activations": RingMemory(recompute_activations=True),
-    "gradient_checkpointing, kept 0.75": RingMemory(True, 0.75),
-    "gradient_checkpointing, kept 0.75, recompute_activations": RingMemory(True, 0.75, True),
-    "gradient_checkpointing, kept 0.5": RingMemory(True, 0.5),
-    "gradient_checkpointing, kept 0.5, recompute_activations": RingMemory(True, 0.5, True),
-    "gradient_checkpointing, kept 0.25": RingMemory(True, 0.25),
-    "gradient_checkpointing, offload 0.2": RingMemory(True, activation_offload=0.2),
-    "gradient_checkpointing": RingMemory(True),
-    "activation_offload 0.2": RingMemory(activation_offload=0.2),
-    "activation_offload 0.5": RingMemory(activation_offload=0.5),
+    "all kept": LayerMemory(),
+    "recompute_activations": LayerMemory(recompute_activations=True),
+    "gradient_checkpointing, kept 0.75": LayerMemory(True, 0.75),
+    "gradient_checkpointing, kept 0.75, recompute_activations": LayerMemory(True, 0.75, True),
+    "gradient_checkpointing, kept 0.5": LayerMemory(True, 0.5),
+    "gradient_checkpointing, kept 0.5, recompute_activations": LayerMemory(True, 0.5, True),
+    "gradient_checkpointing, kept 0.25": LayerMemory(True, 0.25),
+    "gradient_checkpointing, offload 0.2": LayerMemory(True, activation_offload=0.2),
+    "gradient_checkpointing": LayerMemory(True),
+    "activation_offload 0.2": LayerMemory(activation_offload=0.2),
+    "activation_offload 0.5": LayerMemory(activation_offload=0.5),
 }
 
 

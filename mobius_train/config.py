@@ -269,6 +269,10 @@ class RunConfig(Section):
                 )
         return self
 
+    def samples_per_step(self, ranks: int) -> int:
+        """Samples of one optimizer step over so many ranks: the global batch size."""
+        return self.train_batch_size * self.gradient_accumulation_steps * ranks
+
     def dump(self) -> str:
         """The resolved configuration as YAML that `load` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -17,7 +17,7 @@ def learning_rates(config: RunConfig, world_size: int) -> Callable[[int], float]
     """
     base = config.learning_rate
     if config.scale_lr:
-        base *= config.gradient_accumulation_steps * config.train_batch_size * world_size
+        base *= config.samples_per_step(world_size)
     unused = torch.optim.SGD([torch.zeros(1)], lr=base)
     factor = get_scheduler(
         config.lr_scheduler,

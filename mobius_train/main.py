@@ -40,10 +40,11 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    from mobius_train.engine.spread import spread_of
     from mobius_train.run import check_nodes, dry_run, train
 
     act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
-    act(config, ds_path, launch)
+    act(config, spread_of(arguments.engine, ds_path, launch))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Text to video: the trained models as a diffusers pipeline.
 
+The path of this module, `mobius_train.pipeline`, is a file format: converted folders hold a pipeline.py that imports
+TextToVideoPipeline from here.
+
 Legend: B prompts, C latent channels, F frames, h, w latent size, H, W pixels; L text tokens, D their width.
 """
 
@@ -14,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mobius_train.conditions import Conditions
 from mobius_train.diffusion.sampler import (
     denoise,
     guided,
@@ -29,9 +33,10 @@ from mobius_train.diffusion.sampler import (
     sampling_scheduler,
 )
 from mobius_train.encoders.image_encoder import ImageEncoder
+from mobius_train.encoders.latent_space import LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
+from mobius_train.models.families import as_denoiser, is_video_model
 
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
@@ -60,7 +65,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     """Samples clips from prompts by DDIM; saved and loaded like any diffusers pipeline.
 
     Args:
-        unet: ParallelUNet or SerialUNet; a UNet2DConditionModel, or the ImageUNet around one, gives stills.
+        unet: a video model (ParallelUNet, SerialUNet); an image model (UNet2DConditionModel) gives stills.
         scheduler: a diffusers scheduler over the trained noise schedule; DDIM takes its configuration.
         max_text_tokens: prompts are padded and truncated to so many tokens, as captions were in training.
         num_frames: frames of a clip, when the call does not say.
@@ -74,7 +79,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        unet: ParallelUNet | SerialUNet | ImageUNet | UNet2DConditionModel,
+        unet: nn.Module,
         scheduler: SchedulerMixin,
         max_text_tokens: int | None = None,
         num_frames: int = 8,
@@ -87,7 +92,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
-            unet=unet.unet if isinstance(unet, ImageUNet) else unet,
+            unet=unet,
             scheduler=sampling_scheduler(scheduler),
         )
         self.register_to_config(
@@ -168,11 +173,8 @@ class TextToVideoPipeline(DiffusionPipeline):
         Raises:
             MobiusError: the model has no spatial branch of its own (serial).
         """
-        if isinstance(self.unet, ParallelUNet):
-            unet = self.unet.spatial
-        elif isinstance(self.unet, UNet2DConditionModel):
-            unet = self.unet
-        else:
+        unet = as_denoiser(self.unet).frozen if is_video_model(self.unet) else self.unet
+        if unet is None:
             raise MobiusError(
                 f"{type(self.unet).__name__} has no spatial branch of its own, as parallel models have."
                 " Sample with num_frames=1, or from the text-to-image model that the training started from"
@@ -206,9 +208,10 @@ class TextToVideoPipeline(DiffusionPipeline):
         frames = self.config.num_frames if num_frames is None else num_frames
         if frames < 1:
             raise MobiusError(f"num_frames={frames} must be 1 or more")
-        if isinstance(self.unet, UNet2DConditionModel) and frames != 1:
+        if not is_video_model(self.unet) and frames != 1:
             raise MobiusError(f"num_frames={frames}: a text-to-image model draws stills only, set num_frames=1")
-        shape = (self.unet.config.in_channels, frames, self._latent_size(height), self._latent_size(width))
+        channels = as_denoiser(self.unet).backbone.latent_channels
+        shape = (channels, frames, self._latent_size(height), self._latent_size(width))
         if generator is None:
             generators = [prompt_generator(seed, prompt) for prompt in prompts]
         elif isinstance(generator, torch.Generator):
@@ -220,7 +223,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         return [initial_noise(shape, one, self.config.frame_noise_correlation) for one in generators]
 
     def _latent_size(self, pixels: int | None) -> int:
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = LatentSpace.of(self.vae.config).reduction
         if pixels is None:
             pixels = self.config.resolution
         if pixels is None:
@@ -230,16 +233,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         return int(pixels) // factor
 
     def _guided_prediction(
-        self, condition: Tensor, unconditional: Tensor | None, scale: float, rescale: float
+        self, condition: Conditions, unconditional: Conditions | None, scale: float, rescale: float
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy latents (1, C, F, h, w), timestep) → prediction; condition and unconditional: (L, D)."""
-        model = ImageUNet(self.unet) if isinstance(self.unet, UNet2DConditionModel) else self.unet
+        """(noisy latents (1, C, F, h, w), timestep) → prediction; condition and unconditional: of one clip."""
+        model = as_denoiser(self.unet)
         if unconditional is None:
-            return partial(model.predict, encoder_hidden_states=condition.unsqueeze(0))
-        text = torch.stack([unconditional, condition])
+            return partial(model.predict, conditions=condition.unsqueeze())
+        conditions = Conditions.stack([unconditional, condition])
 
         def predict(sample: Tensor, timestep: Tensor) -> Tensor:
-            both = model.predict(torch.cat([sample, sample]), timestep, text)
+            both = model.predict(torch.cat([sample, sample]), timestep, conditions)
             without, conditional = both.float().chunk(2)
             return guided(without, conditional, scale, rescale)
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from mobius_train.assembly.fetch import describe_data
 from mobius_train.config import RunConfig
 from mobius_train.encoders.model_names import check_local
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
@@ -45,11 +46,8 @@ class Facts(NamedTuple):
     """What this rank alone finds wrong; else empty."""
 
 
-def preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distributed: Distributed) -> str:
+def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> str:
     """Check all ranks against each other; returns a line about them. All ranks call it.
-
-    Args:
-        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
 
     Raises:
         MobiusError: ranks differ, or one cannot do its part; rank 0's message names each.
@@ -60,7 +58,7 @@ def preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distrib
     # A second of imports, which a start on one rank does not need.
     from mobius_train.plan.fit import fit
 
-    memory, too_small = fit(config, ds_path, distributed)
+    memory, too_small = fit(config, spread, distributed)
     _refuse(too_small, distributed)
     clocks = [fact.clock for fact in facts]
     return (

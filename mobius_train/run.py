@@ -6,41 +6,37 @@ import json
 import time
 from pathlib import Path
 
-from mobius_train.assembly.build import build_task
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
-from mobius_train.engine.choose import MakeEngine, choose_engine
-from mobius_train.engine.settings import engine_settings
+from mobius_train.engine.choose import choose_engine
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
-from mobius_train.job import distributed as ranks
 from mobius_train.job.distributed import Distributed
-from mobius_train.job.environment import Launch, be_deterministic
+from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
 from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.preflight import preflight
+from mobius_train.step import micro_batch
+from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import Shown, Task
 from mobius_train.trainer import Progress, Trainer
 
 
-def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
-    """Train, and print where the results are.
-
-    Args:
-        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
-    """
+def train(config: RunConfig, spread: Spread) -> None:
+    """Train, and print where the results are."""
     started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with ranks.start(launch) as distributed:
-        make_engine = _choose_engine(config, ds_path, launch)
+    with Distributed(spread.launch) as distributed:
+        make_engine = choose_engine(config, spread)
         output_dir = _output_dir(config, distributed)
         if distributed.world_size > 1:
-            _preflight(config, ds_path, output_dir, distributed)
+            _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
@@ -64,26 +60,25 @@ def train(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
         distributed.barrier()
 
 
-def check_nodes(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
+def check_nodes(config: RunConfig, spread: Spread) -> None:
     """The preflight alone. Writes nothing that stays."""
     quiet_libraries()
-    with ranks.start(launch) as distributed:
-        _choose_engine(config, ds_path, launch)
-        _preflight(config, ds_path, _output_dir(config, distributed), distributed)
+    with Distributed(spread.launch) as distributed:
+        choose_engine(config, spread)
+        _preflight(config, spread, _output_dir(config, distributed), distributed)
 
 
-def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
+def dry_run(config: RunConfig, spread: Spread) -> None:
     """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with ranks.start(launch) as distributed:
-        make_engine = _choose_engine(config, ds_path, launch)
+    with Distributed(spread.launch) as distributed:
+        make_engine = choose_engine(config, spread)
         task = build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
-        loss = task.loss(engine, next(task.training_batches(0))).mean()
-        engine.backward(loss)
-        mean = distributed.mean({"loss": float(loss.detach())})["loss"]
+        loss = micro_batch(task, engine, next(task.training_batches(0)))
+        mean = distributed.mean({"loss": float(loss)})["loss"]
         if distributed.is_main:
             trained = _count(task, True)
             print(
@@ -93,35 +88,14 @@ def dry_run(config: RunConfig, ds_path: Path | None, launch: Launch) -> None:
             )
 
 
-def _choose_engine(config: RunConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
-    _check_ranks(config, launch.world_size)
-    return choose_engine(engine_settings(config), config.fsdp, ds_path, launch)
-
-
-def _preflight(config: RunConfig, ds_path: Path | None, output_dir: Path, distributed: Distributed) -> None:
-    line = preflight(config, ds_path, output_dir, distributed)
+def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> None:
+    line = preflight(config, spread, output_dir, distributed)
     if distributed.is_main:
         print(line, flush=True)
 
 
 def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
-
-
-def _global_batch_size(config: RunConfig, world_size: int) -> int:
-    return config.train_batch_size * config.gradient_accumulation_steps * world_size
-
-
-def _check_ranks(config: RunConfig, world_size: int) -> None:
-    product = _global_batch_size(config, world_size)
-    if config.global_batch_size not in (None, product):
-        raise MobiusError(
-            f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
-            f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {world_size} rank(s) = {product}:"
-            " change one of them"
-        )
-    if config.shard_frozen and world_size == 1:
-        raise MobiusError("shard_frozen=true has one rank to shard over: start more, or set shard_frozen=false")
 
 
 def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
@@ -143,7 +117,7 @@ def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
     return Identity(
         config=config.model_copy(update={"output_dir": output_dir}).dump(),
-        global_batch_size=_global_batch_size(config, distributed.world_size),
+        global_batch_size=config.samples_per_step(distributed.world_size),
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
         versions=versions(),

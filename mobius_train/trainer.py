@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from torch import Tensor
+
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.protocol import Engine, StepReport
@@ -21,6 +24,7 @@ from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.metrics.sinks import Sinks
+from mobius_train.step import micro_batch
 from mobius_train.tasks.task import Shown, Task
 
 logger = logging.getLogger(__name__)
@@ -53,7 +57,7 @@ class Trainer:
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
         self.saver, self.stop = saver, stop
         self._learning_rate = learning_rates(config, distributed.world_size)
-        self._samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
+        self._samples_per_step = config.samples_per_step(distributed.world_size)
 
     def train(self) -> Shown:
         """Train to the end; returns what the last validation showed.
@@ -91,26 +95,27 @@ class Trainer:
 
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
         """One optimizer step; the metrics are means over all ranks and micro-batches."""
-        started, waited, loss_sum = time.perf_counter(), 0.0, 0.0
+        started, waited = time.perf_counter(), 0.0
         learning_rate = self._learning_rate(self.progress.step)
+        losses: list[Tensor] = []
+        keys: list[list[str]] = []
         report: StepReport | None = None
         while report is None:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            loss = self.task.loss(self.engine, batch).mean()
-            self.engine.backward(loss)
+            losses.append(micro_batch(self.task, self.engine, batch))
+            keys.append(batch.keys)
             report = self.engine.step(learning_rate)
-            value = float(loss.detach())
-            loss_sum += value
-            if not math.isfinite(value):
-                logger.error("rank %d: the loss is %s on %s", self.distributed.rank, value, ", ".join(batch.keys))
+        # One wait for the device in a step, instead of one in a micro-batch.
+        values = torch.stack(losses).tolist()
+        self._report_bad(values, keys)
         self.progress.step += 1
         self.progress.samples_seen += self._samples_per_step
         seconds = time.perf_counter() - started
         metrics = self.distributed.mean(
             {
-                "loss": loss_sum / self.config.gradient_accumulation_steps,
+                "loss": sum(values) / len(values),
                 "gradient_norm": report.gradient_norm,
                 "learning_rate": learning_rate,
                 "samples_per_second": self._samples_per_step / seconds,
@@ -123,6 +128,11 @@ class Trainer:
         )
         self._count_skipped(report, metrics["loss"])
         return metrics
+
+    def _report_bad(self, losses: list[float], keys: list[list[str]]) -> None:
+        for loss, clips in zip(losses, keys, strict=True):
+            if not math.isfinite(loss):
+                logger.error("rank %d: the loss is %s on %s", self.distributed.rank, loss, ", ".join(clips))
 
     def _end_early(self) -> NoReturn:
         self.saver.wait()

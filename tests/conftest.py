@@ -45,6 +45,7 @@ def run(
 ) -> Run:
     """Train a recipe with changes in this process; returns its output folder."""
     from mobius_train.config import load
+    from mobius_train.engine.spread import spread_of
     from mobius_train.job import environment
     from mobius_train.run import dry_run, train
 
@@ -56,7 +57,8 @@ def run(
         values = recipe(tiny_pipeline, clips_folder, tmp_path / name, **changes)
         config = load(write(tmp_path / f"{name}.yaml", values))
         ds_path = None if ds_config is None else DS_CONFIGS / f"{ds_config}.json"
-        (dry_run if dry else train)(config, ds_path, environment.prepare())
+        engine: Any = "fsdp" if ds_config is None else "deepspeed"
+        (dry_run if dry else train)(config, spread_of(engine, ds_path, environment.prepare()))
         return tmp_path / name
 
     return start

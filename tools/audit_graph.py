@@ -37,7 +37,7 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
-    from mobius_train.engine.ds_config import read
+    from mobius_train.engine.spread import spread_of
     from mobius_train.job.quiet import quiet_libraries
     from mobius_train.job.versions import versions
     from mobius_train.measure.audit import Audit, audit
@@ -45,7 +45,7 @@ def main() -> None:
     quiet_libraries()
     # What is said while models are built is no part of the report.
     with redirect_stdout(sys.stderr):
-        found: Audit = audit(config, read(arguments.deepspeed), launch, arguments.steps)
+        found: Audit = audit(config, spread_of("deepspeed", arguments.deepspeed, launch), arguments.steps)
     if launch.rank == 0 and arguments.json:
         report = {
             "proven": found.proven,

@@ -32,13 +32,13 @@ def main() -> None:
     task, tasks = environment.array_task(arguments.task)
     launch = environment.prepare()
     # Heavy imports come after the cheap checks, and after the environment that they read is set.
-    from mobius_train.assembly.build import build_task
-    from mobius_train.job import distributed as ranks
+    from mobius_train.job.distributed import Distributed
     from mobius_train.job.quiet import quiet_libraries
+    from mobius_train.tasks.build_task import build_task
     from mobius_train.tasks.denoising import DiffusionTask
 
     quiet_libraries()
-    with ranks.start(launch) as distributed:
+    with Distributed(launch) as distributed:
         model = build_task(config, distributed)
         if not isinstance(model, DiffusionTask):
             raise MobiusError(f"stage {config.stage} caches nothing")

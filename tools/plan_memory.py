@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--gpu", help="V100-16, A100-40, …, or a size in GB")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs of the job (default: %(default)s)")
+    parser.add_argument("--ranks-per-node", type=int, help="for fsdp.sharding=hybrid (default: all on one node)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar (.png, .svg, .pdf)")
     parser.add_argument("--no-search", action="store_true", help="skip what fits at most, and what to change")
@@ -38,8 +39,9 @@ def main() -> None:
     choose_accelerator()
     quiet_libraries()
     # These import torch and DeepSpeed, which takes seconds: after the arguments are checked.
-    from mobius_train.engine.ds_config import read
-    from mobius_train.plan import Layout, Planner, find_gpu
+    from mobius_train.engine.ds_config import read_ds_json
+    from mobius_train.engine.spread import Spread
+    from mobius_train.plan import Planner, find_gpu
     from mobius_train.plan.advice import advise
     from mobius_train.plan.fit_table import renew
     from mobius_train.plan.largest import QUANTITIES, largest
@@ -55,13 +57,14 @@ def main() -> None:
     path = arguments.deepspeed
     if arguments.engine == "deepspeed":
         path = path or REPOSITORY / "ds_configs" / "zero2.json"
-    layout = Layout(arguments.ranks, arguments.engine, None if path is None else read(path))
+    ds_json = None if path is None else read_ds_json(path)
+    spread = Spread.over(arguments.ranks, arguments.engine, ds_json, arguments.ranks_per_node)
     planner = Planner(arguments.config)
-    plan = planner.plan(config, layout, gpu)
+    plan = planner.plan(config, spread, gpu)
     limits, advice = {}, []
     if gpu is not None and not arguments.no_search:
-        limits = {one.name: largest(planner, config, layout, gpu, one) for one in QUANTITIES if one.applies(config)}
-        advice = [] if plan.fits else advise(planner, config, layout, gpu)
+        limits = {one.name: largest(planner, config, spread, gpu, one) for one in QUANTITIES if one.applies(config)}
+        advice = [] if plan.fits else advise(planner, config, spread, gpu)
     print(json.dumps(as_json(plan, limits, advice), indent=1) if arguments.json else as_text(plan, limits, advice))
     if arguments.picture is not None:
         draw({arguments.config.stem: plan}, arguments.picture)

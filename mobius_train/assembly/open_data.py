@@ -92,7 +92,7 @@ def recipe_batches(
     """
     order = None
     if clips.shapes is not None:
-        size = config.train_batch_size * config.gradient_accumulation_steps * distributed.world_size
+        size = config.samples_per_step(distributed.world_size)
         order = BucketOrder(members(clips.shapes), shares_of(clips.shapes, config.data), size, config.seed)
     return training_batches(
         samples,

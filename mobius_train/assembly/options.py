@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
+from torch import nn
 
 from mobius_train.config import RunConfig
+from mobius_train.dtypes import Dtypes
 from mobius_train.errors import MobiusError
-from mobius_train.models import Denoiser, ParallelUNet
+from mobius_train.models import Denoiser
 from mobius_train.models.attention import attention_layers, set_attention_backend
 from mobius_train.models.choose_attention import Machine, choose_attention
 from mobius_train.models.compiling import compile_layers
-from mobius_train.models.recompute import RingMemory
-
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def frozen_dtype(config: RunConfig) -> torch.dtype:
-    """Of the frozen branch."""
-    return DTYPES[config.frozen_dtype or config.mixed_precision]
+from mobius_train.models.recompute import LayerMemory
 
 
 def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = "inductor") -> None:
-    """What the ring's layers keep for the backward pass, and whether they are compiled.
+    """What trained layers keep for the backward pass, and whether they are compiled.
 
     Args:
         compiler: backend of torch.compile; aot_eager saves what inductor does, and runs on fake tensors.
     """
-    if not isinstance(denoiser, ParallelUNet):
-        return
-    denoiser.ring.set_memory(
-        RingMemory(
+    denoiser.set_memory(
+        LayerMemory(
             gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kept=config.gradient_checkpointing_kept,
             recompute_activations=config.recompute_activations,
@@ -39,7 +32,7 @@ def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = 
         )
     )
     if config.compile:
-        compile_layers(denoiser.ring, config.activation_memory_budget, compiler)
+        compile_layers(denoiser.layers_to_compile(), config.activation_memory_budget, compiler)
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -48,7 +41,7 @@ def check_device(config: RunConfig, device: torch.device) -> None:
     Raises:
         MobiusError: names the option.
     """
-    if config.activation_offload and device.type != "cuda":
+    if config.activation_offload and device.type == "cpu":
         raise MobiusError(
             f"activation_offload={config.activation_offload} moves tensors from a GPU to host memory, but this run is"
             f" on {device.type}, where they lie in host memory already: set activation_offload=0"
@@ -60,7 +53,7 @@ def check_device(config: RunConfig, device: torch.device) -> None:
         )
 
 
-def apply_attention_backend(denoiser: Any, config: RunConfig, machine: Machine) -> list[str]:
+def apply_attention_backend(denoiser: Denoiser, config: RunConfig, machine: Machine) -> list[str]:
     """Choose the kernels of spatial and temporal attention.
 
     Returns:
@@ -69,15 +62,15 @@ def apply_attention_backend(denoiser: Any, config: RunConfig, machine: Machine) 
     Raises:
         MobiusError: flash_attn is asked for and cannot run.
     """
-    lines = []
+    model, dtypes, lines = cast(nn.Module, denoiser), Dtypes.of(config), []
     for temporal in (False, True):
-        layers = attention_layers(denoiser, temporal)
+        layers = attention_layers(model, temporal)
         if not layers:
             continue
-        frozen = isinstance(denoiser, ParallelUNet) and not temporal
-        dtype = frozen_dtype(config) if frozen else DTYPES[config.mixed_precision]
+        frozen = denoiser.frozen is not None and not temporal
+        dtype = dtypes.frozen if frozen else dtypes.trained
         head_dim = max(layer.inner_dim // layer.heads for layer in layers)
         choice = choose_attention(config.attention_backend, machine, dtype, head_dim, temporal)
-        set_attention_backend(denoiser, choice.backend, temporal)
+        set_attention_backend(model, choice.backend, temporal)
         lines.append(f"{'temporal' if temporal else 'spatial'} attention: {choice.backend}, {choice.reason}")
     return lines

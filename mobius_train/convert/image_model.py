@@ -10,12 +10,10 @@ from diffusers import UNet2DConditionModel
 
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import load_assembly, load_components, load_model, other_parts
+from mobius_train.convert.parts import load_components, load_model, load_video_model, save_video_pipeline
 from mobius_train.files import finished_folder
-from mobius_train.models import ParallelUNet, SerialUNet, check_backbone, weights_hash
-from mobius_train.pipeline import TextToVideoPipeline
-
-PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.models.families import as_denoiser
 
 
 def from_image_model(
@@ -42,20 +40,18 @@ def from_image_model(
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         unet = load_model(UNet2DConditionModel, source / "unet")
-        check_backbone(unet)
+        as_denoiser(unet)  # refuses what cannot be a backbone
         components = load_components(source, text_encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             kind: Any = ParallelUNet if mode == "parallel" else SerialUNet
             model = kind.from_unet2d(unet)
-        TextToVideoPipeline(unet=model, **components, num_frames=num_frames).save_pretrained(folder)
+        report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{kind.image_part}"))
+        save_video_pipeline(model, components, source, folder, report, num_frames=num_frames)
 
-        written = load_assembly(kind, folder / "unet")
-        kept, new = (written.spatial, written.ring) if mode == "parallel" else (written.unet, written.temporal)
-        place = "spatial" if mode == "parallel" else "unet"
-        report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{place}"))
-        report.mapped += [(part, part) for part in sorted(PARTS - {"unet"})]
-        report.left_out += [(part, "not needed to make clips") for part in other_parts(source, PARTS)]
+        written = load_video_model(kind, folder / "unet")
+        kept = written.image_model
+        (new,) = (getattr(written, name) for name in kind.parts if name != kind.image_part)
         report.made.append(
             (f"{len(new.state_dict())} tensors of the {type(new).__name__}", f"initialised, seed {seed}")
         )

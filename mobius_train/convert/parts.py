@@ -10,15 +10,19 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors import SafetensorError
 
-from mobius_train.assembly.load import load_part
+from mobius_train.assembly.load_model import load_part
+from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.pickles import UNREADABLE
 from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models.composite import Assembly
+from mobius_train.models.composite import Composite
+from mobius_train.models.families import DEFAULT
+from mobius_train.pipeline import TextToVideoPipeline
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-Assembled = TypeVar("Assembled", bound=Assembly)
+Video = TypeVar("Video", bound=Composite)
 PIPELINE = "model_index.json"
+COMPONENTS = {"vae", "text_encoder", "tokenizer", "scheduler"}
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -70,7 +74,7 @@ def load_model(kind: type[Model], folder: Path) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def load_assembly(kind: type[Assembled], folder: Path) -> Assembled:
+def load_video_model(kind: type[Video], folder: Path) -> Video:
     """A ParallelUNet or SerialUNet, each of its parts as `load_model` loads it."""
     found = model_class(folder)
     if found != kind.__name__:
@@ -92,6 +96,25 @@ def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, 
     text = load_text_encoder(text_encoder or str(folder), torch.device("cpu"))
     scheduler = load_part(DDPMScheduler, "scheduler", None, str(folder))
     return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
+
+
+def save_video_pipeline(
+    model: torch.nn.Module, components: dict[str, Any], source: Path, folder: Path, report: Report, **settings: Any
+) -> None:
+    """Write a pipeline of this project around a video model, and account for the source's parts.
+
+    Args:
+        components: of `load_components`.
+        settings: see TextToVideoPipeline.
+    """
+    TextToVideoPipeline(unet=model, **components, **settings).save_pretrained(folder)
+    account_for_components(source, report)
+
+
+def account_for_components(source: Path, report: Report) -> None:
+    """Note in the report what became of a source pipeline's parts besides the denoiser."""
+    report.mapped += [(part, part) for part in sorted(COMPONENTS)]
+    report.left_out += [(part, "not needed to make clips") for part in other_parts(source, COMPONENTS | {DEFAULT.part})]
 
 
 def other_parts(folder: Path, taken: set[str]) -> list[str]:

@@ -16,15 +16,21 @@ from torch import nn
 
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import is_pipeline, load_assembly, load_components, load_model, model_class, other_parts
+from mobius_train.convert.parts import (
+    account_for_components,
+    is_pipeline,
+    load_components,
+    load_model,
+    load_video_model,
+    model_class,
+    save_video_pipeline,
+)
 from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
-from mobius_train.pipeline import TextToVideoPipeline
 
-PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 OTHER_TOPOLOGY = (
     "the weights are the same and the predictions are not: in a serial model each layer's time goes through the next"
     " spatial layer, in a parallel one beside it. On fixed inputs they are {:.0%} of the largest value apart; train the"
@@ -56,7 +62,7 @@ def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None
         report.raise_problems()
         _save(parallel, source, folder, text_encoder, report)
 
-        written = load_assembly(ParallelUNet, _unet_folder(folder))
+        written = load_video_model(ParallelUNet, _unet_folder(folder))
         report.mapped.append((f"{len(temporal)} temporal tensors", "ring"))
         report.mapped.append((f"{len(serial.unet.state_dict())} tensors of the 2D layers", "spatial"))
         report.made += [
@@ -83,7 +89,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        parallel = load_assembly(ParallelUNet, _unet_folder(source))
+        parallel = load_video_model(ParallelUNet, _unet_folder(source))
         names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
         ring = parallel.ring.state_dict()
         unet3d = to_unet3d(parallel.spatial, {name: ring[name] for name in names})
@@ -120,7 +126,7 @@ def load_serial(folder: Path) -> SerialUNet:
     if kind == UNet3DConditionModel.__name__:
         return SerialUNet.from_unet3d(load_model(UNet3DConditionModel, folder))
     if kind == SerialUNet.__name__:
-        return load_assembly(SerialUNet, folder)
+        return load_video_model(SerialUNet, folder)
     raise MobiusError(f"{folder} holds a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
 
 
@@ -166,8 +172,7 @@ def _save(model: Any, source: Path, folder: Path, text_encoder: str | None, repo
     if isinstance(model, UNet3DConditionModel):
         stock = stock_components(components, text_tokens_of(source), report)
         TextToVideoSDPipeline(unet=model, **stock).save_pretrained(folder)
+        account_for_components(source, report)
     else:
         tokens = text_tokens_of(source)
-        TextToVideoPipeline(unet=model, **components, max_text_tokens=tokens).save_pretrained(folder)
-    report.mapped += [(part, part) for part in sorted(PARTS - {"unet"})]
-    report.left_out += [(part, "not needed to make clips") for part in other_parts(source, PARTS)]
+        save_video_pipeline(model, components, source, folder, report, max_text_tokens=tokens)

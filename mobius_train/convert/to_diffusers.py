@@ -19,13 +19,14 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import is_pipeline, load_assembly, load_model, model_class
+from mobius_train.convert.parts import is_pipeline, load_model, load_video_model, model_class
 from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
 from mobius_train.convert.stock_pipeline import stock_components
 from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.models.families import video_models
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 # diffusers makes the class in this file of a folder, when it is asked to trust it.
@@ -54,9 +55,8 @@ def to_diffusers(source: Path, destination: Path) -> Report:
     pipeline = load_pipeline(source, "cpu")
     folder = next(path for path in (source / "final", source) if is_pipeline(path)) / "unet"
     # diffusers initialises what it does not find in a file.
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (ParallelUNet, SerialUNet)}
-    kind = kinds.get(model_class(folder))
-    unet = load_model(UNet2DConditionModel, folder) if kind is None else load_assembly(kind, folder)
+    kind: Any = video_models().get(model_class(folder))
+    unet = load_model(UNet2DConditionModel, folder) if kind is None else load_video_model(kind, folder)
     pipeline.register_modules(unet=unet)
     return write_pipeline(pipeline, source, destination)
 

@@ -4,73 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mobius_train.assembly.build import DTYPES
-from mobius_train.assembly.load import load_part, load_unet
+from mobius_train.assembly.parts import parts_of
+from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
 from mobius_train.convert.pickles import UNREADABLE, unreadable
 from mobius_train.convert.weights import Weights
-from mobius_train.diffusion.objective import training_scheduler
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import build_denoiser, weights_hash
+from mobius_train.models import Denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 
 
+class FromCheckpoint(Pretrained):
+    """The models that a recipe names, with trained weights from elsewhere.
+
+    Args:
+        trained: every trained parameter by its name in the module that the engine wrapped (a ring's, say), once, and
+            nothing else.
+        frozen_sha256: of the frozen weights that the trained ones belong to; None: not known.
+    """
+
+    def __init__(self, trained: Weights, frozen_sha256: str | None = None) -> None:
+        self._trained, self._frozen_sha256 = trained, frozen_sha256
+
+    def fill(self, denoiser: Denoiser) -> None:
+        """
+        Raises:
+            MobiusError: a weight is missing, left over, or of another shape, or the frozen weights are others.
+        """
+        if denoiser.frozen is not None and self._frozen_sha256 is not None:
+            found = weights_hash(denoiser.frozen)
+            if found != self._frozen_sha256:
+                raise MobiusError(
+                    f"the frozen weights of the recipe's pretrained_model_name_or_path have the hash {found[:12]}…, and"
+                    f" the trained weights belong to {self._frozen_sha256[:12]}…: put those back, or give the"
+                    " config.yaml of the run with another pretrained_model_name_or_path"
+                )
+        _assign(denoiser.trained, self._trained)
+
+
 def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None = None) -> TextToVideoPipeline:
-    """The pipeline of a run, with its trained weights from elsewhere.
+    """The pipeline of a run, with its trained weights from elsewhere; its final/ would hold the same.
 
     Args:
         config: the run's config.yaml; its pretrained models must still be where it says.
-        weights: every trained parameter by its name in the module that the engine wrapped (a ring's, say), once,
-            and nothing else.
-        frozen_sha256: of the frozen weights beside which they were trained; none: not known.
+        weights, frozen_sha256: see FromCheckpoint.
 
     Raises:
-        MobiusError: a model does not load, a weight is missing, left over, or of another shape, or the frozen weights
-            are others.
+        MobiusError: a model does not load, or the weights do not fit.
     """
     if config.stage == "autoencoder":
         raise MobiusError("stage 'autoencoder' makes no pipeline: its final/ is an AutoencoderKL of diffusers")
-    source = config.pretrained_model_name_or_path
-    unet = load_unet(config.unet_config, source)
-    scheduler = load_part(DDPMScheduler, "scheduler", config.scheduler_config, source)
-    vae = load_part(AutoencoderKL, "vae", None, config.vae_name_or_path or source)
-    text_source = config.text_encoder_name_or_path or source
-    if text_source is None:
-        raise MobiusError("no text encoder: set text_encoder_name_or_path")
-    text = load_text_encoder(text_source, torch.device("cpu"), config.max_text_tokens)
-    denoiser = build_denoiser(unet, config.stage, config.mode, gradient_checkpointing=False)
-    if denoiser.frozen is not None and frozen_sha256 is not None:
-        # As the run had it in memory.
-        found = weights_hash(denoiser.frozen.to(DTYPES[config.mixed_precision]))
-        if found != frozen_sha256:
-            raise MobiusError(
-                f"the frozen weights in {source} ({found[:12]}…) are not those that the trained ones were trained"
-                f" beside ({frozen_sha256[:12]}…): put these back, or give the config.yaml of the run with another"
-                " pretrained_model_name_or_path"
-            )
-    _assign(denoiser.trained, weights)
-    model: Any = denoiser.with_trained(denoiser.trained)
-    return TextToVideoPipeline(
-        vae=vae,
-        text_encoder=text.model,
-        tokenizer=text.tokenizer,
-        # As in final/: what the run computed with.
-        unet=model.to(DTYPES[config.mixed_precision]).eval(),
-        scheduler=training_scheduler(scheduler, config.objective),
-        max_text_tokens=text.max_tokens,
-        num_frames=1 if config.stage == "text-to-image" else config.data.num_frames,
-        resolution=config.data.resolution,
-        guidance_scale=config.validation.guidance_scale,
-        frame_noise_correlation=config.objective.frame_noise_correlation,
-    )
+    # Options of the run's GPUs: none of them changes a weight.
+    config = config.model_copy(update={"activation_offload": 0.0, "compile": False, "attention_backend": "sdpa"})
+    parts = parts_of(config, FromCheckpoint(weights, frozen_sha256), torch.device("cpu"))
+    trained = parts.denoiser.trained.to(parts.dtypes.trained)
+    return parts.pipeline(parts.denoiser.with_trained(trained).eval())
 
 
 def open_safetensors(path: Path) -> Weights:

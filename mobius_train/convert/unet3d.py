@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.models.unet_layers import read_layout
+from mobius_train.models.unet.layers import read_layout
 
 # What UNet3DConditionModel says in other words, or does not ask about since it makes no difference to the weights.
 TRANSLATED = {
@@ -61,12 +61,9 @@ def _config3d(unet: UNet2DConditionModel) -> dict[str, Any]:
         problems.append(f"act_fn={config['act_fn']!r}: its output head has silu")
     if not isinstance(config["layers_per_block"], int):
         problems.append(f"layers_per_block={config['layers_per_block']!r}: it has as many in all blocks")
-    sizes = {
-        shape.channels // shape.heads
-        for block in (*read_layout(config).down, read_layout(config).mid, *read_layout(config).up)
-        for shape in block
-        if shape.heads is not None
-    } | {config["block_out_channels"][0] // read_layout(config).in_heads}
+    sizes = {shape.channels // shape.heads for shape in read_layout(config).layers() if shape.heads is not None} | {
+        config["block_out_channels"][0] // read_layout(config).in_heads
+    }
     if len(sizes) != 1:
         problems.append(
             f"attention heads of sizes {sorted(sizes)}: its heads are of one size (Stable Diffusion 2.x: 64)"

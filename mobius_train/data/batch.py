@@ -1,16 +1,17 @@
 """What the loader hands to the training step, before and after the frozen encoders.
 
-Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size; L text tokens, D their width.
+Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mobius_train.conditions import Conditions
 from mobius_train.data.clips import Clip
 
 
@@ -18,15 +19,15 @@ class EncodedClip(NamedTuple):
     """One clip as the frozen encoders see it.
 
     mean, std: (F, c, h, w), the autoencoder's posterior of every frame, before scaling.
-    text: (L, D), the caption's embedding.
+    conditions: of the caption.
     variants: of the clip's further captions, where it has several, for a cache; a sample has one.
     """
 
     key: str
     mean: Tensor
     std: Tensor
-    text: Tensor
-    variants: tuple[Tensor, ...] = ()
+    conditions: Conditions
+    variants: tuple[Conditions, ...] = ()
 
     def frame(self, number: int) -> EncodedClip:
         """A clip of that frame alone."""
@@ -55,24 +56,26 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """sample_index: (B,); mean, std: (B, c, F, h, w), channels first as the video models want; text: (B, L, D)."""
+    """sample_index: (B,); mean, std: (B, c, F, h, w), channels first as in video models; conditions: of B clips."""
 
     sample_index: Tensor
     keys: list[str]
     mean: Tensor
     std: Tensor
-    text: Tensor
+    conditions: Conditions
 
     @classmethod
     def collate(cls, samples: list[tuple[int, EncodedClip]]) -> EncodedBatch:
+        clips = [clip for _, clip in samples]
         return cls(
             torch.tensor([index for index, _ in samples]),
-            [clip.key for _, clip in samples],
-            torch.stack([clip.mean for _, clip in samples]).transpose(1, 2).contiguous(),
-            torch.stack([clip.std for _, clip in samples]).transpose(1, 2).contiguous(),
-            torch.stack([clip.text for _, clip in samples]),
+            [clip.key for clip in clips],
+            torch.stack([clip.mean for clip in clips]).transpose(1, 2).contiguous(),
+            torch.stack([clip.std for clip in clips]).transpose(1, 2).contiguous(),
+            Conditions.stack([clip.conditions for clip in clips]),
         )
 
     def to(self, device: torch.device) -> EncodedBatch:
         """The same batch with its tensors on `device`; the sample indices stay where they are."""
-        return replace(self, mean=self.mean.to(device), std=self.std.to(device), text=self.text.to(device))
+        mean, std = self.mean.to(device), self.std.to(device)
+        return EncodedBatch(self.sample_index, self.keys, mean, std, self.conditions.to(device))

@@ -18,8 +18,10 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
+from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
@@ -93,13 +95,9 @@ def build(
         disable=share != 0 or not missing,
     ) as bar:
         for number, start in missing:
-            tensors = {}
+            tensors: dict[str, Tensor] = {}
             for index in range(start, min(start + PART, len(keys))):
-                clip = encode(index)
-                for field in ("mean", "std", "text"):
-                    tensors[f"{index}.{field}"] = getattr(clip, field).contiguous()
-                for caption, text in enumerate(clip.variants, start=1):
-                    tensors[f"{index}.text.{caption}"] = text.contiguous()
+                tensors |= _tensors_of(index, encode(index))
                 bar.update()
             path = _part(folder, number)
             temporary = path.with_suffix(f".tmp{share}")
@@ -110,6 +108,14 @@ def build(
         temporary = folder / "keys.json.tmp"
         temporary.write_text(json.dumps(keys), encoding="utf-8")
         os.replace(temporary, folder / "keys.json")
+
+
+def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:
+    """What a part holds of clip `index`: a condition of its caption number k, from 1, has `.k` after its name."""
+    named = {"mean": clip.mean, "std": clip.std} | clip.conditions.tensors
+    for caption, conditions in enumerate(clip.variants, start=1):
+        named |= {f"{name}.{caption}": tensor for name, tensor in conditions.tensors.items()}
+    return {f"{index}.{name}": tensor.cpu().contiguous() for name, tensor in named.items()}
 
 
 class LatentCache:
@@ -134,16 +140,24 @@ class LatentCache:
     def _open(self) -> dict[int, Any]:
         return {}
 
+    @cached_property
+    def _conditions(self) -> list[str]:
+        """Names of the conditions, which all clips have."""
+        names = [name.removeprefix("0.") for name in self._part(0).keys() if name.startswith("0.")]  # noqa: SIM118
+        return sorted(name for name in names if name not in ("mean", "std") and "." not in name)
+
+    def _part(self, number: int) -> Any:
+        if number not in self._open:
+            self._open[number] = safe_open(_part(self.folder, number), framework="pt")
+        return self._open[number]
+
     def __getitem__(self, index: int) -> EncodedClip:
         """Clip `index` with its first caption."""
         return self.read(index, 0)
 
     def read(self, index: int, caption: int) -> EncodedClip:
         """Clip `index` with its caption of that number."""
-        number = index // PART
-        if number not in self._open:
-            self._open[number] = safe_open(_part(self.folder, number), framework="pt")
-        part = self._open[number]
-        fields = ("mean", "std", f"text.{caption}" if caption else "text")
-        mean, std, text = (part.get_tensor(f"{index}.{field}") for field in fields)
-        return EncodedClip(self.keys[index], mean, std, text)
+        part, ending = self._part(index // PART), f".{caption}" if caption else ""
+        mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))
+        conditions = {name: part.get_tensor(f"{index}.{name}{ending}") for name in self._conditions}
+        return EncodedClip(self.keys[index], mean, std, Conditions(conditions))

@@ -29,6 +29,17 @@ class Draws:
     timestep: Tensor
     dropout: Tensor
 
+    def correlated_noise(self, correlation: float, offset: float) -> Tensor:
+        """(B, C, F, h, w): `noise` correlated between a clip's frames, plus `offset` times a constant per channel."""
+        return correlated(self.noise, self.shared, correlation) + offset * self.offset
+
+
+def correlated(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
+    """√ρ · shared + √(1 - ρ) · noise: unit variance, correlation ρ between a clip's frames (arXiv 2305.10474)."""
+    if correlation == 0:
+        return noise
+    return correlation**0.5 * shared + (1 - correlation) ** 0.5 * noise
+
 
 def sample_generator(seed: int, sample_index: int) -> torch.Generator:
     """A CPU generator of one sample's own."""

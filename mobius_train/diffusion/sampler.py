@@ -12,8 +12,7 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
-from mobius_train.diffusion.objective import correlated
-from mobius_train.diffusion.randomness import sample_generator
+from mobius_train.diffusion.randomness import correlated, sample_generator
 from mobius_train.errors import MobiusError
 
 

@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from mobius_train.encoders.latent_space import LatentSpace
+
 
 class Posterior(NamedTuple):
     """mean, std: (F, c, h, w), float32, before scaling."""
@@ -29,37 +31,44 @@ def to_frames(pixels: Tensor) -> Tensor:
     return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
 
 
-SLICE = 8  # frames at once, so that long clips fit the memory
-
-
 class ImageEncoder:
-    """A frozen AutoencoderKL in float32 (Stable Diffusion's overflows in float16)."""
+    """A frozen AutoencoderKL in float32 (Stable Diffusion's overflows in float16).
+
+    Attributes:
+        space: its latent space.
+    """
 
     def __init__(self, vae: AutoencoderKL, device: torch.device) -> None:
-        # channels_last: twice as fast on CPUs, and what tensor cores want.
+        # channels_last: twice as fast on CPUs, and the layout of tensor cores.
         self.vae = vae.requires_grad_(False).eval().to(device, torch.float32, memory_format=torch.channels_last)
-        self.device = device
-        self.scaling_factor = float(vae.config.scaling_factor)
-        self.shift_factor = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.space = LatentSpace.of(vae.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder is now."""
+        return self.vae.device
 
     @torch.no_grad()
     def posterior(self, frames: Tensor) -> Posterior:
         """Encode one clip, uint8 (F, 3, H, W).
 
-        Clip by clip on purpose, never a batch of clips: kernels choose another summation order for another
-        batch, and the cache must equal online encoding bit for bit. SLICE is the same everywhere for this reason.
+        Clip by clip on purpose, never a batch of clips: kernels choose another summation order for another batch, and
+        the cache must equal online encoding bit for bit.
         """
-        parts = [self.vae.encode(to_pixels(part.to(self.device))).latent_dist for part in frames.split(SLICE)]
+        parts = [
+            self.vae.encode(to_pixels(part.to(self.device))).latent_dist
+            for part in frames.split(self.space.frames_at_once)
+        ]
         return Posterior(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-        """z = (mean + std · noise - shift) · scale, any shape, as the UNet sees latents."""
-        return (mean + std * noise - self.shift_factor) * self.scaling_factor
+        """z = (mean + std · noise - shift) · scale, any shape, as a denoiser sees latents."""
+        return self.space.scaled(mean + std * noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, c, F, h, w) → uint8 (B, F, 3, H, W)."""
+        """(B, c, F, h, w) → uint8 (B, F, 3, H, W), on the CPU."""
         folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
-        folded = folded / self.scaling_factor + self.shift_factor
-        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(SLICE)])
+        folded = self.space.unscaled(folded)
+        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(self.space.frames_at_once)])
         return to_frames(pixels).unflatten(0, (latents.shape[0], latents.shape[2])).cpu()

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mobius_train.conditions import TEXT, Conditions
 from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
 
@@ -55,7 +56,6 @@ class TextEncoder:
     ) -> None:
         self.model = model.requires_grad_(False).eval().to(device)
         self.tokenizer = tokenizer
-        self.device = device
         positions = getattr(model.config, "max_position_embeddings", None)
         if max_tokens is not None and positions is not None and max_tokens > positions:
             raise MobiusError(
@@ -66,23 +66,35 @@ class TextEncoder:
         self.max_tokens = max_tokens or min(limits)
 
     @property
-    def width(self) -> int:
-        """D, what the UNet's cross_attention_dim must be."""
-        return int(self.model.config.hidden_size)
+    def device(self) -> torch.device:
+        """Where the model is now."""
+        return self.model.device
 
-    @torch.no_grad()
-    def encode(self, caption: str, where: str = "") -> Tensor:
-        """One caption → (L, D). A caption that is too long is truncated, with a warning that says where.
+    @property
+    def widths(self) -> dict[str, int]:
+        """Size of the last axis of each condition, by its name; a backbone's `condition_widths` must be the same."""
+        return {TEXT: int(self.model.config.hidden_size)}
+
+    def encode(self, caption: str, where: str = "") -> Conditions:
+        """The conditions of one caption: text, (L, D). A caption that is too long is truncated, with a warning.
 
         One by one on purpose, so that a cached embedding equals an online one bit for bit.
+
+        Args:
+            where: the clip, for the warning.
         """
         tokens = self.tokenizer(
             caption, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         if int(tokens.attention_mask.sum()) == self.max_tokens:
             self._warn_if_truncated(caption, where)
-        mask = tokens.attention_mask.to(self.device) if masks_padding(self.model) else None
-        return self.model(tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state[0]
+        return self.embed(tokens.input_ids, tokens.attention_mask)
+
+    @torch.no_grad()
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Conditions:
+        """The conditions of one tokenized caption, both (1, L)."""
+        mask = attention_mask.to(self.device) if masks_padding(self.model) else None
+        return Conditions.of_text(self.model(input_ids.to(self.device), attention_mask=mask).last_hidden_state[0])
 
     def _warn_if_truncated(self, caption: str, where: str) -> None:
         whole = self.tokenizer(caption, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)

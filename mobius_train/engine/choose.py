@@ -1,63 +1,43 @@
-"""Which engine a run has, with all that can be wrong with its settings found before anything is loaded."""
+"""The engine of a run, with all that can be wrong with its settings found before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 
 from torch import nn
 
-from mobius_train.config import FsdpConfig
+from mobius_train.config import RunConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.ds_config import read, resolve
 from mobius_train.engine.fsdp import FsdpEngine
-from mobius_train.engine.mesh import make_mesh, shard_size
+from mobius_train.engine.mesh import make_mesh
 from mobius_train.engine.optimizers import check_optimizer
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import EngineSettings
-from mobius_train.errors import MobiusError
+from mobius_train.engine.settings import engine_settings
+from mobius_train.engine.spread import Spread
 from mobius_train.job.distributed import Distributed
-from mobius_train.job.environment import Launch
 
 # (trained module, its units, ranks) → engine
 MakeEngine = Callable[[nn.Module, Sequence[Sequence[nn.Module]], Distributed], Engine]
 
 
-def choose_engine(settings: EngineSettings, fsdp: FsdpConfig, ds_path: Path | None, launch: Launch) -> MakeEngine:
-    """DeepSpeed with the JSON at `ds_path`, or without one FSDP.
+def choose_engine(config: RunConfig, spread: Spread) -> MakeEngine:
+    """The engine that the spread names, to be made when the model is there.
 
     Raises:
-        MobiusError: the settings contradict each other, the recipe or the number of ranks.
+        MobiusError: the recipe, the number of ranks and the engine's settings contradict each other, or this machine
+            does not have the optimizer.
     """
-    if ds_path is None:
-        size = shard_size(fsdp, launch.world_size, launch.local_world_size)
-        check_optimizer(settings, offloaded=fsdp.cpu_offload)
-        return partial(_fsdp, settings, fsdp, size)
-    if fsdp != FsdpConfig():
-        raise MobiusError("the recipe has fsdp settings, which do nothing under --engine deepspeed: remove them")
-    ds_config = resolve(read(ds_path), settings, launch.world_size)
-    check_optimizer(settings, offloaded="offload_optimizer" in ds_config["zero_optimization"])
-    return partial(_deepspeed, settings, ds_config)
+    assert spread.engine != "ddp"
+    spread.check(config)
+    settings = engine_settings(config)
+    check_optimizer(settings)
+    if spread.engine == "fsdp":
+        size = spread.shard_size(config)
 
+        def make_fsdp(module: nn.Module, units: Sequence[Sequence[nn.Module]], distributed: Distributed) -> Engine:
+            mesh = make_mesh(size, distributed.world_size, distributed.device)
+            return FsdpEngine(module, units, settings, config.fsdp, mesh, distributed)
 
-def _fsdp(
-    settings: EngineSettings,
-    fsdp: FsdpConfig,
-    size: int,
-    module: nn.Module,
-    units: Sequence[Sequence[nn.Module]],
-    distributed: Distributed,
-) -> Engine:
-    mesh = make_mesh(size, distributed.world_size, distributed.device)
-    return FsdpEngine(module, units, settings, fsdp, mesh, distributed)
-
-
-def _deepspeed(
-    settings: EngineSettings,
-    ds_config: dict[str, object],
-    module: nn.Module,
-    units: Sequence[Sequence[nn.Module]],
-    distributed: Distributed,
-) -> Engine:
-    return DeepSpeedEngine(module, settings, ds_config, distributed)
+        return make_fsdp
+    ds_config = spread.resolved(config)
+    return lambda module, units, distributed: DeepSpeedEngine(module, settings, ds_config, distributed)

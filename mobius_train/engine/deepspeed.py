@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mobius_train.dtypes import DTYPES
 from mobius_train.engine import deepspeed_setup, loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
@@ -20,7 +21,7 @@ from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.masters import masters_of
 from mobius_train.engine.optimizers import make_optimizer
-from mobius_train.engine.precision import DTYPES, check_precision, guarded
+from mobius_train.engine.precision import check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError

@@ -27,7 +27,7 @@ from mobius_train.errors import MobiusError
 LARGEST_BUCKET = 50_000_000
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_ds_json(path: Path) -> dict[str, Any]:
     """The JSON as it is written.
 
     Raises:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from mobius_train.config import FsdpConfig
+from mobius_train.dtypes import DTYPES
 from mobius_train.engine import loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState
 from mobius_train.engine.contents import Contents
@@ -27,7 +28,7 @@ from mobius_train.engine.ema import ExponentialMovingAverage
 from mobius_train.engine.mesh import SHARD
 from mobius_train.engine.optimizers import make_optimizer
 from mobius_train.engine.pieces import part, whole
-from mobius_train.engine.precision import DTYPES, check_precision, guarded
+from mobius_train.engine.precision import check_precision, guarded
 from mobius_train.engine.protocol import Piece, Scalars, StepReport
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError

@@ -13,15 +13,11 @@ from mobius_train.engine.settings import EngineSettings, OptimizerName
 from mobius_train.errors import MobiusError
 
 
-def check_optimizer(settings: EngineSettings, offloaded: bool) -> None:
+def check_optimizer(settings: EngineSettings) -> None:
     """
-    Args:
-        offloaded: its states are to lie in host memory.
-
     Raises:
-        MobiusError: there is no such optimizer here.
+        MobiusError: this machine does not have the optimizer.
     """
-    check_offload(settings.optimizer, offloaded)
     if settings.optimizer != "adamw_8bit":
         return
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from mobius_train.errors import MobiusError
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:
     """

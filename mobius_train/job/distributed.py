@@ -20,17 +20,11 @@ TIMEOUT = timedelta(minutes=60)
 MEETING = timedelta(minutes=3)
 
 
-def start(launch: Launch, meeting: timedelta = MEETING) -> Distributed:
-    """Join the job: NCCL on GPUs, gloo on CPUs.
+class Distributed:
+    """All ranks of the job, which it joins: NCCL on GPUs, gloo on CPUs. A single process is a job of one rank.
 
     Raises:
         MobiusError: there are more ranks on this node than GPUs, or a rank has not come within `meeting`.
-    """
-    return Distributed(launch, meeting)
-
-
-class Distributed:
-    """All ranks of the job; a single process is a job of one rank.
 
     Attributes:
         device: this rank's GPU, or the CPU.

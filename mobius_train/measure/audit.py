@@ -9,18 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mobius_train.assembly.build import build_task
 from mobius_train.config import RunConfig
-from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.ds_config import resolve
+from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import engine_settings
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
-from mobius_train.job import distributed as ranks
-from mobius_train.job.environment import Launch
+from mobius_train.job.distributed import Distributed
 from mobius_train.measure.graph import leaves_of_graph, owned_nodes
+from mobius_train.measure.measure import roots
 from mobius_train.measure.saved import Saved, saved_for_backward
-from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.models import weights_hash
+from mobius_train.step import Forward, micro_batch
+from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
 
 # The loss scaler of fp16 leaves out steps until its scale has come down.
@@ -53,7 +53,7 @@ class Audit:
         return all(claim.proven for claim in self.claims)
 
 
-def audit(config: RunConfig, ds_json: dict[str, Any], launch: Launch, steps: int = 2) -> Audit:
+def audit(config: RunConfig, spread: Spread, steps: int = 2) -> Audit:
     """Build a text-to-video recipe as a run does, take `steps` optimizer steps, and look at graph and weights.
 
     The spatial branch is the 2D UNet in any mode; the frozen encoders are looked at with it. The graph is the model's,
@@ -66,17 +66,18 @@ def audit(config: RunConfig, ds_json: dict[str, Any], launch: Launch, steps: int
         raise MobiusError(
             f"stage {config.stage!r} has no spatial branch beside what it trains: audit a text-to-video one"
         )
-    with ranks.start(launch) as distributed:
-        ds_config = resolve(ds_json, engine_settings(config), distributed.world_size)
+    if spread.engine != "deepspeed":
+        raise MobiusError(f"the audit runs under DeepSpeed, but the engine is {spread.engine}")
+    with Distributed(spread.launch) as distributed:
+        make_engine = choose_engine(config, spread)
         task = cast(DiffusionTask, build_task(config, distributed))
-        engine = DeepSpeedEngine(task.trained, engine_settings(config), ds_config, distributed)
+        engine = make_engine(task.trained, task.units, distributed)
         return _audit(task, engine, config, steps)
 
 
 def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -> Audit:
-    denoiser = cast(nn.Module, task.denoiser)
-    spatial = spatial_branch(denoiser)
-    roots = {"": denoiser, "vae": task.encoders.images.vae, "text_encoder": task.encoders.text.model}
+    denoiser, spatial = cast(nn.Module, task.parts.denoiser), task.parts.denoiser.image_model
+    models = roots(task)
     frozen = (*_names(denoiser, spatial), "vae", "text_encoder")
     hash_before = weights_hash(spatial)
     names = {id(p): name for name, p in denoiser.named_parameters()}
@@ -84,16 +85,23 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
     gradients = Gradients({name: p for name, p in denoiser.named_parameters() if p.requires_grad})
     batches = task.training_batches(0)
 
-    with owned_nodes(roots) as nodes:
-        loss, saved = saved_for_backward(lambda: task.loss(engine, next(batches)).mean(), roots, _gpu(engine.device))
-    leaves = leaves_of_graph(loss)
-    engine.backward(loss)
-    del loss
+    leaves: list[Tensor] = []
+    found: list[Saved] = []
+
+    def observe(forward: Forward) -> Tensor:
+        loss, saved = saved_for_backward(forward, models, _gpu(engine.device))
+        found.append(saved)
+        leaves.extend(leaves_of_graph(loss))
+        return loss
+
+    with owned_nodes(models) as nodes:
+        micro_batch(task, engine, next(batches), observe)
+    (saved,) = found
     report = engine.step(config.learning_rate)
     applied = 0
     for _ in range(MOST_ATTEMPTS):
         while report is None:
-            engine.backward(task.loss(engine, next(batches)).mean())
+            micro_batch(task, engine, next(batches))
             report = engine.step(config.learning_rate)
         applied += report.applied
         gradients.close_step(report.applied)
@@ -124,14 +132,6 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
         ),
     )
     return Audit(claims, saved, dict(sorted(nodes.items(), key=lambda item: -item[1])))
-
-
-def spatial_branch(denoiser: nn.Module) -> nn.Module:
-    """The 2D UNet inside a text-to-video model."""
-    if isinstance(denoiser, ParallelUNet):
-        return denoiser.spatial
-    assert isinstance(denoiser, SerialUNet)
-    return denoiser.unet
 
 
 def _names(denoiser: nn.Module, spatial: nn.Module) -> Iterable[str]:

@@ -16,28 +16,27 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mobius_train.assembly.build import build_task
 from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import engine_settings
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
-from mobius_train.job import distributed as ranks
-from mobius_train.job.environment import Launch
-from mobius_train.measure.random_models import random_task
-from mobius_train.measure.saved import Saved, saved_for_backward
+from mobius_train.job.distributed import Distributed
+from mobius_train.measure.random_task import random_task
+from mobius_train.measure.saved import Saved, named_modules, saved_for_backward
 from mobius_train.metrics.peak_memory import peak_memory_gb
+from mobius_train.models import Denoiser
 from mobius_train.plan.planner import ENCODERS
-from mobius_train.plan.simulate import HEAD, RING, SPATIAL, TEMPORAL
 from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
+from mobius_train.step import Forward, micro_batch
+from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
 
 ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
 # Kinds of state in `Engine.pieces`, by what the planner calls them.
 STATES = {"weights": MASTERS, "exp_avg": OPTIMIZER, "exp_avg_sq": OPTIMIZER, "average": AVERAGE}
-# Branches of a denoiser, by what the planner calls them.
-PARTS = {"spatial": SPATIAL, "unet": SPATIAL, "SerialUNet": SPATIAL, "ring": RING, "temporal": TEMPORAL}
-HEADS = ("fusion", "conv_norm_out", "conv_act", "conv_out")
+# What no branch of the denoiser has made.
+OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,7 @@ class Measurement:
 def measure(
     config: RunConfig,
     recipe: Path,
-    ds_path: Path | None,
-    launch: Launch,
+    spread: Spread,
     *,
     warmup: int = 2,
     steps: int = 3,
@@ -96,7 +94,6 @@ def measure(
 
     Args:
         recipe: the recipe's file.
-        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
         warmup: optimizer steps whose time does not count; their memory does, except on a GPU what the step takes
             that looks at saved tensors.
         random_models: see `random_task`.
@@ -109,10 +106,10 @@ def measure(
         raise MobiusError("stage 'autoencoder' is not measured: give a text-to-image or text-to-video recipe")
     # One rank stands for all.
     config = config.model_copy(update={"global_batch_size": None})
-    with ranks.start(launch) as distributed:
+    with Distributed(spread.launch) as distributed:
         if snapshot is not None and distributed.device.type != "cuda":
             raise MobiusError("a snapshot is of the GPU's allocator, and there is no GPU: leave --snapshot out")
-        make_engine = choose_engine(engine_settings(config), config.fsdp, ds_path, launch)
+        make_engine = choose_engine(config, spread)
         task = random_task(config, recipe, distributed) if random_models else build_task(config, distributed)
         task = cast(DiffusionTask, task)
         engine = make_engine(task.trained, task.units, distributed)
@@ -129,7 +126,7 @@ def measure(
             resident=meter.allocated(),
             phases=meter.peaks,
             outside=meter.outside(),
-            saved=_by_part(saved.made),
+            saved=by_branch(saved.made, task.parts.denoiser),
             saved_by_module=saved.nbytes,
             resident_set=int(peak_memory_gb(torch.device("cpu")) * 1e9),
             step_seconds=statistics.median(seconds),
@@ -189,8 +186,9 @@ class _Steps:
             # As `prepare_data` does, but for the files.
             host = torch.device("cpu")
             with meter.phase(ENCODING):
-                self._batches = iter([task.encoded(next(self._batches)).to(host) for _ in range(micro_batches)])
-            task.move_encoders(host)
+                on_device = task.source.on_device
+                self._batches = iter([on_device(next(self._batches)).to(host) for _ in range(micro_batches)])
+            task.parts.encoders.move(host)
 
     def step(self) -> float:
         """One optimizer step; how long it took, in seconds."""
@@ -199,11 +197,9 @@ class _Steps:
             batch = next(self._batches)
             started = time.perf_counter()
             with self._meter.phase(ENCODING) if self._online else nullcontext():
-                encoded = self._task.encoded(batch)
+                encoded = self._task.source.on_device(batch)
             with self._meter.phase(TRAINING):
-                loss = self._task.loss(self._engine, encoded).mean()
-                self._engine.backward(loss)
-                del loss
+                micro_batch(self._task, self._engine, encoded)
             with self._meter.phase(STEPPING):
                 done = self._engine.step(self._config.learning_rate) is not None
             seconds += time.perf_counter() - started
@@ -212,18 +208,28 @@ class _Steps:
     def saved(self) -> Saved:
         """What the forward pass of one micro-batch leaves; a step of its own, for looking at tensors takes time."""
         task, engine = self._task, self._engine
-        roots = {
-            "": cast(nn.Module, task.denoiser),
-            "vae": task.encoders.images.vae,
-            "text_encoder": task.encoders.text.model,
-        }
         device = engine.device if engine.device.type == "cuda" else None
-        batch = task.encoded(next(self._batches))
-        loss, saved = saved_for_backward(lambda: task.loss(engine, batch).mean(), roots, device, self._config.compile)
-        engine.backward(loss)
+        found: list[Saved] = []
+
+        def observe(forward: Forward) -> Tensor:
+            loss, saved = saved_for_backward(forward, roots(task), device, self._config.compile)
+            found.append(saved)
+            return loss
+
+        micro_batch(task, engine, task.source.on_device(next(self._batches)), observe)
         while engine.step(self._config.learning_rate) is None:
-            engine.backward(task.loss(engine, next(self._batches)).mean())
-        return saved
+            micro_batch(task, engine, next(self._batches))
+        return found[0]
+
+
+def roots(task: DiffusionTask) -> dict[str, nn.Module]:
+    """The models of a run by name, for `saved_for_backward`."""
+    encoders = task.parts.encoders
+    return {
+        "": cast(nn.Module, task.parts.denoiser),
+        "vae": encoders.images.vae,
+        "text_encoder": encoders.text.model,
+    }
 
 
 def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str, int]:
@@ -242,10 +248,10 @@ def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str
     whole = [p for p in trained.parameters() if not isinstance(p, DTensor)]
     count(TRAINED, (p for p in whole if p.requires_grad))
     count(FROZEN, (p for p in whole if not p.requires_grad))
-    if task.denoiser.frozen is not None:
-        count(FROZEN, _weights(task.denoiser.frozen))
+    if task.parts.denoiser.frozen is not None:
+        count(FROZEN, _weights(task.parts.denoiser.frozen))
     if encoders:
-        count(ENCODERS, chain(_weights(task.encoders.images.vae), _weights(task.encoders.text.model)))
+        count(ENCODERS, chain(_weights(task.parts.encoders.images.vae), _weights(task.parts.encoders.text.model)))
     for name, piece in engine.pieces().items():
         count(STATES[name.partition("/")[0]], iter([piece.data]))
     return sizes
@@ -256,20 +262,17 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _by_part(nbytes: dict[str, int]) -> dict[str, int]:
+def by_branch(nbytes: dict[str, int], denoiser: Denoiser) -> dict[str, int]:
+    """Bytes by module, as `saved_for_backward` names them, summed by the branch that the module belongs to."""
+    labels: dict[nn.Module, str] = {}
+    for label, modules in denoiser.branches().items():
+        labels |= {inner: label for module in modules for inner in module.modules()}
+    names = {name: labels.get(module, OTHER) for name, module in named_modules({"": cast(nn.Module, denoiser)})}
     sums: dict[str, int] = {}
     for name, size in nbytes.items():
-        part = part_of(name)
-        sums[part] = sums.get(part, 0) + size
+        label = names.get(name, OTHER)
+        sums[label] = sums.get(label, 0) + size
     return sums
-
-
-def part_of(name: str) -> str:
-    """The planner's name for the part that a module of a denoiser belongs to."""
-    branch, _, inner = name.partition(".")
-    if branch in ("ring", "unet") and inner.partition(".")[0] in HEADS:
-        return HEAD
-    return PARTS.get(branch, "other")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.config import RunConfig
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.spread import Spread
 from mobius_train.measure.measure import Measurement
-from mobius_train.plan.planner import CONTEXT_PART, SAVED, Layout, Plan, Planner
+from mobius_train.plan.planner import CONTEXT_PART, SAVED, Plan, Planner
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,13 @@ class Row:
         return self.planned / self.measured - 1
 
 
-def planned(config: RunConfig, recipe: Path, ds_path: Path | None) -> Plan:
+def planned(config: RunConfig, recipe: Path, spread: Spread) -> Plan:
     """One rank's plan, as `measure` runs it.
 
     Raises:
         MobiusError: see `Planner.plan`.
     """
-    layout = Layout(1, "fsdp") if ds_path is None else Layout(1, "deepspeed", read(ds_path))
-    return Planner(recipe).plan(config.model_copy(update={"global_batch_size": None}), layout)
+    return Planner(recipe).plan(config.model_copy(update={"global_batch_size": None}), spread)
 
 
 def rows(plan: Plan, measured: Measurement) -> list[Row]:

@@ -19,7 +19,7 @@ def main() -> None:
     launch = environment.prepare()
     import torch
 
-    from mobius_train.engine.ds_config import read
+    from mobius_train.engine.spread import spread_of
     from mobius_train.job.quiet import quiet_libraries
     from mobius_train.job.versions import versions
     from mobius_train.measure.measure import measure
@@ -28,25 +28,28 @@ def main() -> None:
     quiet_libraries()
     try:
         config, recipe = load(Path(job.config), job.overrides), Path(job.config)
-        ds_path = None if job.deepspeed is None else Path(job.deepspeed)
+        spread = spread_of(
+            "fsdp" if job.deepspeed is None else "deepspeed",
+            None if job.deepspeed is None else Path(job.deepspeed),
+            launch,
+        )
         if job.limit_gb is not None:
             share = job.limit_gb * 1e9 / torch.cuda.mem_get_info()[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         measured = measure(
             config,
             recipe,
-            ds_path,
-            launch,
+            spread,
             warmup=job.warmup,
             steps=job.steps,
             random_models=job.random_models,
             snapshot=None if job.snapshot is None else Path(job.snapshot),
         )
-        found = as_json(planned(config, recipe, ds_path), measured)
+        found = as_json(planned(config, recipe, spread), measured)
     except (MobiusError, torch.OutOfMemoryError) as error:
         record.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         raise MobiusError(str(error)) from error
-    engine = {"engine": "fsdp"} if ds_path is None else {"engine": "deepspeed", "deepspeed": read(ds_path)}
+    engine = {"engine": spread.engine} | ({} if spread.ds_json is None else {"deepspeed": spread.ds_json})
     found |= {"config": config.model_dump(mode="json"), "cores": os.cpu_count()} | engine
     record.write_text(json.dumps(found | {"versions": versions()}), encoding="utf-8")
 

@@ -1,53 +1,88 @@
-"""Which 2D UNets can serve as a backbone."""
+"""The protocol of a backbone: a frozen text-to-image model seen as a stream of features.
+
+Each backbone has a folder of its own; `families.py` lists them, and docs/add-a-backbone.md is the guide.
+
+Legend: N = B·F frames, the frames of a clip one after the other; C channels, H, W latent size.
+"""
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from mobius_train.errors import MobiusError
+import torch
+from torch import Tensor, nn
 
-DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
-MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
-UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
-
-# Conditions that the UNet wants beside the timestep and the text; a video batch has nothing to give for them.
-EXTRA_CONDITIONS = {
-    "addition_embed_type": "added conditions (SDXL's sizes and pooled text)",
-    "class_embed_type": "class embeddings",
-    "num_class_embeds": "class embeddings",
-    "encoder_hid_dim": "a projection of the text or of an image",
-    "encoder_hid_dim_type": "a projection of the text or of an image",
-    "time_cond_proj_dim": "an embedded guidance scale (distilled models)",
-}
+from mobius_train.conditions import Conditions
+from mobius_train.models.frames import Timestep
 
 
-def check_backbone(unet: UNet2DConditionModel) -> None:
-    """Refuse what the walk over the layers does not cover; returns nothing when all is well.
+class Feature(NamedTuple):
+    """What one layer computes, both (N, C, H, W)."""
 
-    Raises:
-        MobiusError: names every configuration entry that does not fit.
+    convolution: Tensor
+    """SC(h): what enters the layer's attention."""
+    attention: Tensor | None = None
+    """SA(SC(h)); None for a layer without attention."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """h_{i+1}, what the next layer takes."""
+        return self.convolution if self.attention is None else self.attention
+
+
+class LayerShape(NamedTuple):
+    """One layer of a backbone: a pair of spatial convolution and attention block, SC and SA."""
+
+    in_channels: int
+    """Channels that enter SC, those of a bridge included."""
+    channels: int
+    """Channels that leave SC and SA."""
+    heads: int | None
+    """SA's attention heads; None for a layer without attention."""
+
+
+class Backbone(Protocol):
+    """A text-to-image model whose forward pass is a stream of features."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the model denoises; the autoencoder's must be the same."""
+
+    @property
+    def condition_widths(self) -> Mapping[str, int]:
+        """Size of the last axis of each condition that the model takes, by its name; the text encoder's must agree."""
+
+    def layers(self) -> Sequence[LayerShape]:
+        """The layers in the order of the forward pass."""
+
+    def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[Feature]:
+        """h_0, then one feature for each of `layers`, one at a time.
+
+        Args:
+            sample: (N, C, H, W) noisy latents.
+            timestep: a number or a tensor of shape (), (1,) or (N,).
+            conditions: of N frames.
+        """
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The last feature's hidden state → what the model predicts, (N, C, H, W)."""
+
+    def units(self) -> list[list[nn.Module]]:
+        """The layers as modules: what is gathered at once where the model is sharded over ranks."""
+
+
+def without_graph(features: Iterable[Feature]) -> Iterator[Feature]:
+    """The same features, computed without a graph.
+
+    Gradients are off only while the stream computes, never while its taker does. A feature is freed as soon as the
+    taker drops it.
     """
-    config = unet.config
-    problems = [
-        f"{name}={config[name]!r}: it needs {meaning}"
-        for name, meaning in EXTRA_CONDITIONS.items()
-        if config.get(name) is not None
-    ]
-    for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        unknown = [kind for kind in config[name] if kind not in allowed]
-        if unknown:
-            problems.append(f"{name} has {', '.join(map(str, unknown))}: only {' and '.join(allowed)} are known")
-    if config.mid_block_type not in MID_BLOCKS:
-        problems.append(f"mid_block_type={config.mid_block_type!r}: only {MID_BLOCKS[0]} or none is known")
-    if config.dual_cross_attention:
-        problems.append("dual_cross_attention=True: it needs two texts")
-    if config.attention_type != "default":
-        problems.append(f"attention_type={config.attention_type!r}: it needs grounding boxes (GLIGEN)")
-    if config.norm_num_groups is None:
-        problems.append("norm_num_groups=None: the temporal layers need the number of groups")
-    if problems:
-        raise MobiusError(
-            f"this {type(unet).__name__} cannot be a backbone:\n  - "
-            + "\n  - ".join(problems)
-            + "\nUse a UNet that is conditioned on timestep and text alone, as in Stable Diffusion 1.x, 2.x"
-        )
+    stream = iter(features)
+    while True:
+        with torch.no_grad():
+            feature = next(stream, None)
+        if feature is None:
+            return
+        yield feature
+        del feature

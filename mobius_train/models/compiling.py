@@ -1,16 +1,15 @@
-"""torch.compile for the ring's layers, one by one: small graphs, compiled once for each shape."""
+"""torch.compile for trained layers, one by one: small graphs, compiled once for each shape."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from mobius_train.models.ring import Ring
-from mobius_train.models.temporal import TemporalAttention, TemporalConv
 
-
-def compile_layers(ring: Ring, activation_memory_budget: float | None = None, backend: str = "inductor") -> None:
-    """Let every TC and TA compile itself at its first call. Names of weights stay, and copies are not compiled.
+def compile_layers(
+    layers: list[nn.Module], activation_memory_budget: float | None = None, backend: str = "inductor"
+) -> None:
+    """Let every layer compile itself at its first call. Names of weights stay, and copies are not compiled.
 
     Args:
         activation_memory_budget: what a layer saves for the backward pass, between 1 (all that the compiler would
@@ -18,7 +17,6 @@ def compile_layers(ring: Ring, activation_memory_budget: float | None = None, ba
             process: it holds for all that is compiled from now on.
         backend: see torch.compile.
     """
-    layers: list[nn.Module] = [m for m in ring.modules() if isinstance(m, TemporalConv | TemporalAttention)]
     if activation_memory_budget is not None:
         torch._functorch.config.activation_memory_budget = activation_memory_budget
     # They share their code, and dynamo counts compilations by code: the default would leave most layers uncompiled.

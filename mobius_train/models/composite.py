@@ -10,13 +10,18 @@ from diffusers import ConfigMixin, ModelMixin
 from mobius_train.errors import MobiusError
 
 
-class Assembly(ModelMixin, ConfigMixin):
+class Composite(ModelMixin, ConfigMixin):
     """A model whose folder has a subfolder for each part, in diffusers' layout, and a config.json of its own.
 
     The constructor takes the parts by their names.
+
+    Attributes:
+        parts: the class of each part, by its name.
+        image_part: the part that is the text-to-image model.
     """
 
     parts: ClassVar[dict[str, type[ModelMixin]]]
+    image_part: ClassVar[str]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write config.json and the parts; options as ModelMixin.save_pretrained."""
@@ -48,6 +53,6 @@ class Assembly(ModelMixin, ConfigMixin):
                 ) from error
         return cls(**parts)
 
-    def _register_backbone_config(self, config: dict[str, Any]) -> None:
+    def register_backbone_config(self, config: dict[str, Any]) -> None:
         """Show the 2D UNet's configuration as one's own: pipelines ask for in_channels and the like."""
         self.register_to_config(**{name: value for name, value in config.items() if not name.startswith("_")})

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mobius_train.conditions import Conditions
+from mobius_train.models.backbone import Backbone
 from mobius_train.models.frames import Timestep
+from mobius_train.models.recompute import LayerMemory
+
+# Names of `Denoiser.branches`, for plans and measurements.
+SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion and head"
 
 
 class Denoiser(Protocol):
@@ -21,11 +27,19 @@ class Denoiser(Protocol):
     def frozen(self) -> nn.Module | None:
         """What stays outside of the engine and never gets a gradient; None where there is nothing such."""
 
+    @property
+    def image_model(self) -> nn.Module:
+        """The text-to-image model inside."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """`image_model` as a stream of features."""
+
     def predict(
         self,
         sample: Tensor,
         timestep: Timestep,
-        encoder_hidden_states: Tensor,
+        conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
         """The prediction, shaped as the sample but for its channels.
@@ -33,7 +47,7 @@ class Denoiser(Protocol):
         Args:
             sample: (B, C, F, H, W) noisy latents.
             timestep: a number, or a tensor of shape () or (B,).
-            encoder_hidden_states: (B, L, D) text embeddings.
+            conditions: of B clips.
             trained: the engine that wraps `self.trained`, called as that is; by default `self.trained`.
         """
 
@@ -43,3 +57,15 @@ class Denoiser(Protocol):
         Args:
             frozen: where there is a frozen part, a copy of it to take its place too.
         """
+
+    def set_memory(self, memory: LayerMemory) -> None:
+        """Choose what the trained layers keep for the backward pass."""
+
+    def units(self) -> list[list[nn.Module]]:
+        """The layers of `trained`: what an engine that shards it gathers at once."""
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        """Modules of `trained` that torch.compile takes one by one; empty where none is worth it."""
+
+    def branches(self) -> Mapping[str, Sequence[nn.Module]]:
+        """Modules by branch, each with all that is inside it; a later branch takes modules out of an earlier one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
 
 Timestep = Tensor | float | int
@@ -32,16 +33,16 @@ def unfold_frames(frames: Tensor, num_frames: int) -> Tensor:
     return frames.unflatten(0, (-1, num_frames)).permute(0, 2, 1, 3, 4)
 
 
-def fold_conditions(timestep: Timestep, encoder_hidden_states: Tensor, num_frames: int) -> tuple[Timestep, Tensor]:
+def fold_conditions(timestep: Timestep, conditions: Conditions, num_frames: int) -> tuple[Timestep, Conditions]:
     """Repeat a clip's conditions for each of its frames.
 
     Args:
         timestep: a number, or a tensor of shape (), (1,) or (B,).
-        encoder_hidden_states: (B, L, D).
+        conditions: of B clips.
 
     Returns:
-        The timestep, (B·F,) unless it is one number, and the text, (B·F, L, D).
+        The timestep, (B·F,) unless it is one number, and the conditions of B·F frames.
     """
     if torch.is_tensor(timestep) and timestep.ndim > 0:
-        timestep = timestep.expand(len(encoder_hidden_states)).repeat_interleave(num_frames)
-    return timestep, encoder_hidden_states.repeat_interleave(num_frames, dim=0)
+        timestep = timestep.expand(len(conditions)).repeat_interleave(num_frames)
+    return timestep, conditions.repeat_frames(num_frames)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from mobius_train.errors import MobiusError
+from mobius_train.models.composite import Composite
 
 
 class Rule(NamedTuple):
@@ -18,9 +19,12 @@ class Rule(NamedTuple):
     trained: bool
 
 
-PARALLEL = (Rule(r"spatial\..*", False), Rule(r"ring\..*", True))
-SERIAL = (Rule(r"unet\..*", False), Rule(r"temporal\..*", True))
 FULL = (Rule(r".*", True),)
+
+
+def new_parts(model: Composite) -> tuple[Rule, ...]:
+    """Freeze the image model inside a video model, and train its other parts."""
+    return tuple(Rule(rf"{re.escape(name)}\..*", name != model.image_part) for name in model.parts)
 
 
 def apply_freezing(module: nn.Module, rules: Sequence[Rule]) -> None:

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mobius_train.models.offload import Offload
-from mobius_train.models.unet_layers import LayerShape
 
 Treatment = Literal["keep", "selective", "recompute", "offload"]
 
@@ -40,8 +39,8 @@ EXPENSIVE = {
 
 
 @dataclass(frozen=True)
-class RingMemory:
-    """How the ring trades memory for time, as in the recipe.
+class LayerMemory:
+    """How trained layers trade memory for time, as in the recipe.
 
     Attributes:
         gradient_checkpointing: recompute the layers in the backward pass.
@@ -55,19 +54,22 @@ class RingMemory:
     recompute_activations: bool = False
     activation_offload: float = 0.0
 
-    def treatments(self, layers: Sequence[LayerShape]) -> tuple[Treatment, ...]:
-        """For the entry, each layer in the order of the forward pass, and the head.
+    def treatments(self, costs: Sequence[float]) -> tuple[Treatment, ...]:
+        """The treatment of the entry, of each layer in the order of the forward pass, and of the head.
 
-        Beside recomputed layers those are kept, and next offloaded, that cost the fewest bytes for the FLOPs they
-        spare. Where nothing is recomputed, those are offloaded that free the most.
+        With recomputation, the layers of the lowest cost are kept, and the next ones are offloaded. Without it, the
+        layers of the highest cost are offloaded.
+
+        Args:
+            costs: bytes that each layer saves for a FLOP of its forward pass, up to a common factor.
         """
         kept: Treatment = "selective" if self.recompute_activations else "keep"
         other: Treatment = "recompute" if self.gradient_checkpointing else kept
-        treatments = [other] * len(layers)
-        ranking = sorted(range(len(layers)), key=lambda i: bytes_per_flop(layers[i]))
-        offloaded = round(self.activation_offload * len(layers))
+        treatments = [other] * len(costs)
+        ranking = sorted(range(len(costs)), key=costs.__getitem__)
+        offloaded = round(self.activation_offload * len(costs))
         if self.gradient_checkpointing:
-            keep = round(self.gradient_checkpointing_kept * len(layers))
+            keep = round(self.gradient_checkpointing_kept * len(costs))
             for index in ranking[:keep]:
                 treatments[index] = kept
             ranking = ranking[keep : keep + offloaded]
@@ -76,22 +78,7 @@ class RingMemory:
         return (other, *treatments, other)
 
 
-def bytes_per_flop(layer: LayerShape) -> float:
-    """Saved values per multiplication of one forward pass of TC and TA, up to a factor that all layers share.
-
-    Both grow with frames and positions alike, so these do not count. A TC saves the inputs of four norms,
-    activations and convolutions of 3 taps, and of the projection in front; a TA saves 33 states of its width:
-    norms, projections, q, k, v and the result of two attentions, and a gated feed-forward layer four times as wide.
-    """
-    width = layer.channels
-    projected = layer.in_channels if layer.in_channels != width else 0
-    values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
-    if layer.heads is not None:
-        values, products = values + 33 * width, products + 22 * width**2
-    return values / products
-
-
-class Units:
+class TreatedUnits:
     """The units of one forward pass, run in turn, each as it is to be treated."""
 
     def __init__(self, treatments: Iterable[Treatment]) -> None:

@@ -1,11 +1,14 @@
 """The serial model, the usual way: temporal layers between the spatial ones of a 2D UNet.
 
+The path of this module, `mobius_train.models.serial`, is a file format: diffusers writes it into the model_index.json
+of every saved pipeline, and imports SerialUNet from here when it loads one.
+
 Legend: SC, SA spatial convolution and attention block, TC, TA temporal ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -16,13 +19,19 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mobius_train.models.backbone import check_backbone
-from mobius_train.models.composite import Assembly
+from mobius_train.conditions import TEXT, Conditions
+from mobius_train.models.backbone import Feature
+from mobius_train.models.composite import Composite
+from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
-from mobius_train.models.spatial import Feature, output_head, spatial_layer, walk
-from mobius_train.models.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
-from mobius_train.models.unet_layers import LAYOUT_FIELDS, read_layout
+from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.unet.backbone import UNetBackbone
+from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout
+from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
+from mobius_train.models.unet.walk import output_head, spatial_layer, walk
+from mobius_train.models.units import layer_units
 
+# diffusers looks for ModelMixin in the module that it imports a class from.
 __all__ = ["ModelMixin", "SerialUNet", "TemporalLayers"]
 
 
@@ -68,7 +77,7 @@ class TemporalLayers(ModelMixin, ConfigMixin):
                 module.zero_output()
 
 
-class SerialUNet(Assembly):
+class SerialUNet(Composite):
     """Text-to-video denoiser with h_{i+1} = TA(SA(TC(SC(h_i)))) (Mobius, Eq. 7).
 
     It computes what diffusers' UNet3DConditionModel computes, on any 2D UNet. The names of its weights are
@@ -81,44 +90,41 @@ class SerialUNet(Assembly):
     """
 
     parts: ClassVar = {"unet": UNet2DConditionModel, "temporal": TemporalLayers}
+    image_part: ClassVar = "unet"
 
-    def __init__(
-        self, unet: UNet2DConditionModel, temporal: TemporalLayers, gradient_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, temporal: TemporalLayers) -> None:
         super().__init__()
-        check_backbone(unet)
+        self.backbone = UNetBackbone(unet)
         self.unet = unet
         self.temporal = temporal
-        self.gradient_checkpointing = gradient_checkpointing
-        self._register_backbone_config(unet.config)
+        self.gradient_checkpointing = False
+        self.register_backbone_config(unet.config)
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel, gradient_checkpointing: bool = False) -> Self:
+    def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
         """New temporal layers in `unet`, each starting as the identity.
 
         Raises:
-            MobiusError: the UNet wants conditions, or has blocks, that are not supported.
+            MobiusError: the UNet needs conditions, or has blocks, that are not supported.
         """
-        check_backbone(unet)
-        temporal = TemporalLayers.from_unet2d(unet)
+        temporal = TemporalLayers.from_unet2d(UNetBackbone(unet).unet)
         temporal.zero_outputs()
-        return cls(unet, temporal, gradient_checkpointing)
+        return cls(unet, temporal)
 
     @classmethod
-    def from_unet3d(cls, unet3d: UNet3DConditionModel, gradient_checkpointing: bool = False) -> Self:
+    def from_unet3d(cls, unet3d: UNet3DConditionModel) -> Self:
         """The same model, with copies of the weights; its TC has no dropout, diffusers' has 0.1.
 
         Raises:
-            MobiusError: the UNet wants conditions, or has blocks, that are not supported.
+            MobiusError: the UNet needs conditions, or has blocks, that are not supported.
         """
-        unet = UNet2DConditionModel(**_config2d(unet3d))
-        check_backbone(unet)
+        unet = UNetBackbone(UNet2DConditionModel(**_config2d(unet3d))).unet
         temporal = TemporalLayers.from_unet2d(unet)
         state = unet3d.state_dict()
         names = temporal.state_dict().keys()
         temporal.load_state_dict({name: state[name] for name in names})
         unet.load_state_dict({name: tensor for name, tensor in state.items() if name not in names})
-        model = cls(unet, temporal, gradient_checkpointing)
+        model = cls(unet, temporal)
         return model.to(unet3d.device, unet3d.dtype).train(unet3d.training)
 
     @property
@@ -129,16 +135,38 @@ class SerialUNet(Assembly):
     def frozen(self) -> None:
         return None
 
+    @property
+    def image_model(self) -> nn.Module:
+        return self.unet
+
+    def set_memory(self, memory: LayerMemory) -> None:
+        """See Denoiser: of all options a serial model has gradient checkpointing alone."""
+        self.gradient_checkpointing = memory.gradient_checkpointing
+
+    def units(self) -> list[list[nn.Module]]:
+        return layer_units(self)
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        return []
+
+    def branches(self) -> Mapping[str, Sequence[nn.Module]]:
+        unet = self.unet
+        return {
+            SPATIAL: [self],
+            TEMPORAL: [self.temporal],
+            HEAD: [unet.conv_norm_out, unet.conv_act, unet.conv_out],
+        }
+
     def predict(
         self,
         sample: Tensor,
         timestep: Timestep,
-        encoder_hidden_states: Tensor,
+        conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
         """See Denoiser. `trained` is called as this model is."""
         model = self if trained is None else trained
-        return model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return model(sample, timestep, conditions[TEXT], return_dict=False)[0]
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser."""
@@ -149,7 +177,7 @@ class SerialUNet(Assembly):
     ) -> UNet3DConditionOutput | tuple[Tensor]:
         """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
         num_frames = sample.shape[2]
-        timestep, text = fold_conditions(timestep, encoder_hidden_states, num_frames)
+        timestep, conditions = fold_conditions(timestep, Conditions.of_text(encoder_hidden_states), num_frames)
         frames = fold_frames(sample).to(self.dtype)
         pairs = iter(self.temporal.layers())
 
@@ -159,7 +187,7 @@ class SerialUNet(Assembly):
         def enter(hidden: Tensor) -> Tensor:
             return self._run(self.temporal.transformer_in, hidden, num_frames)
 
-        for feature in walk(self.unet, frames, timestep, text.to(self.dtype), layer, enter):
+        for feature in walk(self.unet, frames, timestep, conditions[TEXT].to(self.dtype), layer, enter):
             hidden = feature.hidden
         prediction = unfold_frames(self._run(output_head, self.unet, hidden), num_frames)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from mobius_train.models.temporal import TemporalBlock
-
 
 def layer_units(model: nn.Module) -> list[list[nn.Module]]:
     """The (TC, TA) and (SC, SA) pairs and the samplers of a UNet, ring or autoencoder, each called as a whole.
@@ -23,7 +21,7 @@ def layer_units(model: nn.Module) -> list[list[nn.Module]]:
 
 def _units(block: Any) -> Iterator[list[nn.Module]]:
     pairs: Any = ()
-    if isinstance(block, TemporalBlock):
+    if hasattr(block, "temp_convs"):
         pairs = block.layers()
     elif isinstance(getattr(block, "resnets", None), nn.ModuleList):
         pairs = zip_longest(block.resnets, getattr(block, "attentions", None) or ())

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.config import RunConfig
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.plan.gpus import Gpu
-from mobius_train.plan.planner import Layout, Plan, Planner
+from mobius_train.plan.planner import Plan, Planner
 
-Variant = tuple[RunConfig, Layout]
+Variant = tuple[RunConfig, Spread]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Change:
 
     setting: str
     cost: str
-    apply: Callable[[RunConfig, Layout, Gpu], Variant | None]
+    apply: Callable[[RunConfig, Spread, Gpu], Variant | None]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Advice:
     fits_together: bool
 
 
-def advise(planner: Planner, config: RunConfig, layout: Layout, gpu: Gpu) -> list[Advice]:
+def advise(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu) -> list[Advice]:
     """Changes that save memory, from the cheapest on, until all of them together fit the GPU."""
-    least = planner.plan(config, layout, gpu).peak
+    least = planner.plan(config, spread, gpu).peak
     advice: list[Advice] = []
-    variant = (config, layout)
+    variant = (config, spread)
     for change in CHANGES:
-        alone = _tried(planner, change, (config, layout), gpu)
+        alone = _tried(planner, change, (config, spread), gpu)
         following = _tried(planner, change, variant, gpu)
         if alone is None or following is None or following[1].peak >= least:
             continue
@@ -75,120 +76,120 @@ def _recipe(config: RunConfig, **changes: Any) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def _sdpa(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    return (_recipe(config, attention_backend="auto"), layout) if config.attention_backend == "eager" else None
+def _sdpa(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    return (_recipe(config, attention_backend="auto"), spread) if config.attention_backend == "eager" else None
 
 
-def _half(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    if config.mixed_precision != "no" or layout.engine == "ddp":
+def _half(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if config.mixed_precision != "no" or spread.engine == "ddp":
         return None
-    return _recipe(config, mixed_precision=gpu.half_precision), layout
+    return _recipe(config, mixed_precision=gpu.half_precision), spread
 
 
-def _zero(stage: int) -> Callable[[RunConfig, Layout, Gpu], Variant | None]:
-    def apply(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-        now = _stage(layout)
+def _zero(stage: int) -> Callable[[RunConfig, Spread, Gpu], Variant | None]:
+    def apply(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+        now = _stage(spread)
         # Stages 1 and 2 step AdamW without whole float32 gradients, on a single rank too.
-        if layout.engine != "deepspeed" or now >= stage or (layout.ranks == 1 and stage > 2):
+        if spread.engine != "deepspeed" or now >= stage or (spread.ranks == 1 and stage > 2):
             return None
-        return config, _with_zero(layout, {"stage": stage})
+        return config, _with_zero(spread, {"stage": stage})
 
     return apply
 
 
-def _single_clips(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _single_clips(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     batch = config.train_batch_size
     if batch == 1:
         return None
     accumulation = config.gradient_accumulation_steps * batch
-    return _recipe(config, train_batch_size=1, gradient_accumulation_steps=accumulation), layout
+    return _recipe(config, train_batch_size=1, gradient_accumulation_steps=accumulation), spread
 
 
-def _checkpointing(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _checkpointing(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     if config.gradient_checkpointing:
         return None
-    return _recipe(config, gradient_checkpointing=True, recompute_activations=False), layout
+    return _recipe(config, gradient_checkpointing=True, recompute_activations=False), spread
 
 
-def _cheap_recomputation(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _cheap_recomputation(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     ring = config.stage == "text-to-video" and config.mode == "parallel"
     if not ring or config.recompute_activations or config.gradient_checkpointing or config.compile:
         return None
-    return _recipe(config, recompute_activations=True), layout
+    return _recipe(config, recompute_activations=True), spread
 
 
-def _parallel(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _parallel(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     if config.stage != "text-to-video" or config.mode == "parallel":
         return None
-    return _recipe(config, mode="parallel"), layout
+    return _recipe(config, mode="parallel"), spread
 
 
-def _cached(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _cached(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     # What is drawn from the clips anew in each epoch cannot be cached, nor does an autoencoder train on latents.
     if config.stage == "autoencoder" or config.data.cache_dir is not None:
         return None
     data = config.data.model_copy(update={"cache_dir": Path("cache")})
-    return _recipe(config, data=data), layout
+    return _recipe(config, data=data), spread
 
 
-def _eight_bit(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    if config.optimizer == "adamw_8bit" or layout.engine == "ddp":
+def _eight_bit(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if config.optimizer == "adamw_8bit" or spread.engine == "ddp":
         return None
-    return _recipe(config, optimizer="adamw_8bit"), layout
+    return _recipe(config, optimizer="adamw_8bit"), spread
 
 
-def _fsdp(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    if layout.engine != "deepspeed":
+def _fsdp(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if spread.engine != "deepspeed":
         return None
-    return config, replace(layout, engine="fsdp", ds_json=None)
+    return config, replace(spread, engine="fsdp", ds_json=None)
 
 
-def _shard_frozen(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    if config.shard_frozen or layout.ranks == 1 or config.stage == "autoencoder" or layout.engine == "ddp":
+def _shard_frozen(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if config.shard_frozen or spread.ranks == 1 or config.stage == "autoencoder" or spread.engine == "ddp":
         return None
-    return _recipe(config, shard_frozen=True), layout
+    return _recipe(config, shard_frozen=True), spread
 
 
-def _offload(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    zero = (layout.ds_json or {}).get("zero_optimization", {})
-    if layout.engine != "deepspeed" or "offload_optimizer" in zero:
+def _offload(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    zero = (spread.ds_json or {}).get("zero_optimization", {})
+    if spread.engine != "deepspeed" or "offload_optimizer" in zero:
         return None
-    stage = max(_stage(layout), 2)
+    stage = max(_stage(spread), 2)
     offload = {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
-    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
+    return _recipe(config, optimizer="adamw"), _with_zero(spread, offload)
 
 
-def _offload_shards(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    if layout.engine != "fsdp" or config.fsdp.cpu_offload:
+def _offload_shards(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if spread.engine != "fsdp" or config.fsdp.cpu_offload:
         return None
     fsdp = config.fsdp.model_copy(update={"cpu_offload": True})
-    return _recipe(config, fsdp=fsdp, optimizer="adamw"), layout
+    return _recipe(config, fsdp=fsdp, optimizer="adamw"), spread
 
 
-def _offload_weights(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
-    zero = (layout.ds_json or {}).get("zero_optimization", {})
-    if layout.engine != "deepspeed" or "offload_param" in zero:
+def _offload_weights(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    zero = (spread.ds_json or {}).get("zero_optimization", {})
+    if spread.engine != "deepspeed" or "offload_param" in zero:
         return None
     device = {"device": "cpu", "pin_memory": True}
     offload = {"stage": 3, "offload_optimizer": device, "offload_param": device}
-    return _recipe(config, optimizer="adamw"), _with_zero(layout, offload)
+    return _recipe(config, optimizer="adamw"), _with_zero(spread, offload)
 
 
-def _half_resolution(config: RunConfig, layout: Layout, gpu: Gpu) -> Variant | None:
+def _half_resolution(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     if config.data.buckets:
         return None
     data = config.data.model_copy(update={"resolution": config.data.resolution // 2})
-    return (_recipe(config, data=data), layout) if data.resolution % 64 == 0 else None
+    return (_recipe(config, data=data), spread) if data.resolution % 64 == 0 else None
 
 
-def _stage(layout: Layout) -> int:
-    return int((layout.ds_json or {}).get("zero_optimization", {}).get("stage", 0))
+def _stage(spread: Spread) -> int:
+    return int((spread.ds_json or {}).get("zero_optimization", {}).get("stage", 0))
 
 
-def _with_zero(layout: Layout, zero: dict[str, Any]) -> Layout:
+def _with_zero(spread: Spread, zero: dict[str, Any]) -> Spread:
     # What is set for another stage may do nothing at this one, which is refused.
-    kept = {k: v for k, v in (layout.ds_json or {}).get("zero_optimization", {}).items() if k.startswith("offload")}
-    return replace(layout, ds_json=(layout.ds_json or {}) | {"zero_optimization": kept | zero})
+    kept = {k: v for k, v in (spread.ds_json or {}).get("zero_optimization", {}).items() if k.startswith("offload")}
+    return replace(spread, ds_json=(spread.ds_json or {}) | {"zero_optimization": kept | zero})
 
 
 CHANGES = (

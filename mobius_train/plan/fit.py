@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from mobius_train.config import RunConfig
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
-from mobius_train.plan.planner import CONTEXT, Layout, plan
+from mobius_train.plan.planner import CONTEXT, plan
 
 
-def fit(config: RunConfig, ds_path: Path | None, distributed: Distributed) -> tuple[str, list[str]]:
+def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[str, list[str]]:
     """What is planned and free, in words, and which ranks have too little. All ranks call it.
-
-    Args:
-        ds_path: the DeepSpeed JSON; None: FSDP is the engine.
 
     Raises:
         MobiusError: the run cannot be planned.
@@ -28,7 +23,7 @@ def fit(config: RunConfig, ds_path: Path | None, distributed: Distributed) -> tu
     free = [size for size in distributed.gather_objects(free_memory()) if size is not None]
     if len(free) < distributed.world_size:
         return "no GPU to plan for", []
-    needed = _planned(config, ds_path, distributed)
+    needed = _planned(config, spread, distributed)
     too_small = [
         f"{name_of(rank, distributed.nodes)}: its GPU has {_gib(size)} GiB free, and {_gib(needed)} GiB are planned:"
         " tools/plan_memory.py says what to change; check_memory=false starts in spite of it"
@@ -43,14 +38,12 @@ def free_memory() -> int | None:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
-def _planned(config: RunConfig, ds_path: Path | None, distributed: Distributed) -> int:
+def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int:
     """Bytes that every rank needs beside the context that it has on its GPU by now; one rank works it out for all."""
     needed: int | MobiusError = 0
     if distributed.is_main:
-        ranks = distributed.world_size
         try:
-            layout = Layout(ranks, "fsdp") if ds_path is None else Layout(ranks, "deepspeed", read(ds_path))
-            needed = plan(config, layout).peak - CONTEXT
+            needed = plan(config, spread).peak - CONTEXT
         except MobiusError as error:
             needed = error
     needed = distributed.broadcast_object(needed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobius_train.config import load
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.ds_config import read_ds_json
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.measure.records import Measured, find_record, read_records
@@ -76,7 +76,7 @@ def tables(repository: Path) -> str:
     lines = ["| the paper's run (4 GPUs, DDP, fp32) | paper, MB | planned, MiB | error |", "|---|---|---|---|"]
     for one in reproduce_paper(planner, recipe):
         lines.append(f"| {one.name} | {one.measured} (m) | {one.plan.peak / MIB:.0f} (p) | {one.error:+.1%} |")
-    zeros = [read(repository / "ds_configs" / f"zero{stage}.json") for stage in range(4)]
+    zeros = [read_ds_json(repository / "ds_configs" / f"zero{stage}.json") for stage in range(4)]
 
     def row(name: str, overrides: list[str], layout: Layout) -> str:
         config = load(recipe, ["global_batch_size=null", *overrides])

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobius_train.config import RunConfig
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.plan.gpus import Gpu
-from mobius_train.plan.planner import Layout, Planner
+from mobius_train.plan.planner import Planner
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ QUANTITIES = (
 )
 
 
-def largest(planner: Planner, config: RunConfig, layout: Layout, gpu: Gpu, quantity: Quantity) -> int | None:
+def largest(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu, quantity: Quantity) -> int | None:
     """The largest value that fits, all else as in the recipe; None if none does.
 
     Peaks are simulated, at values that a straight line through the last two proposes: few simulations, each of
@@ -82,7 +83,7 @@ def largest(planner: Planner, config: RunConfig, layout: Layout, gpu: Gpu, quant
         if count not in peaks:
             changed = quantity.changed(config, count * quantity.step)
             try:
-                peaks[count] = planner.plan(changed, layout, gpu).peak
+                peaks[count] = planner.plan(changed, spread, gpu).peak
             except MobiusError:
                 # Too much for the models too: frames beyond their positions.
                 peaks[count] = 2 * max(gpu.bytes, *peaks.values())

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from mobius_train.assembly.model_configs import ModelConfigs, find_configs
 from mobius_train.config import FsdpConfig, RunConfig
-from mobius_train.engine.ds_config import resolve, with_bucket_sizes
-from mobius_train.engine.mesh import shard_size
-from mobius_train.engine.optimizers import check_offload
-from mobius_train.engine.settings import engine_settings
+from mobius_train.engine.ds_config import with_bucket_sizes
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.plan import zero_states as engines
 from mobius_train.plan.adam_states import EIGHT_BIT, FUSED, Adam
 from mobius_train.plan.fsdp_states import fsdp
 from mobius_train.plan.gpus import Gpu, check_gpu
-from mobius_train.plan.model_configs import ModelConfigs, find_configs
 from mobius_train.plan.simulate import FrozenModel, Simulation, Simulator
 from mobius_train.plan.zero_states import EngineMemory
 
@@ -31,21 +29,6 @@ TRANSIENT = "largest transient"
 SAVED = "saved for backward: "
 
 Phase = Literal["start", "encoding", "forward and backward", "optimizer's step", "sampling"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the trained weights are spread.
-
-    Attributes:
-        engine: deepspeed, or fsdp with the recipe's `fsdp` section; or ddp, torch's DistributedDataParallel, which
-            this project does not train with, to compare.
-        ds_json: the DeepSpeed JSON as it is written.
-    """
-
-    ranks: int = 1
-    engine: Literal["deepspeed", "fsdp", "ddp"] = "deepspeed"
-    ds_json: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,21 +82,21 @@ class Planner:
         self._simulator = Simulator()
         self._simulations: dict[str, Simulation] = {}
 
-    def plan(self, config: RunConfig, layout: Layout, gpu: Gpu | None = None) -> Plan:
-        """Plan a recipe under a layout, on a GPU or without one.
+    def plan(self, config: RunConfig, spread: Spread, gpu: Gpu | None = None) -> Plan:
+        """Plan a recipe under a spread, on a GPU or without one.
 
         Raises:
             MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
         """
         if gpu is not None:
             check_gpu(gpu, config)
-        memory = self._engine_memory(config, layout)
+        memory = self._engine_memory(config, spread)
         sim = self._simulation(config)
         engine = memory(sim)
-        frozen = _Spread(sim.frozen, layout.ranks if config.shard_frozen else 1)
+        frozen = _Shared(sim.frozen, spread.ranks if config.shard_frozen else 1)
         everywhere = engine.resident | {CONTEXT_PART: CONTEXT}
         everywhere[engines.FROZEN] += frozen.resident
-        phases = self._phases(config, sim, engine, layout)
+        phases = self._phases(config, sim, engine, spread)
         totals: dict[Phase, int] = {phase: sum(everywhere.values()) + sum(p.values()) for phase, p in phases.items()}
         worst = max(totals, key=lambda phase: totals[phase])
         parts = dict(everywhere)
@@ -131,11 +114,11 @@ class Planner:
         )
 
     def _phases(
-        self, config: RunConfig, sim: Simulation, engine: EngineMemory, layout: Layout
+        self, config: RunConfig, sim: Simulation, engine: EngineMemory, spread: Spread
     ) -> dict[Phase, dict[str, int]]:
         """What each phase holds at its peak beside what lives everywhere."""
-        ranks = layout.ranks if config.shard_frozen else 1
-        frozen, text = _Spread(sim.frozen, ranks), _Spread(sim.text, ranks)
+        ranks = spread.ranks if config.shard_frozen else 1
+        frozen, text = _Shared(sim.frozen, ranks), _Shared(sim.text, ranks)
         cached = config.data.cache_dir is not None
         online = sim.vae.whole + text.resident
         # With a cache the encoders come back to sample; a text encoder in shards has stayed.
@@ -154,7 +137,7 @@ class Planner:
                 engines.GATHERED: text.gathered,
                 TRANSIENT: sim.encoding,
             }
-        if layout.engine == "ddp" or not max(sim.sampling, sim.heldout):
+        if spread.engine == "ddp" or not max(sim.sampling, sim.heldout):
             return phases
         copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
         evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
@@ -164,38 +147,20 @@ class Planner:
         return phases
 
     def _engine_memory(
-        self, config: RunConfig, layout: Layout, adam: Adam | None = None
+        self, config: RunConfig, spread: Spread, adam: Adam | None = None
     ) -> Callable[[Simulation], EngineMemory]:
-        """The formulas of a layout, whose contradictions with the recipe are found before anything is simulated.
+        """The formulas of a spread, whose contradictions with the recipe are found before anything is simulated.
 
         Args:
             adam: another implementation than this project takes on a GPU.
         """
+        spread.check(config)
         accumulation = config.gradient_accumulation_steps
-        if layout.ranks < 1:
-            raise MobiusError(f"{layout.ranks} ranks: there must be 1 or more")
-        product = config.train_batch_size * accumulation * layout.ranks
-        if config.global_batch_size not in (None, product):
-            raise MobiusError(
-                f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
-                f" gradient_accumulation_steps={accumulation} x {layout.ranks} rank(s) = {product}: change one of them"
-            )
-        if config.shard_frozen and layout.ranks == 1:
-            raise MobiusError("shard_frozen=true has one rank to shard over: plan more, or set shard_frozen=false")
-        if layout.engine != "deepspeed" and layout.ds_json is not None:
-            raise MobiusError(
-                f"a DeepSpeed configuration was given, but the engine is {layout.engine}: remove one of them"
-            )
-        if layout.engine != "fsdp" and config.fsdp != FsdpConfig():
-            raise MobiusError(
-                f"the recipe has fsdp settings, which do nothing when the engine is {layout.engine}: remove them"
-            )
         adam = adam or (EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED)
-        if layout.engine == "fsdp":
-            check_offload(config.optimizer, config.fsdp.cpu_offload)
-            size = shard_size(config.fsdp, layout.ranks, layout.ranks)
+        if spread.engine == "fsdp":
+            size = spread.shard_size(config)
             return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
-        if layout.engine == "ddp":
+        if spread.engine == "ddp":
             if config.optimizer != "adamw" or config.shard_frozen:
                 raise MobiusError("ddp is planned with optimizer=adamw and shard_frozen=false alone: set these")
             if config.mixed_precision != "no":
@@ -203,12 +168,11 @@ class Planner:
                     f"mixed_precision={config.mixed_precision} with ddp: it is planned in float32 alone, set no"
                 )
             return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
-        resolved = resolve(layout.ds_json or {}, engine_settings(config), layout.ranks)
-        check_offload(config.optimizer, "offload_optimizer" in resolved["zero_optimization"])
+        resolved = spread.resolved(config)
 
         def memory(sim: Simulation) -> EngineMemory:
             filled = with_bucket_sizes(resolved, sum(sim.trained))
-            return engines.deepspeed(sim, filled, layout.ranks, accumulation, config.use_ema, adam)
+            return engines.deepspeed(sim, filled, spread.ranks, accumulation, config.use_ema, adam)
 
         return memory
 
@@ -243,7 +207,7 @@ class Planner:
 
 def plan(
     config: RunConfig,
-    layout: Layout,
+    spread: Spread,
     gpu: Gpu | None = None,
     recipe: Path | None = None,
 ) -> Plan:
@@ -252,13 +216,13 @@ def plan(
     Raises:
         MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
     """
-    return Planner(recipe).plan(config, layout, gpu)
+    return Planner(recipe).plan(config, spread, gpu)
 
 
-class _Spread:
+class _Shared:
     """A frozen model on one rank of so many that share it: what it always holds, and what it gathers for a layer.
 
-    With the room that the collective needs: see `memory.fsdp`.
+    With the room that the collective needs: see `fsdp_states.py`.
     """
 
     def __init__(self, model: FrozenModel, ranks: int) -> None:

@@ -21,6 +21,7 @@ from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import HeldoutBatch, heldout_batches
 from mobius_train.diffusion.randomness import sample_generator
 from mobius_train.encoders.image_encoder import to_frames, to_pixels
+from mobius_train.encoders.latent_space import LatentSpace
 from mobius_train.job.distributed import Distributed
 from mobius_train.media import contact_sheet
 from mobius_train.models.units import layer_units
@@ -41,6 +42,17 @@ class Autoencoding(nn.Module):
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
 
 
+def reconstruction_loss(
+    pixels: Tensor, reconstruction: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
+) -> Tensor:
+    """(B,) float32: L1 + MSE of (B, F, 3, H, W) and its reconstruction (B·F, 3, H, W), and the weighted KL term."""
+    error = rearrange(reconstruction, "(b f) c h w -> b (f c h w)", b=len(pixels)).float()
+    error = error - pixels.flatten(1).float()
+    mean, logvar = mean.float(), logvar.float()
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).unflatten(0, (len(pixels), -1))
+    return error.abs().mean(1) + error.square().mean(1) + kl_weight * divergence.flatten(1).mean(1)
+
+
 class AutoencoderTask:
     """Stage `autoencoder`. Nothing is frozen."""
 
@@ -57,7 +69,7 @@ class AutoencoderTask:
     ) -> None:
         self.config, self.train, self.heldout, self.distributed = config, train, heldout, distributed
         self.trained = Autoencoding(vae)
-        self._latent = (vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1))
+        self._space = LatentSpace.of(vae.config)
         self._dtype = dtype
         self._inference = Inference(self.trained, distributed.device, torch.float32)
 
@@ -75,20 +87,12 @@ class AutoencoderTask:
         pixels = to_pixels(batch.frames).to(self.distributed.device, self._dtype)
         noise = self._noise(batch, self.config.seed).to(pixels)
         reconstruction, mean, logvar = engine(pixels.flatten(0, 1), noise.flatten(0, 1))
-        error = rearrange(reconstruction, "(b f) c h w -> b (f c h w)", b=len(pixels)).float()
-        error = error - pixels.flatten(1).float()
-        mean, logvar = mean.float(), logvar.float()
-        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).unflatten(0, (len(pixels), -1))
-        return (
-            error.abs().mean(1)
-            + error.square().mean(1)
-            + self.config.objective.kl_weight * divergence.flatten(1).mean(1)
-        )
+        return reconstruction_loss(pixels, reconstruction, mean, logvar, self.config.objective.kl_weight)
 
     def _noise(self, batch: ClipBatch, seed: int) -> Tensor:
-        channels, reduction = self._latent
         frames, _, height, width = batch.frames.shape[1:]
-        shape = (frames, channels, height // reduction, width // reduction)
+        channels, _, *size = self._space.shape(frames, height, width)
+        shape = (frames, channels, *size)
         return torch.stack(
             [torch.randn(shape, generator=sample_generator(seed, i)) for i in batch.sample_index.tolist()]
         )

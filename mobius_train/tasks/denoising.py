@@ -1,12 +1,8 @@
-"""Training a diffusion model: text-to-image (stage 1) and text-to-video (stage 2).
-
-Legend: B clips, C latent channels, F frames, h, w latent size; L text tokens, D their width.
-"""
+"""Training a diffusion model: text-to-image (stage 1) and text-to-video (stage 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.assembly.open_data import recipe_batches
+from mobius_train.assembly.parts import Parts
 from mobius_train.assembly.sharded import Sharded, text_layers
-from mobius_train.config import RunConfig
+from mobius_train.conditions import Conditions
 from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
-from mobius_train.data.loader import Collate, Samples, heldout_batches
-from mobius_train.diffusion.objective import DiffusionObjective
+from mobius_train.data.loader import Samples, heldout_batches
+from mobius_train.diffusion.process import NoisyBatch, squared_error
 from mobius_train.diffusion.randomness import draw
-from mobius_train.encoders.encoders import Encoders
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.media import write_clips
 from mobius_train.metrics.motion import motion
-from mobius_train.models import Denoiser, weights_hash
-from mobius_train.models.units import layer_units
+from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.tasks.encoded import Cached, EncodedSource, Online
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.task import Shown, Total, Weights
 
@@ -39,79 +35,57 @@ HELDOUT_SEED = 20240709
 
 
 class DiffusionTask:
-    """Stages `text-to-image` and `text-to-video`: a denoiser trained under frozen encoders."""
+    """Stages `text-to-image` and `text-to-video`: a denoiser trained under frozen encoders.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        denoiser: Denoiser,
-        objective: DiffusionObjective,
-        encoders: Encoders,
-        train: ClipDataset,
-        heldout: ClipDataset | None,
-        distributed: Distributed,
-        dtype: torch.dtype,
-    ) -> None:
-        self.config, self.denoiser, self.objective, self.encoders = config, denoiser, objective, encoders
-        self.distributed, self.dtype = distributed, dtype
+    Attributes:
+        parts: the models; the engine computes in the place of `parts.denoiser.trained`.
+        source: where encoded batches come from.
+    """
+
+    def __init__(self, parts: Parts, train: ClipDataset, heldout: ClipDataset | None, distributed: Distributed) -> None:
+        self.config, self.parts, self.distributed = parts.config, parts, distributed
         self._clips = {"train": train, "heldout": heldout}
-        self._samples: dict[str, Samples | None] = {"train": train, "heldout": heldout}
-        self._collate: Collate = ClipBatch.collate
-        self._empty_text = encoders.empty_text()
-        self._inference = Inference(denoiser.trained, distributed.device, dtype)
+        denoiser, encoders = parts.denoiser, parts.encoders
+        self.source: EncodedSource = Online({"train": train, "heldout": heldout}, encoders, distributed.device)
+        self._without_caption = encoders.without_caption()
+        self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
         self._sharded_frozen: Sharded | None = None
         self._sharded_text: Sharded | None = None
-        if config.shard_frozen:
+        if self.config.shard_frozen:
             if denoiser.frozen is not None:
-                parts = [module for unit in layer_units(denoiser.frozen) for module in unit]
-                self._sharded_frozen = Sharded(denoiser.frozen, parts, distributed)
-            if config.data.cache_dir is None:
+                layers = [module for unit in denoiser.backbone.units() for module in unit]
+                self._sharded_frozen = Sharded(denoiser.frozen, layers, distributed)
+            if self.config.data.cache_dir is None:
                 self._shard_text()
 
     def _shard_text(self) -> None:
-        model = self.encoders.text.model
+        model = self.parts.encoders.text.model
         self._sharded_text = Sharded(model, text_layers(model), self.distributed)
 
     @property
     def trained(self) -> nn.Module:
-        return self.denoiser.trained
+        return self.parts.denoiser.trained
 
     @property
     def units(self) -> list[list[nn.Module]]:
-        return layer_units(self.denoiser.trained)
+        return self.parts.denoiser.units()
 
     def prepare_data(self) -> None:
-        """Compute latents and text embeddings that are not in the cache yet, and read from it from now on."""
+        """Compute latents and conditions that are not in the cache yet, and read from it from now on."""
         root = self.config.data.cache_dir
         if root is None:
             return
         if not self.config.data.cache_required:
             self.fill_cache(self.distributed.rank, self.distributed.world_size)
             self.distributed.barrier()
-        for name, identity in self._identities.items():
-            self._samples[name] = cache.open_built(root, name, identity)
-        self._collate = EncodedBatch.collate
+        samples: dict[str, Samples | None] = dict.fromkeys(self._clips)
+        samples |= {name: cache.open_built(root, name, identity) for name, identity in self._identities.items()}
         if self.config.shard_frozen:
             # Not before: ranks have not equally much to encode for the cache.
             self._shard_text()
-        self.move_encoders(torch.device("cpu"))
-
-    def move_encoders(self, device: torch.device) -> None:
-        """Put the frozen encoders on a device, those that lie whole on this rank."""
-        self.encoders.images.vae.to(device)
-        if self._sharded_text is None:
-            self.encoders.text.model.to(device)
-
-    @contextmanager
-    def _encoders_at_hand(self) -> Iterator[None]:
-        """With a cache they are on the device for sampling alone."""
-        self.move_encoders(self.distributed.device)
-        try:
-            yield
-        finally:
-            if self._collate is EncodedBatch.collate:
-                self.move_encoders(torch.device("cpu"))
+        whole_text = self._sharded_text is None
+        self.source = Cached(samples, self.parts.encoders, self.distributed.device, move_text=whole_text)
 
     def fill_cache(self, share: int, shares: int) -> None:
         """Compute one of so many shares of what the cache lacks, whoever computes the others.
@@ -126,55 +100,55 @@ class DiffusionTask:
             clips = self._clips[name]
             assert clips is not None
             folder, encode = cache.folder_of(root, name, identity), partial(self._encode, clips)
-            if share == 0 and (parts := cache.differing(root, name, identity)):
-                print(f"no latent cache of the {name} clips fits in {root}: the nearest differs in {', '.join(parts)}")
+            if share == 0 and (differing := cache.differing(root, name, identity)):
+                print(
+                    f"no latent cache of the {name} clips fits in {root}: the nearest differs in {', '.join(differing)}"
+                )
             cache.build(folder, clips.keys, encode, share=share, shares=shares, name=name, identity=identity)
 
     @cached_property
     def _identities(self) -> dict[str, dict[str, str]]:
         """What the cache of each set of clips depends on."""
-        encoders = self.encoders.identity()
+        encoders = self.parts.encoders.identity()
         return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
-        return self.encoders.encode(clips[index], clips.captions(index)[1:])
+        return self.parts.encoders.encode(clips[index], clips.captions(index)[1:])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:
-        clips, samples = self._clips["train"], self._samples["train"]
+        clips, samples = self._clips["train"], self.source.samples["train"]
         assert clips is not None
         assert samples is not None
-        return recipe_batches(self.config, clips, samples, self._collate, self.distributed, samples_seen)
+        return recipe_batches(self.config, clips, samples, self.source.collate, self.distributed, samples_seen)
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
-        encoded = self.encoded(batch)
+        encoded = self.source.on_device(batch)
         draws = draw(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
-        noisy = self.objective.noisy(self._latents(encoded, draws.posterior), draws)
-        keep = self.objective.keep_caption(draws).to(encoded.text.device)
-        text = torch.where(keep[:, None, None], encoded.text, self._empty_text)
-        prediction = self.denoiser.predict(
-            noisy.sample.to(self.dtype), noisy.timesteps, text.to(self.dtype), trained=engine
-        )
-        return self.objective.loss(prediction, noisy)
+        noisy = self.parts.process.noisy(self._latents(encoded, draws.posterior), draws)
+        # For classifier-free guidance the model has to know clips without a caption too.
+        keep = draws.dropout >= self.config.objective.caption_dropout
+        conditions = encoded.conditions.where(keep, self._without_caption)
+        return squared_error(self._predict(noisy, conditions, engine), noisy) * noisy.weight
 
-    def encoded(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
-        """The batch on this rank's device, through the frozen encoders unless it comes from the cache."""
-        encoded = self.encoders.encode_batch(batch) if isinstance(batch, ClipBatch) else batch
-        return encoded.to(self.distributed.device)
+    def _predict(self, noisy: NoisyBatch, conditions: Conditions, trained: Callable[..., Any]) -> Tensor:
+        dtype = self.parts.dtypes.trained
+        sample, conditions = noisy.sample.to(dtype), conditions.to(dtype=dtype)
+        return self.parts.denoiser.predict(sample, noisy.timesteps, conditions, trained=trained)
 
     def _latents(self, encoded: EncodedBatch, noise: Tensor) -> Tensor:
-        return self.encoders.images.latents(encoded.mean, encoded.std, noise.to(encoded.mean))
+        return self.parts.encoders.images.latents(encoded.mean, encoded.std, noise.to(encoded.mean))
 
     @torch.no_grad()
     def heldout_loss(self, weights: Weights) -> Total | None:
         """Plain mean squared error at fixed shares of the schedule, the same noise in every run."""
-        clips, heldout = self._clips["heldout"], self._samples["heldout"]
+        clips, heldout = self._clips["heldout"], self.source.samples["heldout"]
         if clips is None or heldout is None:
             return None
         model = self._inference.model(weights)
         losses: list[float] = []
         for batch, mine in heldout_batches(
             heldout,
-            self._collate,
+            self.source.collate,
             batch_size=self.config.train_batch_size,
             rank=self.distributed.rank,
             world_size=self.distributed.world_size,
@@ -183,38 +157,24 @@ class DiffusionTask:
             first_frame=self.config.data.random_frame,
             even=self.config.shard_frozen,
         ):
-            encoded = self.encoded(batch)
+            encoded = self.source.on_device(batch)
             draws = draw(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
             latents = self._latents(encoded, draws.posterior)
             for quantile in self.config.validation.timestep_quantiles:
-                timestep = int(quantile * (self.objective.num_timesteps - 1))
-                noisy = self.objective.noisy(latents, draws, torch.full((len(latents),), timestep))
-                prediction = self.denoiser.predict(
-                    noisy.sample.to(self.dtype), noisy.timesteps, encoded.text.to(self.dtype), trained=model
-                )
-                errors = (prediction.float() - noisy.target).square().flatten(1).mean(1)
+                noisy = self.parts.process.noisy(latents, draws, quantile)
+                errors = squared_error(self._predict(noisy, encoded.conditions, model), noisy)
                 losses += errors[mine].tolist()
         return Total(sum(losses), len(losses))
 
     def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:
         """The model under the given weights, ready to sample from; with `whole`, to save. All ranks call it then."""
-        text_encoder, frozen = self.encoders.text.model, None
+        text_encoder, frozen = None, None
         if whole and self._sharded_text is not None:
             text_encoder = self._sharded_text.whole()
         if whole and self._sharded_frozen is not None:
             frozen = self._sharded_frozen.whole()
-        return TextToVideoPipeline(
-            vae=self.encoders.images.vae,
-            text_encoder=text_encoder,
-            tokenizer=self.encoders.text.tokenizer,
-            unet=self.denoiser.with_trained(self._inference.model(weights), frozen),
-            scheduler=self.objective.scheduler,
-            max_text_tokens=self.encoders.text.max_tokens,
-            num_frames=1 if self.config.stage == "text-to-image" else self.config.data.num_frames,
-            resolution=self.config.data.resolution,
-            guidance_scale=self.config.validation.guidance_scale,
-            frame_noise_correlation=self.config.objective.frame_noise_correlation,
-        )
+        model = self.parts.denoiser.with_trained(self._inference.model(weights), frozen)
+        return self.parts.pipeline(model, text_encoder)
 
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation
@@ -224,7 +184,7 @@ class DiffusionTask:
             return Shown()
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)
-        with self._encoders_at_hand():
+        with self.source.encoders_on_device():
             clips = pipeline(
                 prompt=validation.prompts,
                 negative_prompt=validation.negative_prompt,

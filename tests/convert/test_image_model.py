@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from mobius_train.assembly.load import load_unet
+from mobius_train.assembly.load_model import load_unet
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet

@@ -136,8 +136,8 @@ def test_the_cache_holds_every_caption_once(
     assert len(of_clips) == len(set(of_clips)) == 15 + 12
     (folder,) = (tmp_path / "cache").glob("train-*")
     read = cache.LatentCache(folder)
-    assert not read.read(1, 0).text.equal(read.read(1, 1).text)
-    assert read.read(1, 0).text.equal(read[1].text)
+    assert not read.read(1, 0).conditions["text"].equal(read.read(1, 1).conditions["text"])
+    assert read.read(1, 0).conditions["text"].equal(read[1].conditions["text"])
     encoded.clear()
     run("again", data=data, validation={"prompts": []})
     assert not any(text.startswith("clip") for text in encoded)

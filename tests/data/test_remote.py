@@ -272,7 +272,7 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, 
 def test_what_is_wrong_with_an_address_is_said_before_models_load(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobius_train.assembly.build.load_part", None)
+    monkeypatch.setattr("mobius_train.tasks.build_task.load_part", None)
     for data, match in (
         (_data(server, tmp_path, train=f"pipe:touch {tmp_path}/ran"), "allow_shell_commands"),
         (_data(server, tmp_path, download_dir=None), "give data.download_dir"),

@@ -29,11 +29,11 @@ def minilm() -> TextEncoder:
 
 
 def test_minilm_gives_padded_embeddings_that_tell_captions_apart(minilm: TextEncoder) -> None:
-    dog, cat, empty = (minilm.encode(text) for text in ("dog face", "cat face", ""))
+    dog, cat, empty = (minilm.encode(text)["text"] for text in ("dog face", "cat face", ""))
     assert dog.shape == cat.shape == empty.shape == (16, 384)
-    assert minilm.width == 384
+    assert minilm.widths == {"text": 384}
     assert not torch.allclose(dog, cat)
-    assert torch.equal(dog, minilm.encode("dog face"))
+    assert torch.equal(dog, minilm.encode("dog face")["text"])
 
 
 def test_a_long_prompt_is_truncated_with_a_warning_that_says_where(
@@ -41,11 +41,11 @@ def test_a_long_prompt_is_truncated_with_a_warning_that_says_where(
 ) -> None:
     words = " ".join(["dog"] * 14 + ["zebra"] * 10)
     with caplog.at_level(logging.WARNING):
-        embedding = minilm.encode(words, where="1f436")
+        embedding = minilm.encode(words, where="1f436")["text"]
     assert "1f436" in caplog.text
     assert "26 tokens is truncated to 16, after" in caplog.text
     assert "dog'" in caplog.text
-    assert torch.equal(embedding, minilm.encode(" ".join(["dog"] * 14)))
+    assert torch.equal(embedding, minilm.encode(" ".join(["dog"] * 14))["text"])
 
 
 def test_a_prompt_that_just_fits_is_not_warned_about(minilm: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,13 +77,13 @@ def test_clip_in_a_pipeline_folder(tmp_path: Path) -> None:
     CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder")
     encoder = load_text_encoder(str(tmp_path), CPU)
     assert isinstance(encoder.model, CLIPTextModel)
-    embedding = encoder.encode("dog")
+    embedding = encoder.encode("dog")["text"]
     assert embedding.shape == (12, 24)
     # As in diffusers' pipelines: padding is not masked unless the configuration says so.
     tokens = encoder.tokenizer("dog", padding="max_length", max_length=12, return_tensors="pt").input_ids
     assert torch.equal(embedding, encoder.model(tokens).last_hidden_state[0])
     encoder.model.config.use_attention_mask = True
-    assert not torch.allclose(embedding, encoder.encode("dog"))
+    assert not torch.allclose(embedding, encoder.encode("dog")["text"])
 
 
 def test_the_text_tower_of_chinese_clip_keeps_its_weights(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_text_tower_of_chinese_clip_keeps_its_weights(tmp_path: Path) -> Non
     tokens = encoder.tokenizer("笑脸", padding="max_length", max_length=8, return_tensors="pt")
     with torch.no_grad():
         expected = whole.text_model(**tokens).last_hidden_state[0]
-    torch.testing.assert_close(encoder.encode("笑脸"), expected)
+    torch.testing.assert_close(encoder.encode("笑脸")["text"], expected)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:

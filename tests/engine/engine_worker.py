@@ -36,7 +36,7 @@ from mobius_train.engine.mesh import make_mesh, shard_size
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
-from mobius_train.job import distributed as ranks
+from mobius_train.job.distributed import Distributed
 
 # DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
 type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -100,7 +100,7 @@ def module(seed: int) -> Layered:
     return made
 
 
-def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> Engine:
+def make(name: str, precision: Any, distributed: Distributed, seed: int) -> Engine:
     chosen, trained = settings(precision, distributed.world_size), module(seed)
     if name in FSDP:
         size = shard_size(FSDP[name], distributed.world_size, distributed.world_size)
@@ -112,7 +112,7 @@ def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -
     return DeepSpeedEngine(trained, chosen, resolve(ds_json, chosen, distributed.world_size), distributed)
 
 
-def step(engine: Engine, number: int, distributed: ranks.Distributed, bad: float | None = None) -> Any:
+def step(engine: Engine, number: int, distributed: Distributed, bad: float | None = None) -> Any:
     """One optimizer step on the global batch of this number; `bad` stands in the last rank's last loss."""
     samples = torch.randn(2, GLOBAL_BATCH // 2, 3, WIDTH, generator=torch.Generator().manual_seed(number))
     per_rank = GLOBAL_BATCH // 2 // distributed.world_size
@@ -144,7 +144,7 @@ def flat(weights: dict[str, Tensor]) -> list[float]:
     return torch.cat([weights[name].flatten() for name in sorted(weights)]).tolist()
 
 
-def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed) -> dict[str, Any]:
+def case(name: str, precision: str, folder: Path, distributed: Distributed) -> dict[str, Any]:
     seen: dict[str, Any] = {"losses": [], "norms": [], "kept": [], "not_applied": [], "ema_error": 0.0}
     # Ranks that start from other weights: rank 0's count.
     engine = make(name, precision, distributed, seed=distributed.rank)
@@ -201,7 +201,7 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
 
 def main() -> None:
     folder, names = Path(sys.argv[2]), sys.argv[3].split(",")
-    distributed = ranks.start(launch)
+    distributed = Distributed(launch)
     seen = {}
     for pair in names:
         name, precision = pair.split(":")

@@ -21,7 +21,7 @@ import torch
 from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.cli import run_rank
-from mobius_train.job import distributed as ranks
+from mobius_train.job.distributed import Distributed
 from mobius_train.engine.protocol import Piece
 
 
@@ -33,7 +33,7 @@ def _saved(checkpoint: Checkpoint, name: str, piece: Piece) -> bool:
 
 def main() -> None:
     folder, moves = Path(sys.argv[2]), sys.argv[3].split(",")
-    distributed = ranks.start(launch)
+    distributed = Distributed(launch)
     seen = {}
     for move in moves:
         source, _, name = move.partition(">")

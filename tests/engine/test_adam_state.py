@@ -17,8 +17,8 @@ from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh
 from mobius_train.engine.protocol import Engine, Piece
 from mobius_train.engine.settings import EngineSettings
-from mobius_train.job import distributed as ranks
 from mobius_train.job import environment
+from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import Launch
 
 pytest.importorskip("bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50, whose kernels run on CPUs too")
@@ -36,7 +36,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _engine(name: str, optimizer: Any) -> Engine:
     settings = EngineSettings(2, 1, "no", optimizer, 1e-2, 0.9, 0.99, 1e-8, 0.01, 1.0, 0, False, 0.9)
-    distributed = ranks.start(Launch(0, 0, 1, 1))
+    distributed = Distributed(Launch(0, 0, 1, 1))
     torch.manual_seed(0)
     # The first weight has two blocks of 8-bit moments and a bit; what is smaller than 4096 elements stays float32.
     module = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 8))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mobius_train.engine.ds_config import LARGEST_BUCKET, read, resolve, with_bucket_sizes
+from mobius_train.engine.ds_config import LARGEST_BUCKET, read_ds_json, resolve, with_bucket_sizes
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
@@ -42,7 +42,7 @@ def autos(values: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_auto_of_the_shipped_files_is_resolved(name: str) -> None:
-    ds_json = read(DS_CONFIGS / f"{name}.json")
+    ds_json = read_ds_json(DS_CONFIGS / f"{name}.json")
     before = copy.deepcopy(ds_json)
     config = with_bucket_sizes(resolve(ds_json, SETTINGS, 4), trained=1000)
     assert autos(before)
@@ -136,9 +136,9 @@ def test_what_agrees_with_the_recipe_is_accepted() -> None:
 
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MobiusError, match="cannot read"):
-        read(tmp_path / "missing.json")
+        read_ds_json(tmp_path / "missing.json")
     for text, message in (("{", "is not JSON"), (json.dumps([1]), "not a list")):
         path = tmp_path / "ds.json"
         path.write_text(text)
         with pytest.raises(MobiusError, match=message):
-            read(path)
+            read_ds_json(path)

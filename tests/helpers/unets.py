@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from mobius_train.conditions import Conditions
 from mobius_train.models import SerialUNet, TemporalLayers
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,10 @@ class Batch(NamedTuple):
     """(B,)"""
     text: Tensor
     """(B, L, D)"""
+
+    def given(self) -> tuple[Tensor, Tensor, Conditions]:
+        """As `Denoiser.predict` takes them."""
+        return self.sample, self.timestep, Conditions.of_text(self.text)
 
     def frames(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same as a batch of pictures: (B·F, C, H, W), (B·F,), (B·F, L, D)."""

@@ -14,13 +14,13 @@ from mobius_train.job import environment
 
 def main() -> None:
     launch = environment.prepare()
-    from mobius_train.job import distributed as ranks
+    from mobius_train.job.distributed import Distributed
     from mobius_train.job.heartbeat import Heartbeat
 
     # Ten times as fast as in earnest.
     Heartbeat.__init__.__defaults__ = (0.4,)
     how, who = sys.argv[1], int(sys.argv[2])
-    with ranks.start(launch, timedelta(seconds=60 if how != "absent" else 3)) as distributed:
+    with Distributed(launch, timedelta(seconds=60 if how != "absent" else 3)) as distributed:
         distributed.barrier()
         if launch.rank == who:
             if how == "fail":

@@ -15,7 +15,7 @@ from launching import clean_environment
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
 
 from mobius_train import config as configuration
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.ds_config import read_ds_json
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
 from mobius_train.job.environment import Launch
@@ -43,7 +43,7 @@ def one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Any:
     def run(steps: int = 2, zero: int = 2, **changes: Any) -> Audit:
         path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **changes))
-        return audit(configuration.load(path), read(DS_CONFIGS / f"zero{zero}.json"), ALONE, steps)
+        return audit(configuration.load(path), read_ds_json(DS_CONFIGS / f"zero{zero}.json"), ALONE, steps)
 
     return run
 

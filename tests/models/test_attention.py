@@ -13,7 +13,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, attention
 from mobius_train.models.attention import KernelProcessor, TemporalProcessor, attention_layers, set_attention_backend
 from mobius_train.models.choose_attention import Machine, choose_attention
-from mobius_train.models.temporal import temporal_attention
+from mobius_train.models.unet.temporal import temporal_attention
 
 A100, V100, CPU = (8, 0), (7, 0), None
 
@@ -101,7 +101,7 @@ def test_each_kind_of_layer_takes_its_own_backend() -> None:
     model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
     untouched = copy.deepcopy(model.spatial)
     batch = batch_for(model.spatial)
-    expected = model.predict(*batch)
+    expected = model.predict(*batch.given())
     spatial, temporal = attention_layers(model, False), attention_layers(model, True)
     assert len(temporal) == 2 * (
         1 + sum(len(b.temp_attentions) for b in [*model.ring.down_blocks, model.ring.mid_block, *model.ring.up_blocks])
@@ -111,7 +111,7 @@ def test_each_kind_of_layer_takes_its_own_backend() -> None:
     set_attention_backend(model, "eager", temporal=True)
     assert {layer.processor.backend for layer in temporal} == {"eager"}
     assert {type(layer.processor) for layer in spatial} == {AttnProcessor2_0}
-    torch.testing.assert_close(model.predict(*batch), expected)
+    torch.testing.assert_close(model.predict(*batch.given()), expected)
 
     set_attention_backend(model, "eager", temporal=False)
     assert {type(layer.processor) for layer in spatial} == {AttnProcessor}
@@ -120,17 +120,17 @@ def test_each_kind_of_layer_takes_its_own_backend() -> None:
     set_attention_backend(untouched, "eager", temporal=False)
     with torch.no_grad():
         pictures = untouched(*batch.frames()).sample.unflatten(0, (2, -1)).transpose(1, 2)
-        assert torch.equal(model.predict(*batch), pictures)
+        assert torch.equal(model.predict(*batch.given()), pictures)
 
 
 def test_a_serial_model_has_both_kinds_too() -> None:
     model = serial_with_random_temporal_layers(tiny_unet("emoji"))
     batch = batch_for(model.unet)
-    expected = model.predict(*batch)
+    expected = model.predict(*batch.given())
     for temporal in (False, True):
         assert attention_layers(model, temporal)
         set_attention_backend(model, "eager", temporal)
-    torch.testing.assert_close(model.predict(*batch), expected)
+    torch.testing.assert_close(model.predict(*batch.given()), expected)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])

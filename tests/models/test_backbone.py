@@ -5,11 +5,12 @@ from diffusers import UNet2DConditionModel
 from unets import tiny_unet
 
 from mobius_train.errors import MobiusError
-from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet, check_backbone
+from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
+from mobius_train.models.unet.check import check_unet
 
 
 def test_common_kinds_are_backbones(unet: UNet2DConditionModel) -> None:
-    check_backbone(unet)
+    check_unet(unet)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +52,4 @@ def test_unsupported_backbones_are_refused_by_name(model, changes: dict, named: 
 def test_all_problems_are_named_at_once() -> None:
     unet = tiny_unet("emoji", num_class_embeds=10, dual_cross_attention=True)
     with pytest.raises(MobiusError, match=r"(?s)num_class_embeds.*dual_cross_attention"):
-        check_backbone(unet)
+        check_unet(unet)

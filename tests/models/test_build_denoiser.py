@@ -7,6 +7,7 @@ from unets import batch_for, tiny_unet
 
 from mobius_train.errors import MobiusError
 from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet, build_denoiser
+from mobius_train.models.recompute import LayerMemory
 
 
 def trained(module: nn.Module) -> set[str]:
@@ -21,7 +22,7 @@ def names(module: nn.Module, prefix: str) -> set[str]:
 def test_what_each_mode_trains(frozen_before: bool) -> None:
     def build(stage: str, mode: str):
         unet = tiny_unet("emoji").requires_grad_(not frozen_before)
-        return build_denoiser(unet, stage, mode, False)
+        return build_denoiser(unet, stage, mode)
 
     parallel = build("text-to-video", "parallel")
     assert isinstance(parallel, ParallelUNet)
@@ -69,31 +70,32 @@ def test_an_engine_in_place_of_the_trained_module_gets_the_gradient(
             self.calls += 1
             return self.module(*args, **kwargs)
 
-    model = build_denoiser(tiny_unet("emoji"), stage, mode, gradient_checkpointing)
+    model = build_denoiser(tiny_unet("emoji"), stage, mode)
+    model.set_memory(LayerMemory(gradient_checkpointing))
     batch = batch_for(tiny_unet("emoji"))
     engine = Engine(model.trained)
-    prediction = model.predict(*batch, trained=engine)
+    prediction = model.predict(*batch.given(), trained=engine)
     assert engine.calls == 1
     assert prediction.shape == batch.sample.shape
-    assert torch.equal(prediction, model.predict(*batch))
+    assert torch.equal(prediction, model.predict(*batch.given()))
     prediction.square().mean().backward()
     assert all(p.grad is not None for p in engine.parameters() if p.requires_grad)
 
 
 def test_unsupported_backbones_are_refused_before_anything_is_built() -> None:
     with pytest.raises(MobiusError, match="num_class_embeds"):
-        build_denoiser(tiny_unet("emoji", num_class_embeds=3), "text-to-video", "parallel", False)
+        build_denoiser(tiny_unet("emoji", num_class_embeds=3), "text-to-video", "parallel")
 
 
 @pytest.mark.parametrize("mode", ["parallel", "serial", "full"])
 def test_a_video_model_goes_on_in_its_own_mode(mode: str) -> None:
     model = (ParallelUNet if mode == "parallel" else SerialUNet).from_unet2d(tiny_unet("sd1"))
-    denoiser = build_denoiser(model, "text-to-video", mode, True)
+    denoiser = build_denoiser(model, "text-to-video", mode)
     assert denoiser is model
-    fresh = build_denoiser(tiny_unet("sd1"), "text-to-video", mode, True)
+    fresh = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
     trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
     assert {name for name, p in denoiser.named_parameters() if p.requires_grad} == trained
     assert denoiser.training
     for stage, other in (("text-to-image", mode), ("text-to-video", "serial" if mode == "parallel" else "parallel")):
         with pytest.raises(MobiusError, match="cannot go on"):
-            build_denoiser(model, stage, other, False)
+            build_denoiser(model, stage, other)

@@ -137,5 +137,5 @@ def test_with_trained_shares_the_spatial_branch() -> None:
     combined = model.with_trained(other)
     batch = batch_for(model.spatial)
     assert combined.spatial is model.spatial
-    assert torch.equal(combined(*batch).sample, model.predict(*batch, trained=other))
+    assert torch.equal(combined(*batch).sample, model.predict(*batch.given(), trained=other))
     assert not torch.equal(combined(*batch).sample, model(*batch).sample)

@@ -13,20 +13,22 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor, nn
 from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
+from mobius_train.conditions import Conditions
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.measure.saved import LiveStorages, storages
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
+from mobius_train.models.backbone import Feature, without_graph
 from mobius_train.models.frames import fold_conditions, fold_frames
-from mobius_train.models.spatial import Feature, spatial_features
+from mobius_train.models.recompute import LayerMemory
 
 
 def features_of(model: ParallelUNet, batch: Batch) -> Iterator[Feature]:
-    conditions = fold_conditions(batch.timestep, batch.text, batch.sample.shape[2])
-    return spatial_features(model.spatial, fold_frames(batch.sample), *conditions)
+    folded = fold_conditions(batch.timestep, Conditions.of_text(batch.text), batch.sample.shape[2])
+    return without_graph(model.backbone.features(fold_frames(batch.sample), *folded))
 
 
 def loss(model: Denoiser, batch: Batch) -> Tensor:
-    return model.predict(*batch).square().mean()
+    return model.predict(*batch.given()).square().mean()
 
 
 def train(model: Denoiser, batch: Batch, steps: int) -> dict[str, Tensor | None]:
@@ -54,7 +56,8 @@ def idle(gradients: dict[str, Tensor | None]) -> set[str]:
 def test_after_two_steps_every_parameter_of_the_ring_learns(
     unet: UNet2DConditionModel, gradient_checkpointing: bool
 ) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel", gradient_checkpointing)
+    model = build_denoiser(unet, "text-to-video", "parallel")
+    model.set_memory(LayerMemory(gradient_checkpointing))
     gradients = train(model, batch_for(unet, frames=4), steps=2)
     assert len(gradients) == len(list(model.ring.parameters()))
     assert idle(gradients) == set()
@@ -63,7 +66,7 @@ def test_after_two_steps_every_parameter_of_the_ring_learns(
 
 def test_at_the_first_step_only_fusion_and_head_learn() -> None:
     # The control of the test above: its check finds parameters that do not learn.
-    model = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", False)
+    model = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel")
     gradients = train(model, batch_for(model.spatial), steps=0)
     learning = gradients.keys() - idle(gradients)
     assert learning == {n for n in gradients if n.startswith(("fusion.", "conv_norm_out.", "conv_out."))}
@@ -71,7 +74,8 @@ def test_at_the_first_step_only_fusion_and_head_learn() -> None:
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradient_checkpointing: bool) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel", gradient_checkpointing)
+    model = build_denoiser(unet, "text-to-video", "parallel")
+    model.set_memory(LayerMemory(gradient_checkpointing))
     batch = batch_for(unet)
     assert tensors_saved_in("spatial", lambda: loss(model, batch), model) == 0
     ring = set(map(id, model.ring.parameters()))
@@ -82,7 +86,7 @@ def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradie
 
 @pytest.mark.parametrize("mode", ["serial", "full"])
 def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None:
-    model = build_denoiser(tiny_unet("sd2"), "text-to-video", mode, False)
+    model = build_denoiser(tiny_unet("sd2"), "text-to-video", mode)
     batch = batch_for(model.unet)
     assert tensors_saved_in("unet", lambda: loss(model, batch), model) > 100
     spatial = set(map(id, model.unet.parameters()))
@@ -109,12 +113,13 @@ def outliving(model: ParallelUNet, batch: Batch) -> tuple[set[int], set[int]]:
 def test_nothing_that_the_spatial_branch_computed_outlives_the_forward_pass(
     unet: UNet2DConditionModel,
 ) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel", False)
+    model = build_denoiser(unet, "text-to-video", "parallel")
     assert outliving(model, batch_for(unet))[0] == set()
 
 
 def test_recomputing_keeps_features_and_nothing_else(unet: UNet2DConditionModel) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel", True)
+    model = build_denoiser(unet, "text-to-video", "parallel")
+    model.set_memory(LayerMemory(True))
     alive, taken = outliving(model, batch_for(unet))
     assert alive
     assert alive <= taken
@@ -157,8 +162,8 @@ def test_recomputing_changes_the_memory_and_not_the_numbers(unet: UNet2DConditio
     held, gradients, outputs = [], [], []
     for recompute in (False, True):
         model.ring.gradient_checkpointing = recompute
-        held.append(held_for_backward(lambda: model.predict(*batch), model))
-        outputs.append(model.predict(*batch))
+        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
+        outputs.append(model.predict(*batch.given()))
         model.zero_grad()
         outputs[-1].square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in model.ring.parameters()])
@@ -171,18 +176,18 @@ def test_recomputing_changes_the_memory_and_not_the_numbers(unet: UNet2DConditio
 def test_diffusers_switch_for_gradient_checkpointing_works() -> None:
     model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
     batch = batch_for(model.spatial)
-    kept = held_for_backward(lambda: model.predict(*batch), model)
+    kept = held_for_backward(lambda: model.predict(*batch.given()), model)
     model.enable_gradient_checkpointing()
-    assert held_for_backward(lambda: model.predict(*batch), model) < 0.2 * kept
+    assert held_for_backward(lambda: model.predict(*batch.given()), model) < 0.2 * kept
     model.disable_gradient_checkpointing()
-    assert held_for_backward(lambda: model.predict(*batch), model) == kept
+    assert held_for_backward(lambda: model.predict(*batch.given()), model) == kept
 
 
 def test_serial_holds_more_for_the_backward_pass(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
-    serial = build_denoiser(copy.deepcopy(unet), "text-to-video", "serial", False)
-    parallel = build_denoiser(unet, "text-to-video", "parallel", False)
-    held = [held_for_backward(lambda model=model: model.predict(*batch), model) for model in (parallel, serial)]
+    serial = build_denoiser(copy.deepcopy(unet), "text-to-video", "serial")
+    parallel = build_denoiser(unet, "text-to-video", "parallel")
+    held = [held_for_backward(lambda model=model: model.predict(*batch.given()), model) for model in (parallel, serial)]
     assert held[0] < 0.85 * held[1]
 
 

@@ -16,19 +16,20 @@ from unets import Batch, batch_for, tiny_unet
 
 from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, offload
+from mobius_train.models.backbone import LayerShape
 from mobius_train.models.compiling import compile_layers
-from mobius_train.models.recompute import RingMemory, Units, bytes_per_flop
-from mobius_train.models.unet_layers import LayerShape
+from mobius_train.models.recompute import LayerMemory, TreatedUnits
+from mobius_train.models.unet.layers import bytes_per_flop
 
 OPTIONS = {
-    "recomputed": RingMemory(gradient_checkpointing=True),
-    "a third kept": RingMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.34),
-    "activations": RingMemory(recompute_activations=True),
-    "a third with activations": RingMemory(True, gradient_checkpointing_kept=0.34, recompute_activations=True),
-    "a fifth offloaded": RingMemory(activation_offload=0.2),
-    "all offloaded": RingMemory(activation_offload=1.0),
-    "a fifth offloaded, the rest recomputed": RingMemory(gradient_checkpointing=True, activation_offload=0.2),
-    "everything": RingMemory(True, 0.34, recompute_activations=True, activation_offload=0.34),
+    "recomputed": LayerMemory(gradient_checkpointing=True),
+    "a third kept": LayerMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.34),
+    "activations": LayerMemory(recompute_activations=True),
+    "a third with activations": LayerMemory(True, gradient_checkpointing_kept=0.34, recompute_activations=True),
+    "a fifth offloaded": LayerMemory(activation_offload=0.2),
+    "all offloaded": LayerMemory(activation_offload=1.0),
+    "a fifth offloaded, the rest recomputed": LayerMemory(gradient_checkpointing=True, activation_offload=0.2),
+    "everything": LayerMemory(True, 0.34, recompute_activations=True, activation_offload=0.34),
 }
 
 
@@ -48,7 +49,7 @@ def trained_model(unet: UNet2DConditionModel) -> ParallelUNet:
 def step(model: ParallelUNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The prediction, and the ring's gradients by name."""
     model.zero_grad()
-    output = model.predict(*batch)
+    output = model.predict(*batch.given())
     output.square().mean().backward()
     return output.detach(), {name: p.grad.clone() for name, p in model.ring.named_parameters() if p.grad is not None}
 
@@ -74,24 +75,24 @@ def test_a_layer_that_is_recomputed_otherwise_is_noticed(monkeypatch: pytest.Mon
     model = trained_model(tiny_unet("emoji"))
     batch = batch_for(model.spatial, frames=4)
     plain = step(model, batch)
-    model.ring.set_memory(RingMemory(gradient_checkpointing=True))
-    output = model.predict(*batch)
+    model.ring.set_memory(LayerMemory(gradient_checkpointing=True))
+    output = model.predict(*batch.given())
     monkeypatch.setattr(nn.SiLU, "forward", lambda self, x: nn.functional.silu(x) * (1 + 1e-6))
     output.square().mean().backward()
     assert any(not torch.equal(p.grad, plain[1][name]) for name, p in model.ring.named_parameters())
 
 
-def held(model: ParallelUNet, batch: Batch, memory: RingMemory) -> int:
+def held(model: ParallelUNet, batch: Batch, memory: LayerMemory) -> int:
     """Bytes on the computing device."""
     model.ring.set_memory(memory)
-    return held_for_backward(lambda: model.predict(*batch), model) - model.ring.host_bytes
+    return held_for_backward(lambda: model.predict(*batch.given()), model) - model.ring.host_bytes
 
 
 def test_every_option_keeps_less() -> None:
     model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
     batch = batch_for(model.spatial, frames=4)
     kept = {name: held(model, batch, memory) for name, memory in OPTIONS.items()}
-    plain = held(model, batch, RingMemory())
+    plain = held(model, batch, LayerMemory())
     assert kept["recomputed"] < kept["a third with activations"] < kept["a third kept"] < plain
     assert kept["activations"] < 0.65 * plain
     assert kept["a fifth offloaded"] < 0.9 * plain
@@ -106,15 +107,16 @@ def layer(in_channels: int, channels: int, heads: int | None = 1) -> LayerShape:
 
 def test_shares_go_to_the_layers_that_spare_most_flops_for_a_byte() -> None:
     layers = [layer(320, 320), layer(640, 640), layer(1280, 1280, None), layer(1280, 1280), layer(960, 320)]
-    ranking = sorted(range(5), key=lambda i: bytes_per_flop(layers[i]))
+    costs = [bytes_per_flop(each) for each in layers]
+    ranking = sorted(range(5), key=costs.__getitem__)
     assert ranking == [2, 3, 1, 4, 0]
-    assert RingMemory(True, 0.4, activation_offload=0.2).treatments(layers) == (
+    assert LayerMemory(True, 0.4, activation_offload=0.2).treatments(costs) == (
         "recompute",
         *("recompute", "offload", "keep", "keep", "recompute"),
         "recompute",
     )
     # Where nothing is recomputed, offloading frees the most.
-    assert RingMemory(activation_offload=0.4, recompute_activations=True).treatments(layers) == (
+    assert LayerMemory(activation_offload=0.4, recompute_activations=True).treatments(costs) == (
         "selective",
         *("offload", "selective", "selective", "selective", "offload"),
         "selective",
@@ -125,9 +127,9 @@ def test_frozen_features_in_half_the_width_are_kept_in_it() -> None:
     model = trained_model(tiny_unet("emoji"))
     batch = batch_for(model.spatial, frames=4)
     model.ring.gradient_checkpointing = True
-    wide, output = held(model, batch, RingMemory(True)), model.predict(*batch)
+    wide, output = held(model, batch, LayerMemory(True)), model.predict(*batch.given())
     model.spatial.to(torch.bfloat16)
-    narrow = held(model, batch, RingMemory(True))
+    narrow = held(model, batch, LayerMemory(True))
     # A layer keeps t and SC(h): the one in float32, the other in bfloat16.
     assert narrow < 0.85 * wide
     prediction, gradients = step(model, batch)
@@ -157,7 +159,7 @@ def _compiler_as_before() -> Iterator[None]:
 
 def saved(model: ParallelUNet, batch: Batch) -> int:
     """Bytes that autograd saves, parameters aside; unlike `held`, seen inside of compiled graphs."""
-    return saved_for_backward(lambda: model.predict(*batch), {"": model}, compiled=True)[1].total
+    return saved_for_backward(lambda: model.predict(*batch.given()), {"": model}, compiled=True)[1].total
 
 
 @pytest.mark.usefixtures("_compiler_as_before")
@@ -204,7 +206,7 @@ def test_a_product_that_is_changed_in_place_is_not_changed_twice() -> None:
 
     results = []
     for treatment in ("keep", "selective"):
-        output = Units([treatment]).run(layer, *leaves)
+        output = TreatedUnits([treatment]).run(layer, *leaves)
         results.append([output, *torch.autograd.grad(output.sum(), leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -265,7 +267,7 @@ def test_what_is_recomputed_or_offloaded_trains_nothing_where_no_gradient_is_ask
     model = trained_model(tiny_unet("emoji"))
     batch = batch_for(model.spatial, frames=4)
     with torch.no_grad():
-        plain = model.predict(*batch)
+        plain = model.predict(*batch.given())
         model.ring.set_memory(OPTIONS["everything"])
-        assert torch.equal(model.predict(*batch), plain)
+        assert torch.equal(model.predict(*batch.given()), plain)
     assert model.ring.host_bytes == 0

@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mobius_train.conditions import Conditions
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import Denoiser, SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
-from mobius_train.models.recompute import RingMemory
-from mobius_train.models.spatial import output_head, walk
+from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.unet.walk import output_head, walk
 
 MIB = 2**20
 
@@ -50,12 +51,19 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, 4, 8, 32, 32), torch.tensor([3, 700]), torch.randn(2, 77, 1024)
 
 
+def given() -> tuple[Tensor, Tensor, Conditions]:
+    sample, timestep, text = batch()
+    return sample, timestep, Conditions.of_text(text)
+
+
 def build(mode: Literal["parallel", "serial", "full"], gradient_checkpointing: bool = False) -> Denoiser:
-    return build_denoiser(sd21(), "text-to-video", mode, gradient_checkpointing)
+    model = build_denoiser(sd21(), "text-to-video", mode)
+    model.set_memory(LayerMemory(gradient_checkpointing))
+    return model
 
 
 def held(model: Any) -> float:
-    return held_for_backward(lambda: model.predict(*batch()), model) / MIB
+    return held_for_backward(lambda: model.predict(*given()), model) / MIB
 
 
 def millions(module: nn.Module) -> float:
@@ -82,8 +90,9 @@ def operators(run: Callable[[], object]) -> list[tuple[str, list[torch.Size]]]:
 
 
 def folded() -> tuple[Tensor, Any, Tensor]:
-    sample, timestep, text = batch()
-    return fold_frames(sample), *fold_conditions(timestep, text, 8)
+    sample, timestep, conditions = given()
+    timesteps, conditions = fold_conditions(timestep, conditions, 8)
+    return fold_frames(sample), timesteps, conditions["text"]
 
 
 def test_the_walk_runs_the_operators_of_the_untouched_forward() -> None:
@@ -118,13 +127,13 @@ def test_serial_has_the_weights_of_the_3d_unet() -> None:
             for name, tensor in serial.state_dict().items()
         }
         assert names == expected
-        assert serial.predict(*batch()).shape == (2, 4, 8, 32, 32)
+        assert serial.predict(*given()).shape == (2, 4, 8, 32, 32)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_parallel_keeps_nothing_of_the_spatial_branch(gradient_checkpointing: bool) -> None:
     model = build("parallel", gradient_checkpointing)
-    output, saved = saved_for_backward(lambda: model.predict(*batch()), {"": model})
+    output, saved = saved_for_backward(lambda: model.predict(*given()), {"": model})
     assert output.shape == (2, 4, 8, 32, 32)
     assert not any(name.startswith("spatial") for name in saved.tensors)
     ring = set(map(id, model.ring.parameters()))
@@ -135,7 +144,7 @@ def test_parallel_keeps_nothing_of_the_spatial_branch(gradient_checkpointing: bo
 
 def test_serial_keeps_the_spatial_branch() -> None:
     model = build("serial")
-    assert tensors_saved_in("unet", lambda: model.predict(*batch()), model) > 300
+    assert tensors_saved_in("unet", lambda: model.predict(*given()), model) > 300
 
 
 def test_memory_held_for_the_backward_pass() -> None:
@@ -149,9 +158,9 @@ def test_memory_held_for_the_backward_pass() -> None:
 def test_memory_options() -> None:
     model = build("parallel")
     for memory, expected, on_host in (
-        (RingMemory(recompute_activations=True), 5797, 0),
-        (RingMemory(True, gradient_checkpointing_kept=0.25), 648, 0),
-        (RingMemory(True, activation_offload=0.2), 542, 68),
+        (LayerMemory(recompute_activations=True), 5797, 0),
+        (LayerMemory(True, gradient_checkpointing_kept=0.25), 648, 0),
+        (LayerMemory(True, activation_offload=0.2), 542, 68),
     ):
         model.ring.set_memory(memory)
         everything = held(model)
@@ -166,14 +175,14 @@ def test_recomputed_in_bf16_it_holds_less_than_1000_mib() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     sample, timestep, text = batch()
-    narrow = (sample.bfloat16(), timestep, text.bfloat16())
+    narrow = (sample.bfloat16(), timestep, Conditions.of_text(text.bfloat16()))
     assert held_for_backward(lambda: model.predict(*narrow), model) / MIB == pytest.approx(275, rel=0.02)
 
 
 def flops(model: Any) -> tuple[float, float]:
     """TFLOP of a forward and a backward pass."""
     with FlopCounterMode(display=False) as counter:
-        output = model.predict(*batch())
+        output = model.predict(*given())
         forward = counter.get_total_flops()
         output.sum().backward()
     return forward / 1e12, (counter.get_total_flops() - forward) / 1e12
@@ -184,7 +193,7 @@ def test_what_the_options_compute_again() -> None:
     forward, backward = flops(model)
     assert forward + backward == pytest.approx(10.26, rel=0.01)
     # Norms and activations are free in products; all of the ring's layers are a third of the forward pass.
-    model.ring.set_memory(RingMemory(recompute_activations=True))
+    model.ring.set_memory(LayerMemory(recompute_activations=True))
     assert flops(model) == (forward, backward)
-    model.ring.set_memory(RingMemory(gradient_checkpointing=True))
+    model.ring.set_memory(LayerMemory(gradient_checkpointing=True))
     assert flops(model) == (forward, pytest.approx(backward + 2.13, abs=0.05))

@@ -85,7 +85,7 @@ def test_new_model_equals_the_2d_model_per_frame(unet: UNet2DConditionModel, siz
 
 
 def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel) -> None:
-    model = build_denoiser(unet, "text-to-video", "serial", False)
+    model = build_denoiser(unet, "text-to-video", "serial")
     batch = batch_for(unet, frames=4)
     optimizer = torch.optim.AdamW(model.temporal.parameters(), lr=1e-3)
     for step in range(4):
@@ -100,14 +100,14 @@ def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel)
 
 @pytest.mark.parametrize("mode", ["serial", "full"])
 def test_recomputing_changes_the_memory_and_not_the_numbers(mode: str) -> None:
-    model = build_denoiser(tiny_unet("sd1"), "text-to-video", mode, False)
+    model = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
     batch = batch_for(model.unet, size=(18, 10))
     held, gradients = [], []
     for recompute in (False, True):
         model.gradient_checkpointing = recompute
-        held.append(held_for_backward(lambda: model.predict(*batch), model))
+        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
         model.zero_grad()
-        model.predict(*batch).square().mean().backward()
+        model.predict(*batch.given()).square().mean().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     assert held[1] < 0.2 * held[0]
     for kept, recomputed in zip(*gradients, strict=True):

@@ -11,8 +11,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from unets import Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
+from mobius_train.conditions import Conditions
 from mobius_train.models import ParallelUNet
-from mobius_train.models.spatial import Feature, output_head, spatial_features, walk
+from mobius_train.models.backbone import Feature, without_graph
+from mobius_train.models.unet.backbone import UNetBackbone
+from mobius_train.models.unet.walk import output_head, walk
 
 
 def layer_outputs(unet: UNet2DConditionModel, run: Callable[[], object]) -> list[Tensor]:
@@ -37,7 +40,7 @@ def layer_outputs(unet: UNet2DConditionModel, run: Callable[[], object]) -> list
 
 
 def stream(unet: UNet2DConditionModel, pictures: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
-    features = spatial_features(unet, pictures, timestep, text)
+    features = without_graph(UNetBackbone(unet).features(pictures, timestep, Conditions.of_text(text)))
     return [tensor for feature in features for tensor in feature if tensor is not None]
 
 
@@ -133,7 +136,8 @@ def test_unusual_backbones_are_walked_as_diffusers_does(changes: dict) -> None:
 
 def test_taking_features_leaves_gradients_on_for_the_taker() -> None:
     unet = tiny_unet("emoji")
-    for feature in spatial_features(unet, *batch_for(unet).frames()):
+    pictures, timestep, text = batch_for(unet).frames()
+    for feature in without_graph(UNetBackbone(unet).features(pictures, timestep, Conditions.of_text(text))):
         assert torch.is_grad_enabled()
         assert isinstance(feature, Feature)
         assert not feature.hidden.requires_grad

@@ -6,7 +6,7 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
-from mobius_train.models.temporal import FrameConv, TemporalConv, temporal_attention
+from mobius_train.models.unet.temporal import FrameConv, TemporalConv, temporal_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

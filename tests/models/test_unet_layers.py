@@ -5,7 +5,8 @@ from itertools import zip_longest
 from diffusers import UNet2DConditionModel
 from unets import tiny_unet
 
-from mobius_train.models.unet_layers import LayerShape, read_layout
+from mobius_train.models.backbone import LayerShape
+from mobius_train.models.unet.layers import read_layout
 
 
 def layers_built(block) -> list[LayerShape]:

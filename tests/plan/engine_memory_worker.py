@@ -28,13 +28,14 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param import alloc_storage, free_storage
 from torch.distributed.tensor import DTensor
 
-from mobius_train.assembly.build import build_task
 from mobius_train.cli import run_rank
 from mobius_train.config import load
 from mobius_train.engine.choose import choose_engine
-from mobius_train.engine.settings import engine_settings
-from mobius_train.job import distributed as ranks
+from mobius_train.engine.spread import spread_of
+from mobius_train.job.distributed import Distributed
 from mobius_train.plan.trace import Recorder, rounded
+from mobius_train.step import micro_batch
+from mobius_train.tasks.build_task import build_task
 
 
 def tensors() -> dict[int, Tensor]:
@@ -67,25 +68,25 @@ def watch_gathered(recorder: Recorder) -> None:
 def optimizer_step(task: Any, engine: Any, batches: Any) -> None:
     report = None
     while report is None:
-        loss = task.loss(engine, next(batches)).mean()
-        engine.backward(loss)
-        del loss
+        micro_batch(task, engine, next(batches))
         report = engine.step(1e-4)
 
 
-def case(recipe: Path, ds_json: Path | None, overrides: list[str], distributed: ranks.Distributed) -> dict[str, int]:
+def case(recipe: Path, ds_path: Path | None, overrides: list[str], distributed: Distributed) -> dict[str, int]:
     config = load(recipe, overrides)
-    settings = engine_settings(config)
     gc.collect()
     before = set(tensors())
     task: Any = build_task(config, distributed)
-    frozen = {p.untyped_storage()._cdata for p in task.denoiser.frozen.parameters()} if task.denoiser.frozen else set()
-    for encoder in (task.encoders.images.vae, task.encoders.text.model):
+    parts = task.parts
+    frozen = (
+        {p.untyped_storage()._cdata for p in parts.denoiser.frozen.parameters()} if parts.denoiser.frozen else set()
+    )
+    for encoder in (parts.encoders.images.vae, parts.encoders.text.model):
         frozen |= {t.untyped_storage()._cdata for t in (*encoder.parameters(), *encoder.buffers())}
-    fsdp = config.fsdp
-    engine: Any = choose_engine(settings, fsdp, ds_json, launch)(task.trained, task.units, distributed)
+    spread = spread_of("fsdp" if ds_path is None else "deepspeed", ds_path, launch)
+    engine: Any = choose_engine(config, spread)(task.trained, task.units, distributed)
     # What CUDA's unfused AdamW defaults to, and CPUs do not.
-    for group in (engine._optimizer if ds_json is None else engine._engine.optimizer).param_groups:
+    for group in (engine._optimizer if ds_path is None else engine._engine.optimizer).param_groups:
         group["foreach"] = True
     batches = task.training_batches(0)
     optimizer_step(task, engine, batches)
@@ -106,12 +107,12 @@ def case(recipe: Path, ds_json: Path | None, overrides: list[str], distributed: 
 
 def main() -> None:
     recipe, ds_configs, folder, cases = sys.argv[1:]
-    distributed = ranks.start(launch)
+    distributed = Distributed(launch)
     seen = {}
     for name in cases.split(","):
         engine, precision, *overrides = name.split(":")
-        ds_json = None if engine == "fsdp" else Path(ds_configs) / f"{engine}.json"
-        seen[name] = case(Path(recipe), ds_json, [f"mixed_precision='{precision}'", *overrides], distributed)
+        ds_path = None if engine == "fsdp" else Path(ds_configs) / f"{engine}.json"
+        seen[name] = case(Path(recipe), ds_path, [f"mixed_precision='{precision}'", *overrides], distributed)
     if distributed.is_main:
         (Path(folder) / "measured.json").write_text(json.dumps(seen))
     distributed.close()

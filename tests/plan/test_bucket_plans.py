@@ -8,7 +8,8 @@ import pytest
 from recipes import recipe, write
 
 from mobius_train.config import load
-from mobius_train.plan import Layout, Plan, Planner, find_gpu
+from mobius_train.engine.spread import Spread
+from mobius_train.plan import Plan, Planner, find_gpu
 from mobius_train.plan.advice import advise
 from mobius_train.plan.largest import QUANTITIES
 
@@ -23,7 +24,7 @@ def test_the_largest_bucket_is_planned(tiny_pipeline: Path, tmp_path: Path, stag
     def planned(**data: object) -> Plan:
         values = recipe(tiny_pipeline, tmp_path, tmp_path / "out", stage=stage, validation={"prompts": []})
         values["data"] |= data
-        return planner.plan(load(write(tmp_path / "recipe.yaml", values)), Layout())
+        return planner.plan(load(write(tmp_path / "recipe.yaml", values)), Spread.over(1))
 
     one = planned(num_frames=8, resolution=64)
     assert planned(buckets=[SMALL, LARGE, {"num_frames": 1, "width": 64, "height": 64}]).parts == one.parts
@@ -38,4 +39,4 @@ def test_buckets_say_what_else_would_be_tried(tiny_pipeline: Path, tmp_path: Pat
     values["data"]["buckets"] = [LARGE]
     config = load(write(tmp_path / "recipe.yaml", values))
     assert [one.name for one in QUANTITIES if one.applies(config)] == ["train_batch_size"]
-    assert not any("resolution" in str(one) for one in advise(Planner(), config, Layout(), find_gpu("V100-16")))
+    assert not any("resolution" in str(one) for one in advise(Planner(), config, Spread.over(1), find_gpu("V100-16")))

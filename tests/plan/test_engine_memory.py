@@ -11,8 +11,9 @@ from launching import launch
 from recipes import recipe, write
 
 from mobius_train.config import load
-from mobius_train.engine.ds_config import read
-from mobius_train.plan import Layout, Planner
+from mobius_train.engine.ds_config import read_ds_json
+from mobius_train.engine.spread import Spread
+from mobius_train.plan import Planner
 from mobius_train.plan.adam_states import FOREACH
 from mobius_train.plan.planner import ENCODERS
 
@@ -56,9 +57,9 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
     engine, precision, *overrides = case.split(":")
     overrides += [f"mixed_precision='{precision}'", "data.validation=null", "validation={}"]
     config = load(folder / "recipe.yaml", overrides)
-    layout = Layout(RANKS, "fsdp")
+    layout = Spread.over(RANKS, "fsdp")
     if engine != "fsdp":
-        layout = Layout(RANKS, ds_json=read(folder / f"{engine}.json"))
+        layout = Spread.over(RANKS, ds_json=read_ds_json(folder / f"{engine}.json"))
     planner = Planner()
     sim = planner._simulation(config)
     memory = planner._engine_memory(config, layout, FOREACH)(sim)

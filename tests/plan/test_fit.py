@@ -8,12 +8,12 @@ import pytest
 from recipes import DS_CONFIGS, recipe, write
 
 from mobius_train.config import RunConfig, load
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.ds_config import read_ds_json
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
-from mobius_train.job import distributed as ranks
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import Launch
-from mobius_train.plan import Layout, fit
+from mobius_train.plan import fit
 from mobius_train.plan import planner as plan
 from mobius_train.plan.planner import CONTEXT
 
@@ -23,7 +23,7 @@ ZERO2 = DS_CONFIGS / "zero2.json"
 
 @pytest.fixture
 def distributed() -> Distributed:
-    return ranks.start(Launch(rank=0, local_rank=0, world_size=1, local_world_size=1))
+    return Distributed(Launch(rank=0, local_rank=0, world_size=1, local_world_size=1))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def config(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> RunConfig
 def test_a_byte_too_little_is_named_and_enough_is_not(
     config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, ds_path: Path | None
 ) -> None:
-    layout = Layout(1, "fsdp") if ds_path is None else Layout(1, "deepspeed", read(ds_path))
+    layout = Spread.over(1, "fsdp") if ds_path is None else Spread.over(1, "deepspeed", read_ds_json(ds_path))
     needed = plan(config, layout).peak - CONTEXT
     for free, count in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)

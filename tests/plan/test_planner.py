@@ -8,9 +8,10 @@ import pytest
 from recipes import DS_CONFIGS, REPOSITORY
 
 from mobius_train.config import load
-from mobius_train.engine.ds_config import read
+from mobius_train.engine.ds_config import read_ds_json
+from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
-from mobius_train.plan import Layout, Planner, find_gpu
+from mobius_train.plan import Planner, find_gpu
 from mobius_train.plan.advice import advise
 from mobius_train.plan.fit_table import reproduce_paper
 from mobius_train.plan.largest import QUANTITIES, Quantity, largest
@@ -18,6 +19,7 @@ from mobius_train.plan.plan_text import as_text
 from mobius_train.plan.planner import MIB, Plan
 
 PAPER = REPOSITORY / "configs" / "paper_sd21.yaml"
+OFFLOADED = Spread.over(4, ds_json=read_ds_json(DS_CONFIGS / "zero2_offload.json"))
 RECOMPUTED = ("gradient_checkpointing=true", "mixed_precision=bf16")
 
 
@@ -26,11 +28,11 @@ def planner() -> Planner:
     return Planner(PAPER)
 
 
-def zero(stage: int, ranks: int = 4) -> Layout:
-    return Layout(ranks, ds_json=read(DS_CONFIGS / f"zero{stage}.json"))
+def zero(stage: int, ranks: int = 4) -> Spread:
+    return Spread.over(ranks, ds_json=read_ds_json(DS_CONFIGS / f"zero{stage}.json"))
 
 
-def planned(planner: Planner, *overrides: str, layout: Layout | None = None, gpu: str | None = None) -> Plan:
+def planned(planner: Planner, *overrides: str, layout: Spread | None = None, gpu: str | None = None) -> Plan:
     return planner.plan(load(PAPER, overrides), layout or zero(2), None if gpu is None else find_gpu(gpu))
 
 
@@ -40,7 +42,7 @@ def test_the_papers_two_figures_within_10_percent(planner: Planner) -> None:
     assert abs(serial.error) < 0.10
     assert abs(parallel.error) < 0.10
     # The control: without materialised attention the serial run would be out of reach.
-    fused = planned(planner, "mode=serial", layout=Layout(4, "ddp"))
+    fused = planned(planner, "mode=serial", layout=Spread.over(4, "ddp"))
     assert fused.peak / MIB < 0.9 * serial.measured
 
 
@@ -68,7 +70,7 @@ def test_each_zero_stage_shards_more(planner: Planner) -> None:
 
 def test_an_offload_moves_states_to_the_host(planner: Planner) -> None:
     kept = planned(planner, *RECOMPUTED)
-    offloaded = planned(planner, *RECOMPUTED, layout=Layout(4, ds_json=read(DS_CONFIGS / "zero2_offload.json")))
+    offloaded = planned(planner, *RECOMPUTED, layout=OFFLOADED)
     assert kept.host == 0
     assert offloaded.host > 0
     assert "optimizer states" in kept.parts
@@ -77,7 +79,7 @@ def test_an_offload_moves_states_to_the_host(planner: Planner) -> None:
 
 
 def test_8_bit_moments_take_a_byte_and_a_float_for_each_block(planner: Planner) -> None:
-    for layout in (zero(2), Layout(4, "fsdp")):
+    for layout in (zero(2), Spread.over(4, "fsdp")):
         plain = planned(planner, *RECOMPUTED, layout=layout)
         eight = planned(planner, *RECOMPUTED, "optimizer=adamw_8bit", layout=layout)
         ratio = eight.parts["optimizer states"] / plain.parts["optimizer states"]
@@ -86,7 +88,7 @@ def test_8_bit_moments_take_a_byte_and_a_float_for_each_block(planner: Planner) 
 
 def test_fsdp_shards_over_all_ranks_or_a_group(planner: Planner) -> None:
     def fsdp(*overrides: str, ranks: int = 4) -> Plan:
-        return planned(planner, *RECOMPUTED, "global_batch_size=null", *overrides, layout=Layout(ranks, "fsdp"))
+        return planned(planner, *RECOMPUTED, "global_batch_size=null", *overrides, layout=Spread.over(ranks, "fsdp"))
 
     alone, full = fsdp(ranks=1), fsdp()
     assert full.parts["master weights"] == pytest.approx(alone.parts["master weights"] / 4, rel=0.01)
@@ -171,15 +173,15 @@ def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Plann
         (["mixed_precision=bf16"], zero(2), "V100-32", "bf16 on a V100-32"),
         ([], zero(2), "V100-64", "V100-16, V100-32, A100-40"),
         ([], zero(2), "-3", "a size in GB"),
-        ([], Layout(4, "ddp", {"zero_optimization": {"stage": 3}}), None, "the engine is ddp"),
-        (["mixed_precision=bf16"], Layout(4, "ddp"), None, "float32 alone"),
+        ([], Spread.over(4, "ddp", {"zero_optimization": {"stage": 3}}), None, "the engine is ddp"),
+        (["mixed_precision=bf16"], Spread.over(4, "ddp"), None, "float32 alone"),
         ([], zero(2, 3), None, "3 rank"),
-        ([], Layout(4, ds_json={"zero_optimization": {"stage": 4}}), None, "it is 0, 1, 2 or 3"),
-        (["optimizer=adamw_8bit"], Layout(4, ds_json=read(DS_CONFIGS / "zero2_offload.json")), None, "8bit steps on"),
-        (["optimizer=adamw_8bit", "fsdp.cpu_offload=true"], Layout(4, "fsdp"), None, "8bit steps on"),
+        ([], Spread.over(4, ds_json={"zero_optimization": {"stage": 4}}), None, "it is 0, 1, 2 or 3"),
+        (["optimizer=adamw_8bit"], OFFLOADED, None, "8bit steps on"),
+        (["optimizer=adamw_8bit", "fsdp.cpu_offload=true"], Spread.over(4, "fsdp"), None, "8bit steps on"),
         (["fsdp.cpu_offload=true"], zero(2), None, "fsdp settings, which do nothing"),
-        (["fsdp.sharding=hybrid"], Layout(4, "fsdp"), None, "fsdp.shard_size to one of"),
-        ([], Layout(4, "fsdp", {"zero_optimization": {"stage": 3}}), None, "the engine is fsdp"),
+        (["fsdp.sharding=hybrid"], Spread.over(4, "fsdp"), None, "fsdp.shard_size to one of"),
+        ([], Spread.over(4, "fsdp", {"zero_optimization": {"stage": 3}}), None, "the engine is fsdp"),
         (["shard_frozen=true", "global_batch_size=null"], zero(2, 1), None, "one rank to shard over"),
         (["max_text_tokens=600"], zero(2), None, "512 positions"),
         (["text_encoder_name_or_path=stable-diffusion-v1-5", "max_text_tokens=77"], zero(2), None, "768 wide"),
@@ -187,7 +189,7 @@ def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Plann
     ],
 )  # fmt: skip
 def test_contradictions_are_refused_by_name(
-    planner: Planner, overrides: list[str], layout: Layout, gpu: str | None, message: str
+    planner: Planner, overrides: list[str], layout: Spread, gpu: str | None, message: str
 ) -> None:
     with pytest.raises(MobiusError, match=message):
         planned(planner, *overrides, layout=layout, gpu=gpu)

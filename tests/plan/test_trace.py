@@ -12,9 +12,9 @@ from recipes import recipe, write
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mobius_train.assembly.model_configs import find_configs
 from mobius_train.config import load
 from mobius_train.models import build_denoiser
-from mobius_train.plan.model_configs import find_configs
 from mobius_train.plan.simulate import Simulator
 from mobius_train.plan.trace import BLOCK, Recorder
 
@@ -82,7 +82,7 @@ def test_a_real_model_keeps_what_was_simulated(mode: Any, tiny_pipeline: Path, t
     models = find_configs(config)
     simulated = sum(Simulator().simulate(config, models).step.saved().values())
 
-    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.unet), "text-to-video", mode, False)
+    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.unet), "text-to-video", mode)
     weights = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
     seen: dict[int, Tensor] = {}
 

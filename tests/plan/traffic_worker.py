@@ -20,11 +20,11 @@ def main() -> None:
     from mobius_train.engine.deepspeed import DeepSpeedEngine
     from mobius_train.engine.ds_config import resolve
     from mobius_train.engine.settings import EngineSettings
-    from mobius_train.job import distributed as ranks
+    from mobius_train.job.distributed import Distributed
 
     width, precision, accumulation = 64, cast(Any, sys.argv[1]), int(sys.argv[2])
     found = {}
-    with ranks.start(launch) as distributed:
+    with Distributed(launch) as distributed:
         for stage in range(4):
             settings = EngineSettings(
                 micro_batch_size=1,

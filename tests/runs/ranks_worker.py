@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from mobius_train.cli import run_rank
 from mobius_train.config import load
+from mobius_train.engine.spread import spread_of
 from mobius_train.job import environment
 from mobius_train.run import train
 
@@ -27,7 +28,10 @@ def main() -> None:
         engine, *overrides = run.split("+")
         per_rank = 4 // launch.world_size
         config = load(Path(recipe), [f"output_dir={output}/{run}", f"train_batch_size={per_rank}", *overrides])
-        train(config, None if engine == "fsdp" else Path(ds_configs) / f"{engine}.json", launch)
+        if engine == "fsdp":
+            train(config, spread_of("fsdp", None, launch))
+        else:
+            train(config, spread_of("deepspeed", Path(ds_configs) / f"{engine}.json", launch))
     dist.destroy_process_group()
 
 

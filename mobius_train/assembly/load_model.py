@@ -7,35 +7,43 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 
 from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
-from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.models.families import DEFAULT, FAMILIES, family_of, video_models
 
 Part = TypeVar("Part")
-VIDEO_MODELS: dict[str, type[ParallelUNet] | type[SerialUNet]] = {
-    kind.__name__: kind for kind in (ParallelUNet, SerialUNet)
-}
 
 
-def load_unet(
-    new_config: dict[str, Any] | None, name_or_path: str | None
-) -> UNet2DConditionModel | ParallelUNet | SerialUNet:
-    """The UNet that a run starts from: a 2D one, or the text-to-video model of a pipeline folder of ours.
+def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: str | None) -> nn.Module:
+    """What a run starts from, in float32: an image model, or the video model of a pipeline folder of this project.
+
+    Args:
+        new_config: of a new image model; its `_class_name` may name another class than UNet2DConditionModel.
 
     Raises:
-        MobiusError: see `load_part`.
+        MobiusError: see `load_part`; or the model's family is not supported.
     """
-    folder = Path(name_or_path or "") / "unet"
-    if new_config is None and name_or_path is not None and (folder / "config.json").is_file():
-        try:
-            kind = VIDEO_MODELS.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise MobiusError(f"{folder / 'config.json'} does not say what model this is: {error!r}") from error
-        if kind is not None:
-            return kind.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    return load_part(UNet2DConditionModel, "unet", new_config, name_or_path)
+    if new_config is not None:
+        family = family_of(new_config["_class_name"]) if "_class_name" in new_config else DEFAULT
+        return load_part(family.image_model, family.part, new_config, None)
+    for family in FAMILIES:
+        folder = Path(name_or_path or "") / family.part
+        if name_or_path is not None and (folder / "config.json").is_file():
+            kind = _class_in(folder)
+            if kind in video_models():
+                made: Any = video_models()[kind]
+                return made.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+            return load_part(family_of(kind).image_model, family.part, None, name_or_path)
+    return load_part(DEFAULT.image_model, DEFAULT.part, None, name_or_path)
+
+
+def _class_in(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MobiusError(f"{folder / 'config.json'} does not say what model this is: {error!r}") from error
 
 
 def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:

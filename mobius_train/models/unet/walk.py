@@ -12,28 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from mobius_train.models.backbone import Feature
 from mobius_train.models.frames import Timestep
-
-
-class Feature(NamedTuple):
-    """What one layer computes, both (N, C, H, W)."""
-
-    convolution: Tensor
-    """SC(h)."""
-    attention: Tensor | None = None
-    """SA(SC(h)); None for a layer without attention."""
-
-    @property
-    def hidden(self) -> Tensor:
-        """The hidden state that leaves the layer."""
-        return self.convolution if self.attention is None else self.attention
-
 
 # (SC, SA or None, h, bridge or None, time embedding (N, T), text (N, L, D)) → feature
 Layer = Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None, Tensor, Tensor], Feature]
@@ -118,23 +104,6 @@ def walk(
 def output_head(unet: UNet2DConditionModel, hidden: Tensor) -> Tensor:
     """The last hidden state (N, C, H, W) → the prediction, (N, out_channels, H, W)."""
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
-
-
-def spatial_features(
-    unet: UNet2DConditionModel, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor
-) -> Iterator[Feature]:
-    """`walk` without a graph, in the UNet's dtype. Arguments as there.
-
-    Gradients are off only while the walk computes, never while the taker does.
-    """
-    features = walk(unet, sample.to(unet.dtype), timestep, encoder_hidden_states.to(unet.dtype))
-    while True:
-        with torch.no_grad():
-            feature = next(features, None)
-        if feature is None:
-            return
-        yield feature
-        del feature
 
 
 def _layers(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None]]:

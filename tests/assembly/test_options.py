@@ -9,8 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny import KINDS
 
-from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device, frozen_dtype
+from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device
 from mobius_train.config import RunConfig
+from mobius_train.dtypes import Dtypes
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.choose_attention import Machine
@@ -24,7 +25,7 @@ def config(**changes: Any) -> RunConfig:
 
 def model(mode: Any = "parallel") -> Denoiser:
     unet = UNet2DConditionModel(sample_size=8, **KINDS["emoji"])
-    return build_denoiser(unet, "text-to-video", mode, gradient_checkpointing=False)
+    return build_denoiser(unet, "text-to-video", mode)
 
 
 def test_offloading_is_refused_on_a_cpu_before_anything_is_loaded() -> None:
@@ -44,10 +45,10 @@ def test_a_frozen_branch_in_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pyt
 
 
 def test_the_frozen_branch_follows_the_mixed_precision_unless_told_otherwise() -> None:
-    assert frozen_dtype(config(mixed_precision="bf16")) == torch.bfloat16
-    assert frozen_dtype(config()) == torch.float32
-    assert frozen_dtype(config(frozen_dtype="fp16")) == torch.float16
-    assert frozen_dtype(config(frozen_dtype="fp32", mixed_precision="bf16")) == torch.float32
+    assert Dtypes.of(config(mixed_precision="bf16")).frozen == torch.bfloat16
+    assert Dtypes.of(config()).frozen == torch.float32
+    assert Dtypes.of(config(frozen_dtype="fp16")).frozen == torch.float16
+    assert Dtypes.of(config(frozen_dtype="fp32", mixed_precision="bf16")).frozen == torch.float32
 
 
 def test_the_ring_gets_its_treatments() -> None:

@@ -18,10 +18,10 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from mobius_train.models.recompute import RingMemory, Units
-from mobius_train.models.spatial import Feature
-from mobius_train.models.temporal import TemporalBlock, transformer_in
-from mobius_train.models.unet_layers import LAYOUT_FIELDS, LayerShape, read_layout
+from mobius_train.models.backbone import Feature, LayerShape
+from mobius_train.models.recompute import LayerMemory, TreatedUnits
+from mobius_train.models.unet.layers import LAYOUT_FIELDS, bytes_per_flop, read_layout
+from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 
 HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
 
@@ -83,14 +83,26 @@ class Ring(ModelMixin, ConfigMixin):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_act = get_activation(act_fn)
         self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
-        self._shapes = [shape for block in (*layout.down, layout.mid, *layout.up) for shape in block]
-        self.set_memory(RingMemory())
+        self._layers = layout.layers()
+        self.set_memory(LayerMemory())
         self.host_bytes = 0
 
-    def set_memory(self, memory: RingMemory) -> None:
+    def set_memory(self, memory: LayerMemory) -> None:
         """Choose what the layers keep for the backward pass."""
         self.memory = memory
-        self.treatments = memory.treatments(self._shapes)
+        self.treatments = memory.treatments([bytes_per_flop(layer) for layer in self._layers])
+
+    def layers(self) -> list[LayerShape]:
+        """The layers of the UNet that the ring was made for."""
+        return self._layers
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        """Every TC and TA."""
+        return [m for m in self.modules() if isinstance(m, TemporalConv | TemporalAttention)]
+
+    def head_modules(self) -> list[nn.Module]:
+        """The fusion with h and the output head."""
+        return [self.fusion, self.conv_norm_out, self.conv_act, self.conv_out]
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -99,10 +111,10 @@ class Ring(ModelMixin, ConfigMixin):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
-        self.set_memory(RingMemory(gradient_checkpointing=enable))
+        self.set_memory(LayerMemory(gradient_checkpointing=enable))
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel, gradient_checkpointing: bool = False) -> Ring:
+    def from_unet2d(cls, unet: UNet2DConditionModel) -> Ring:
         """A new ring beside `unet`, in float32.
 
         Samplers and output head start as copies of the UNet's, since t is about as large as h and means much
@@ -117,7 +129,6 @@ class Ring(ModelMixin, ConfigMixin):
             if name.startswith(("conv_norm_out.", "conv_out.")) or "samplers." in name
         }
         ring.load_state_dict(copied, strict=False)
-        ring.gradient_checkpointing = gradient_checkpointing
         return ring
 
     def forward(self, features: Iterable[Feature], num_frames: int) -> Tensor:
@@ -130,7 +141,7 @@ class Ring(ModelMixin, ConfigMixin):
         Returns:
             (N, out_channels, H, W).
         """
-        stream, units = _Stream(features, self.dtype), Units(self.treatments)
+        stream, units = _Stream(features, self.dtype), TreatedUnits(self.treatments)
         state = units.run(self._enter, stream.take().hidden, num_frames)
         bridges = [state]
         for block in cast(Sequence[RingBlock], self.down_blocks):
@@ -160,7 +171,7 @@ class Ring(ModelMixin, ConfigMixin):
 
 
 def _layer(
-    units: Units,
+    units: TreatedUnits,
     temporal_conv: nn.Module,
     temporal_attention: nn.Module | None,
     state: Tensor,

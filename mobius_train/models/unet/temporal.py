@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobius_train.models.attention import TemporalProcessor
-from mobius_train.models.unet_layers import LayerShape
+from mobius_train.models.backbone import LayerShape
 
 
 class FrameConv(nn.Conv3d):

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-
-class LayerShape(NamedTuple):
-    """One pair of spatial convolution and attention block, SC and SA."""
-
-    in_channels: int
-    """What enters SC, a bridge included."""
-    channels: int
-    """What leaves SC and SA."""
-    heads: int | None
-    """SA's attention heads; None for a layer without attention."""
+from mobius_train.models.backbone import LayerShape
 
 
 class Layout(NamedTuple):
@@ -25,6 +16,10 @@ class Layout(NamedTuple):
     up: list[list[LayerShape]]
     in_heads: int
     """Attention heads of the first level, whether or not its layers have attention."""
+
+    def layers(self) -> list[LayerShape]:
+        """All layers in the order of the forward pass."""
+        return [shape for block in (*self.down, self.mid, *self.up) for shape in block]
 
 
 # What `read_layout` reads of a UNet2DConditionModel's configuration.
@@ -74,3 +69,18 @@ def read_layout(config: Mapping[str, Any]) -> Layout:
 
 def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[int]:
     return [value] * levels if isinstance(value, int) else list(value)
+
+
+def bytes_per_flop(layer: LayerShape) -> float:
+    """Saved values per multiplication of one forward pass of TC and TA, up to a factor that all layers share.
+
+    Both grow with frames and positions alike, so these do not count. A TC saves the inputs of four norms,
+    activations and convolutions of 3 taps, and of the projection in front; a TA saves 33 states of its width:
+    norms, projections, q, k, v and the result of two attentions, and a gated feed-forward layer four times as wide.
+    """
+    width = layer.channels
+    projected = layer.in_channels if layer.in_channels != width else 0
+    values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
+    if layer.heads is not None:
+        values, products = values + 33 * width, products + 22 * width**2
+    return values / products

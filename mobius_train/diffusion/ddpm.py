@@ -1,29 +1,20 @@
-"""The diffusion loss, over diffusers' noise schedulers.
+"""The DDPM process, over diffusers' noise schedulers.
 
 Legend: B clips, C latent channels, F frames, h, w latent size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from mobius_train.config import ObjectiveConfig
+from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
+from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.errors import MobiusError
-
-
-@dataclass(frozen=True)
-class NoisyBatch:
-    """sample: (B, C, F, h, w), what the model sees; target: the same shape, what it must predict; timesteps: (B,)."""
-
-    sample: Tensor
-    target: Tensor
-    timesteps: Tensor
 
 
 def training_scheduler(scheduler: DDPMScheduler, config: ObjectiveConfig) -> DDPMScheduler:
@@ -48,48 +39,42 @@ def training_scheduler(scheduler: DDPMScheduler, config: ObjectiveConfig) -> DDP
     return scheduler
 
 
-def correlated(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
-    """√ρ · shared + √(1 - ρ) · noise: unit variance, correlation ρ between a clip's frames (arXiv 2305.10474)."""
-    if correlation == 0:
-        return noise
-    return correlation**0.5 * shared + (1 - correlation) ** 0.5 * noise
+class DdpmProcess:
+    """DDPM (arXiv 2006.11239) over the schedule of a diffusers scheduler; see Process.
 
+    The target is the noise, or the velocity √ᾱ ε - √(1 - ᾱ) x_0 (arXiv 2202.00512). The weight is 1, or min-SNR-γ:
+    min(SNR, γ) / SNR for the noise, min(SNR, γ) / (SNR + 1) for the velocity (arXiv 2303.09556).
 
-class DiffusionObjective:
-    """E ‖target - model(noisy sample)‖², weighted by min-SNR when asked for."""
+    Raises:
+        MobiusError: the scheduler's prediction_type is another one, or does not suit the recipe.
+    """
 
     def __init__(self, scheduler: DDPMScheduler, config: ObjectiveConfig) -> None:
         self.config = config
         self.scheduler = training_scheduler(scheduler, config)
         self.num_timesteps = int(self.scheduler.config.num_train_timesteps)
 
-    def noisy(self, latents: Tensor, draws: Draws, timesteps: Tensor | None = None) -> NoisyBatch:
-        """Noise latents (B, C, F, h, w) at the drawn timesteps, or at `timesteps` (B,) when given."""
-        noise = correlated(draws.noise, draws.shared, self.config.frame_noise_correlation)
-        noise = (noise + self.config.noise_offset * draws.offset).to(latents)
-        if timesteps is None:
+    def noisy(self, latents: Tensor, draws: Draws, quantile: float | None = None) -> NoisyBatch:
+        noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset).to(latents)
+        if quantile is None:
             timesteps = (draws.timestep * self.num_timesteps).long()
+        else:
+            timesteps = torch.full((len(latents),), int(quantile * (self.num_timesteps - 1)))
         timesteps = timesteps.to(latents.device)
         sample = self.scheduler.add_noise(latents, noise, timesteps)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timesteps)
-        else:
-            target = noise
-        return NoisyBatch(sample, target, timesteps)
+        target = self.scheduler.get_velocity(latents, noise, timesteps) if self._predicts_velocity else noise
+        return NoisyBatch(sample, target, timesteps, self._weight(timesteps))
 
-    def keep_caption(self, draws: Draws) -> Tensor:
-        """(B,) bool: the captions that are not emptied."""
-        return draws.dropout >= self.config.caption_dropout
+    def sampler(self) -> SchedulerMixin:
+        return sampling_scheduler(self.scheduler)
 
-    def loss(self, prediction: Tensor, noisy: NoisyBatch) -> Tensor:
-        """(B,) float32: every sample's mean squared error, weighted."""
-        error = (prediction.float() - noisy.target.float()).square().flatten(1).mean(1)
-        return error * self._weight(noisy.timesteps)
+    @property
+    def _predicts_velocity(self) -> bool:
+        return self.scheduler.config.prediction_type == "v_prediction"
 
     def _weight(self, timesteps: Tensor) -> Tensor:
-        """min-SNR-γ: min(SNR, γ) / SNR for epsilon, min(SNR, γ) / (SNR + 1) for v (arXiv 2303.09556)."""
         if self.config.snr_gamma is None:
             return torch.ones(len(timesteps), device=timesteps.device)
         snr = compute_snr(self.scheduler, timesteps).float()
         capped = snr.clamp(max=self.config.snr_gamma)
-        return capped / (snr + 1 if self.scheduler.config.prediction_type == "v_prediction" else snr)
+        return capped / (snr + 1 if self._predicts_velocity else snr)

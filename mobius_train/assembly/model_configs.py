@@ -11,12 +11,11 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from mobius_train.assembly.known_models import KNOWN
 from mobius_train.config import RunConfig
 from mobius_train.encoders.text_encoder import package_folder
 from mobius_train.errors import MobiusError
-from mobius_train.plan.known_models import KNOWN
-
-VIDEO_MODELS = {"ParallelUNet": "spatial", "SerialUNet": "unet"}
+from mobius_train.models.families import video_models
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class ModelConfigs:
         sources: where each configuration was found, by part.
     """
 
-    unet: dict[str, Any] | None
+    image_model: dict[str, Any] | None
     vae: dict[str, Any]
     text_encoder: dict[str, Any] | None
     sources: dict[str, str]
@@ -88,8 +87,10 @@ def _in_folder(folder: Path, part: str) -> tuple[dict[str, Any], str] | None:
                 config = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise MobiusError(f"{path} is not JSON: {error}") from error
-            inner = VIDEO_MODELS.get(config.get("_class_name", ""))
-            return _in_folder(path.parent / inner, part) if inner else (config, str(path))
+            video_model = video_models().get(config.get("_class_name", ""))
+            return (
+                (config, str(path)) if video_model is None else _in_folder(path.parent / video_model.image_part, part)
+            )
     return None
 
 

@@ -1,0 +1,175 @@
+"""The parts of a run, and the one place where a recipe becomes them.
+
+The order is the same for every use: load, check that the parts fit each other, freeze, options, dtypes. The tensors
+come from one of the sources in `weights.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device
+from mobius_train.assembly.weights import WeightSource, text_source
+from mobius_train.config import RunConfig
+from mobius_train.diffusion.ddpm import DdpmProcess
+from mobius_train.diffusion.process import Process
+from mobius_train.dtypes import Dtypes
+from mobius_train.encoders.encoders import Encoders
+from mobius_train.encoders.image_encoder import ImageEncoder
+from mobius_train.encoders.latent_space import LatentSpace
+from mobius_train.encoders.text_encoder import TextEncoder
+from mobius_train.errors import MobiusError
+from mobius_train.models import Backbone, Denoiser, build_denoiser
+from mobius_train.models.choose_attention import Machine
+from mobius_train.models.families import as_denoiser
+from mobius_train.pipeline import TextToVideoPipeline
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The models of a text-to-image or text-to-video recipe, and its diffusion process.
+
+    Attributes:
+        denoiser: `denoiser.trained` is in float32 on the device where it was made, for an engine to take;
+            `denoiser.frozen` is in `dtypes.frozen` on the run's device.
+        encoders: frozen, in `dtypes.encoders`, on the run's device.
+        attention: a line for each kind of attention: the kernel, and why.
+    """
+
+    config: RunConfig
+    denoiser: Denoiser
+    process: Process
+    encoders: Encoders
+    dtypes: Dtypes
+    attention: tuple[str, ...]
+
+    def pipeline(self, model: nn.Module, text_encoder: nn.Module | None = None) -> TextToVideoPipeline:
+        """The pipeline that samples as the recipe does.
+
+        Args:
+            model: what `denoiser.with_trained` returned.
+            text_encoder: in the place of the run's, where that is sharded.
+        """
+        text, recipe = self.encoders.text, self.config
+        return TextToVideoPipeline(
+            vae=self.encoders.images.vae,
+            text_encoder=text.model if text_encoder is None else text_encoder,
+            tokenizer=text.tokenizer,
+            unet=model,
+            scheduler=self.process.scheduler,
+            max_text_tokens=text.max_tokens,
+            num_frames=1 if recipe.stage == "text-to-image" else recipe.data.num_frames,
+            resolution=recipe.data.resolution,
+            guidance_scale=recipe.validation.guidance_scale,
+            frame_noise_correlation=recipe.objective.frame_noise_correlation,
+        )
+
+
+@dataclass(frozen=True)
+class LoadedParts:
+    """The parts of a recipe as they were loaded, before anything is built of them."""
+
+    image_or_video_model: nn.Module
+    process: Process
+    vae: AutoencoderKL
+    text: TextEncoder
+
+
+def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -> LoadedParts:
+    """Load what the recipe names, and check that it fits together: the quick half of `parts_of`.
+
+    Raises:
+        MobiusError: a model is missing or damaged, the parts do not fit each other, or an option does not suit the
+            device.
+    """
+    check_device(config, device)
+    # The same new weights on every rank.
+    torch.manual_seed(config.seed)
+    model = weights.image_or_video_model(config)
+    process = DdpmProcess(weights.scheduler(config), config.objective)
+    vae = weights.autoencoder(config)
+    check_resolution(config, vae)
+    text = weights.text_encoder(config, device)
+    _check_fit(as_denoiser(model).backbone, LatentSpace.of(vae.config), text, text_source(config))
+    return LoadedParts(model, process, vae, text)
+
+
+def build_parts(
+    config: RunConfig, loaded: LoadedParts, weights: WeightSource, device: torch.device, compiler: str = "inductor"
+) -> Parts:
+    """The parts of a run from what was loaded: the slow half of `parts_of`.
+
+    Raises:
+        MobiusError: the model cannot be trained as the recipe says.
+    """
+    assert config.stage != "autoencoder"
+    with weights.making_layers():
+        denoiser = build_denoiser(loaded.image_or_video_model, config.stage, config.mode)
+    apply_memory_options(denoiser, config, compiler)
+    attention = apply_attention_backend(denoiser, config, Machine.of(device))
+    dtypes = Dtypes.of(config)
+    # The engine keeps float32 masters of what is trained; a frozen branch needs none.
+    if denoiser.frozen is not None:
+        denoiser.frozen.to(device, dtypes.frozen)
+    weights.fill(denoiser)
+    encoders = Encoders(ImageEncoder(loaded.vae, device), loaded.text)
+    return Parts(config, denoiser, loaded.process, encoders, dtypes, tuple(attention))
+
+
+def parts_of(config: RunConfig, weights: WeightSource, device: torch.device) -> Parts:
+    """The parts of a recipe, with tensors from the given source.
+
+    Args:
+        device: the run's.
+
+    Raises:
+        MobiusError: see `load_parts` and `build_parts`.
+    """
+    return build_parts(config, load_parts(config, weights, device), weights, device)
+
+
+def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.device) -> AutoencoderKL:
+    """What stage autoencoder trains, in float32.
+
+    Raises:
+        MobiusError: it is missing or damaged, or the recipe's sizes do not suit it.
+    """
+    check_device(config, device)
+    torch.manual_seed(config.seed)
+    vae = weights.autoencoder(config)
+    check_resolution(config, vae)
+    return vae
+
+
+def check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
+    """
+    Raises:
+        MobiusError: a size of the recipe is no multiple of the autoencoder's reduction.
+    """
+    reduction = LatentSpace.of(vae.config).reduction
+    sides = {"data.resolution": config.data.resolution}
+    for number, bucket in enumerate(config.data.buckets or ()):
+        sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
+    for name, pixels in sides.items():
+        if pixels % reduction:
+            raise MobiusError(f"{name}={pixels} is no multiple of {reduction}, the autoencoder's reduction")
+
+
+def _check_fit(backbone: Backbone, space: LatentSpace, text: TextEncoder, source: str) -> None:
+    if backbone.latent_channels != space.channels:
+        raise MobiusError(
+            f"the image model takes latents of {backbone.latent_channels} channels but the autoencoder gives"
+            f" {space.channels}: these two do not belong together"
+        )
+    for name, width in backbone.condition_widths.items():
+        found: Any = text.widths.get(name)
+        if found != width:
+            raise MobiusError(
+                f"the image model takes the condition {name!r} of width {width}, but the text encoder {source} gives"
+                f" {'none' if found is None else found}: choose a text encoder that fits in text_encoder_name_or_path"
+            )

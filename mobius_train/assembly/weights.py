@@ -1,0 +1,146 @@
+"""Where the tensors of a recipe's models come from."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from torch import nn
+from transformers import AutoConfig, AutoModel, BatchEncoding, ChineseCLIPTextModel, CLIPTextModel
+
+from mobius_train.assembly.load_model import load_image_or_video_model, load_part
+from mobius_train.assembly.model_configs import ModelConfigs
+from mobius_train.config import RunConfig
+from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
+from mobius_train.errors import MobiusError
+from mobius_train.models import Denoiser
+from mobius_train.models.families import DEFAULT, family_of
+
+# Stable Diffusion's, where the recipe leaves the schedule to the pretrained model.
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+TEXT_MODELS = {"clip_text_model": CLIPTextModel, "chinese_clip_text_model": ChineseCLIPTextModel}
+
+
+class WeightSource(Protocol):
+    """Loads or makes the parts of a recipe, in float32."""
+
+    def scheduler(self, config: RunConfig) -> DDPMScheduler: ...
+
+    def image_or_video_model(self, config: RunConfig) -> nn.Module:
+        """What the run starts from: an image model, or a video model of this project."""
+
+    def autoencoder(self, config: RunConfig) -> AutoencoderKL: ...
+
+    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder: ...
+
+    def making_layers(self) -> AbstractContextManager[Any]:
+        """Inside, the new layers of the recipe are made: the ring, or temporal layers."""
+
+    def fill(self, denoiser: Denoiser) -> None:
+        """Called when the model is complete and has its dtypes: put weights into it that come from elsewhere."""
+
+
+class Pretrained:
+    """The models that the recipe names, with new layers drawn from the recipe's seed."""
+
+    def scheduler(self, config: RunConfig) -> DDPMScheduler:
+        return load_part(DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path)
+
+    def image_or_video_model(self, config: RunConfig) -> nn.Module:
+        return load_image_or_video_model(config.unet_config, config.pretrained_model_name_or_path)
+
+    def autoencoder(self, config: RunConfig) -> AutoencoderKL:
+        if config.stage == "autoencoder":
+            return load_part(AutoencoderKL, "vae", config.vae_config, config.pretrained_model_name_or_path)
+        source = config.vae_name_or_path or config.pretrained_model_name_or_path
+        return load_part(AutoencoderKL, "vae", None, source)
+
+    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder:
+        return load_text_encoder(text_source(config), device, config.max_text_tokens)
+
+    def making_layers(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def fill(self, denoiser: Denoiser) -> None:
+        pass
+
+
+class Random:
+    """New models of the recipe's configurations: needs no weights, no hub and no tokenizer.
+
+    Memory and speed are those of the real models; losses mean nothing.
+
+    Args:
+        device: where the weights are drawn. A billion random numbers take seconds on a GPU and a minute on a CPU; on
+            the meta device there are shapes and dtypes alone.
+    """
+
+    def __init__(self, configs: ModelConfigs, device: torch.device) -> None:
+        self._configs, self._device = configs, device
+
+    def scheduler(self, config: RunConfig) -> DDPMScheduler:
+        return DDPMScheduler.from_config(config.scheduler_config or SCHEDULER)
+
+    def image_or_video_model(self, config: RunConfig) -> nn.Module:
+        values = self._configs.image_model
+        assert values is not None
+        family = family_of(values["_class_name"]) if "_class_name" in values else DEFAULT
+        with self._device:
+            made: Any = family.image_model
+            return made.from_config(values)
+
+    def autoencoder(self, config: RunConfig) -> AutoencoderKL:
+        with self._device:
+            return AutoencoderKL.from_config(self._configs.vae)
+
+    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder:
+        assert self._configs.text_encoder is not None
+        with self._device:
+            model = _new_text_model(self._configs.text_encoder)
+        return TextEncoder(model, RandomTokens(model.config), device, config.max_text_tokens)
+
+    def making_layers(self) -> AbstractContextManager[Any]:
+        return self._device
+
+    def fill(self, denoiser: Denoiser) -> None:
+        pass
+
+
+def text_source(config: RunConfig) -> str:
+    """The folder or name of the recipe's text encoder.
+
+    Raises:
+        MobiusError: the recipe has none.
+    """
+    source = config.text_encoder_name_or_path or config.pretrained_model_name_or_path
+    if source is None:
+        raise MobiusError("no text encoder: set text_encoder_name_or_path")
+    return source
+
+
+def _new_text_model(config: dict[str, Any]) -> Any:
+    values = dict(config)
+    # A model of both towers: the text tower alone is used.
+    if values.get("model_type") in ("clip", "chinese_clip"):
+        values = values["text_config"] | {"model_type": f"{values['model_type']}_text_model"}
+    kind = values.pop("model_type")
+    configuration = AutoConfig.for_model(kind, **values)
+    return TEXT_MODELS[kind](configuration) if kind in TEXT_MODELS else AutoModel.from_config(configuration)
+
+
+class RandomTokens:
+    """Stands for a tokenizer; whatever the caption, all tokens but the last are text."""
+
+    is_fast = False
+
+    def __init__(self, config: Any) -> None:
+        self.model_max_length = int(config.max_position_embeddings)
+        self._vocabulary = int(config.vocab_size)
+
+    def __call__(self, caption: str, max_length: int, **_: Any) -> BatchEncoding:
+        tokens = torch.randint(self._vocabulary, (1, max_length), device="cpu")
+        mask = torch.ones(1, max_length, dtype=torch.long, device="cpu")
+        mask[:, -1] = 0
+        return BatchEncoding({"input_ids": tokens, "attention_mask": mask})

@@ -1,0 +1,109 @@
+"""How a job is spread: its ranks, and the engine that shards what is trained over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mobius_train.config import FsdpConfig, RunConfig
+from mobius_train.engine.ds_config import read_ds_json, resolve
+from mobius_train.engine.mesh import shard_size
+from mobius_train.engine.optimizers import check_offload
+from mobius_train.engine.settings import engine_settings
+from mobius_train.errors import MobiusError
+from mobius_train.job.environment import Launch
+
+EngineName = Literal["deepspeed", "fsdp", "ddp"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The ranks of a job and its engine.
+
+    Attributes:
+        launch: this process among the ranks; a plan is of any of them.
+        engine: fsdp goes by the recipe's `fsdp` section. ddp is torch's DistributedDataParallel, which is planned to
+            compare with, and never trains.
+        ds_json: the DeepSpeed JSON as it is written.
+    """
+
+    launch: Launch
+    engine: EngineName = "deepspeed"
+    ds_json: dict[str, Any] | None = None
+
+    @classmethod
+    def over(
+        cls,
+        ranks: int,
+        engine: EngineName = "deepspeed",
+        ds_json: dict[str, Any] | None = None,
+        ranks_per_node: int | None = None,
+    ) -> Spread:
+        """A job that is not launched, for a plan.
+
+        Args:
+            ranks_per_node: None: all ranks are on one node.
+
+        Raises:
+            MobiusError: there cannot be so many.
+        """
+        per_node = ranks if ranks_per_node is None else ranks_per_node
+        if ranks < 1 or per_node < 1 or ranks % per_node:
+            raise MobiusError(f"{ranks} rank(s), {per_node} on a node: give 1 or more, and as many on each node")
+        return cls(Launch(0, 0, ranks, per_node), engine, ds_json)
+
+    @property
+    def ranks(self) -> int:
+        return self.launch.world_size
+
+    def check(self, config: RunConfig) -> None:
+        """
+        Raises:
+            MobiusError: the recipe contradicts the number of ranks, the engine or the DeepSpeed JSON.
+        """
+        ranks, product = self.ranks, config.samples_per_step(self.ranks)
+        if config.global_batch_size not in (None, product):
+            raise MobiusError(
+                f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
+                f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {ranks} rank(s) = {product}:"
+                " change one of them"
+            )
+        if config.shard_frozen and ranks == 1:
+            raise MobiusError("shard_frozen=true has one rank to shard over: use more ranks, or set shard_frozen=false")
+        if self.engine != "deepspeed" and self.ds_json is not None:
+            raise MobiusError(f"a DeepSpeed JSON was given, but the engine is {self.engine}: remove one of them")
+        if self.engine != "fsdp" and config.fsdp != FsdpConfig():
+            raise MobiusError(
+                f"the recipe has fsdp settings, which do nothing when the engine is {self.engine}: remove them"
+            )
+        if self.engine == "fsdp":
+            self.shard_size(config)
+            check_offload(config.optimizer, config.fsdp.cpu_offload)
+        elif self.engine == "deepspeed":
+            check_offload(config.optimizer, "offload_optimizer" in self.resolved(config)["zero_optimization"])
+
+    def shard_size(self, config: RunConfig) -> int:
+        """Under fsdp: the ranks that every trained parameter is sharded over.
+
+        Raises:
+            MobiusError: the recipe's fsdp section contradicts itself or the number of ranks.
+        """
+        return shard_size(config.fsdp, self.launch.world_size, self.launch.local_world_size)
+
+    def resolved(self, config: RunConfig) -> dict[str, Any]:
+        """Under deepspeed: the JSON with what the recipe decides.
+
+        Raises:
+            MobiusError: the two contradict each other.
+        """
+        return resolve(self.ds_json or {}, engine_settings(config), self.ranks)
+
+
+def spread_of(engine: EngineName, ds_path: Path | None, launch: Launch) -> Spread:
+    """The spread of a job that is launched.
+
+    Raises:
+        MobiusError: the DeepSpeed JSON cannot be read.
+    """
+    return Spread(launch, engine, None if ds_path is None else read_ds_json(ds_path))

@@ -1,0 +1,60 @@
+"""A recipe's task with random weights of full size and random clips: needs no hub, no checkpoint and no data set.
+
+Memory and speed are those of the real task; losses mean nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mobius_train.assembly.model_configs import find_configs
+from mobius_train.assembly.open_data import largest_shape
+from mobius_train.assembly.parts import parts_of
+from mobius_train.assembly.weights import Random
+from mobius_train.config import RunConfig
+from mobius_train.data.buckets import Shape
+from mobius_train.data.clips import Clip, ClipDataset
+from mobius_train.job.distributed import Distributed
+from mobius_train.tasks.denoising import DiffusionTask
+
+CLIPS = 64
+
+
+def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> DiffusionTask:
+    """The task of a text-to-image or text-to-video recipe; the recipe's file says where to look for configurations.
+
+    Raises:
+        MobiusError: a model's configuration is nowhere to be found, or an option does not suit the device.
+    """
+    weights = Random(find_configs(config, recipe), distributed.device)
+    parts = parts_of(config, weights, distributed.device)
+    if distributed.is_main:
+        print(*parts.attention, sep="\n", flush=True)
+    clips = RandomClips(largest_shape(config.data))
+    heldout = None if config.data.validation is None else clips
+    task = DiffusionTask(parts, clips, heldout, distributed)
+    # Where a run leaves it: an engine that starts from float32 weights on the GPU would need room for them.
+    task.trained.to("cpu")
+    return task
+
+
+class RandomClips(ClipDataset):
+    """Noise with captions."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__([], num_frames=shape.num_frames, resolution=shape.width)
+        self._shape = shape
+        self.keys = [f"random-{index}" for index in range(CLIPS)]
+
+    def __len__(self) -> int:
+        return CLIPS
+
+    def read(self, index: int, caption: int) -> Clip:
+        shape = (self._shape.num_frames, 3, self._shape.height, self._shape.width)
+        frames = torch.randint(256, shape, dtype=torch.uint8, device="cpu")
+        return Clip(self.keys[index], "noise", frames)
+
+    def captions(self, index: int) -> list[str]:
+        return ["noise"]

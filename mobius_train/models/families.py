@@ -1,0 +1,46 @@
+"""The families of text-to-image models that this project extends to video. A new backbone adds one line here."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from mobius_train.errors import MobiusError
+from mobius_train.models.composite import Composite
+from mobius_train.models.denoiser import Denoiser
+from mobius_train.models.family import Family
+from mobius_train.models.unet.family import UNET
+
+FAMILIES: tuple[Family, ...] = (UNET,)
+# The family of a recipe's new model whose configuration does not name a class.
+DEFAULT = UNET
+
+
+def family_of(class_name: str) -> Family:
+    """The family that an image model or video model belongs to, by the name of its class.
+
+    Raises:
+        MobiusError: there is no such family.
+    """
+    for family in FAMILIES:
+        if class_name in (family.image_model.__name__, *(kind.__name__ for kind in family.video_models)):
+            return family
+    known = ", ".join(family.image_model.__name__ for family in FAMILIES)
+    raise MobiusError(f"a {class_name} cannot be a backbone: the text-to-image models that can are {known}")
+
+
+def video_models() -> dict[str, type[Composite]]:
+    """The classes of all video models, by name."""
+    return {kind.__name__: kind for family in FAMILIES for kind in family.video_models}
+
+
+def is_video_model(model: Any) -> bool:
+    return isinstance(model, Composite)
+
+
+def as_denoiser(model: nn.Module) -> Denoiser:
+    """A video model itself, or an image model as a Denoiser that draws every frame by itself."""
+    if is_video_model(model):
+        return cast(Denoiser, model)
+    return family_of(type(model).__name__).image_denoiser(model)

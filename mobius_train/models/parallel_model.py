@@ -1,0 +1,122 @@
+"""The parallel model of any backbone: an untouched, frozen text-to-image model with a trainable ring beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, cast
+
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from torch import Tensor, nn
+
+from mobius_train.conditions import Conditions
+from mobius_train.errors import MobiusError
+from mobius_train.models.backbone import Backbone, Feature, LayerShape, without_graph
+from mobius_train.models.composite import Composite
+from mobius_train.models.denoiser import HEAD, RING, SPATIAL
+from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.units import layer_units
+
+
+class RingModule(Protocol):
+    """What a parallel model needs of its ring, an nn.Module that is called as `ring(features, num_frames=F)`."""
+
+    def __call__(self, features: Iterable[Feature], num_frames: int) -> Tensor:
+        """Takes h_0 and one feature for each layer, without a graph → the prediction, (N, C, H, W)."""
+
+    def layers(self) -> Sequence[LayerShape]:
+        """The layers of the backbone that the ring was made for."""
+
+    def set_memory(self, memory: LayerMemory) -> None:
+        """See Denoiser."""
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        """See Denoiser."""
+
+    def head_modules(self) -> list[nn.Module]:
+        """The fusion with h and the output head."""
+
+
+class ParallelModel(Composite):
+    """Text-to-video denoiser whose temporal layers lie beside the spatial ones (Mobius, arXiv 2407.06617).
+
+    A subclass names the classes of its parts, and gives its backbone to the constructor.
+
+    Raises:
+        MobiusError: the ring was made for another backbone.
+
+    Attributes:
+        spatial: the text-to-image model, kept as it is: frozen, always in evaluation mode, never in a graph.
+        ring: the trained branch.
+    """
+
+    image_part: ClassVar = "spatial"
+    _supports_gradient_checkpointing = True
+
+    def __init__(self, spatial: nn.Module, ring: nn.Module, backbone: Backbone) -> None:
+        super().__init__()
+        if cast(RingModule, ring).layers() != backbone.layers():
+            raise MobiusError(
+                f"this ring does not fit this {type(spatial).__name__}: their layers differ in number or shape."
+                f" Make a new ring from the image model with {type(self).__name__}"
+            )
+        self.spatial = spatial.requires_grad_(False).eval()
+        self.ring = ring
+        self.backbone = backbone
+        self.register_backbone_config(cast(Any, spatial).config)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.ring
+
+    @property
+    def frozen(self) -> nn.Module:
+        return self.spatial
+
+    @property
+    def image_model(self) -> nn.Module:
+        return self.spatial
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the ring's mode; the spatial branch stays in evaluation mode."""
+        super().train(mode)
+        self.spatial.eval()
+        return self
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        conditions: Conditions,
+        trained: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """See Denoiser. `trained` is called as `trained(features, num_frames=F)`."""
+        ring = self.ring if trained is None else trained
+        num_frames = sample.shape[2]
+        timestep, conditions = fold_conditions(timestep, conditions, num_frames)
+        features = without_graph(self.backbone.features(fold_frames(sample), timestep, conditions))
+        return unfold_frames(ring(features, num_frames=num_frames), num_frames)
+
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
+        """See Denoiser. The spatial branch is shared, unless a copy is given."""
+        kind: Any = type(self)
+        return cast(Self, kind(frozen or self.spatial, module))
+
+    def set_memory(self, memory: LayerMemory) -> None:
+        cast(RingModule, self.ring).set_memory(memory)
+
+    def units(self) -> list[list[nn.Module]]:
+        return layer_units(self.ring)
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        return cast(RingModule, self.ring).layers_to_compile()
+
+    def branches(self) -> Mapping[str, Sequence[nn.Module]]:
+        return {SPATIAL: [self.spatial], RING: [self.ring], HEAD: cast(RingModule, self.ring).head_modules()}
+
+    def forward(
+        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> UNet3DConditionOutput | tuple[Tensor]:
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
+        prediction = self.predict(sample, timestep, Conditions.of_text(encoder_hidden_states))
+        return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -1,0 +1,20 @@
+"""The UNet of Stable Diffusion 1.x and 2.x."""
+
+from __future__ import annotations
+
+from diffusers import UNet2DConditionModel
+
+from mobius_train.models.family import Family
+from mobius_train.models.parallel import ParallelUNet
+from mobius_train.models.serial import SerialUNet
+from mobius_train.models.unet.image import ImageUNet
+
+UNET = Family(
+    part="unet",
+    image_model=UNet2DConditionModel,
+    image_denoiser=ImageUNet,
+    parallel=ParallelUNet,
+    new_parallel=ParallelUNet.from_unet2d,
+    serial=SerialUNet,
+    new_serial=SerialUNet.from_unet2d,
+)

@@ -1,0 +1,38 @@
+"""From a configuration to a task: its parts and its data.
+
+Everything that can be wrong in the input is found here, before anything slow starts.
+"""
+
+from __future__ import annotations
+
+from mobius_train.assembly.fetch import describe_data
+from mobius_train.assembly.open_data import open_data
+from mobius_train.assembly.parts import autoencoder_of, build_parts, load_parts
+from mobius_train.assembly.weights import Pretrained
+from mobius_train.config import RunConfig
+from mobius_train.dtypes import Dtypes
+from mobius_train.job.distributed import Distributed
+from mobius_train.tasks.autoencoder import AutoencoderTask
+from mobius_train.tasks.denoising import DiffusionTask
+from mobius_train.tasks.task import Task
+
+
+def build_task(config: RunConfig, distributed: Distributed) -> Task:
+    """The task of `config.stage`, with its models on this rank's device and its data open.
+
+    Raises:
+        MobiusError: a model or data folder is missing, or the parts do not fit each other.
+    """
+    # Names and sizes alone; reading, and fetching, comes when the recipe's models are known to fit.
+    describe_data(config.data)
+    weights, device = Pretrained(), distributed.device
+    if config.stage == "autoencoder":
+        vae = autoencoder_of(config, weights, device)
+        train, heldout = open_data(config, distributed)
+        return AutoencoderTask(config, vae, train, heldout, distributed, Dtypes.of(config).trained)
+    loaded = load_parts(config, weights, device)
+    train, heldout = open_data(config, distributed)
+    parts = build_parts(config, loaded, weights, device)
+    if distributed.is_main:
+        print(*parts.attention, sep="\n", flush=True)
+    return DiffusionTask(parts, train, heldout, distributed)
