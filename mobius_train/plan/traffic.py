@@ -28,7 +28,7 @@ def traffic(parameters: int, zero_stage: int, *, accumulation: int, value_bytes:
         gathers: how often stage 3 gathers the parameters for a micro-batch: once where they stay whole between the
             forward and the backward pass (`stage3_max_live_parameters`, 1e9 by default, are more), else twice.
 
-    Source: counted, see tests/scaling. Stages 1 and 2 do not scatter: DeepSpeed all-reduces buckets, of which every
+    Source: counted by tests/plan/test_traffic.py. Stages 1 and 2 do not scatter: DeepSpeed all-reduces buckets, of which every
     rank keeps its part (`use_multi_rank_bucket_allreduce`).
     """
     size = float(parameters * value_bytes)
