@@ -70,9 +70,7 @@ def tables(planner: Planner) -> Iterator[str]:
     from mobius_train.plan import Layout
 
     zeros = [read(REPOSITORY / "ds_configs" / f"zero{stage}.json") for stage in range(4)]
-    yield from _header(
-        f"the paper's run ({RANKS} GPUs, DDP, fp32)", "measured by the paper, MB", "planned, MiB", "error"
-    )
+    yield from _header(f"the paper's run ({RANKS} GPUs, DDP, fp32)", "paper, MB", "planned, MiB", "error")
     for one in reproduce_paper(planner):
         yield _row(one.name, f"{one.measured}", f"{one.planned:.0f}", f"{one.error:+.1%}")
     yield ""

@@ -1,6 +1,6 @@
-"""What the autograd graph holds between forward and backward, to the byte and by module.
+"""The bytes that the autograd graph holds between the forward and the backward pass, by module.
 
-Works with real and with fake tensors (FakeTensorMode), with recomputation and with offloading.
+Works on real and on fake tensors (FakeTensorMode), with recomputation and with offloading.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mobius_train.storages import Storage, StorageFollower, module_storages
 
 @dataclass(frozen=True)
 class Saved:
-    """What is kept for the backward pass.
+    """The storages that are kept for the backward pass.
 
     Attributes:
-        nbytes: by module, the largest first: storages without those of parameters and buffers, each once.
-        made: the same bytes by the module that made them, which for recomputation's inputs is often a frozen one.
+        nbytes: bytes by module, the largest first. Each storage counts once; those of parameters and buffers do not.
+        made: the same bytes by the module that made them; the inputs of recomputation are often made by a frozen one.
         tensors: by module, how many times autograd has saved a tensor, parameters included.
     """
 
@@ -41,17 +41,23 @@ def saved_for_backward(
     device: torch.device | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Saved]:
-    """Run `forward`, whose result does not count, and find out what it leaves for the backward pass.
+    """Run `forward` and count the bytes that it leaves for the backward pass; its result does not count.
 
-    A tensor is the innermost module's that ran when autograd saved it. What recomputation keeps is not always seen by
-    autograd's hooks (results of selective recomputation never are): it is what else the forward pass has made and not
-    freed, and the innermost module's that then ran with gradients enabled.
+    A storage that autograd saves belongs to the innermost module that runs at that moment. Autograd's hooks do not see
+    everything that recomputation keeps (never the results of selective recomputation). Every other storage that lives
+    after the forward pass therefore counts too, and belongs to the innermost module that was called with gradients
+    enabled and ran when it was made.
 
     Args:
-        roots: modules by name; they and all inside are told apart, and their parameters and buffers do not count.
-        device: count what lies there only: what is offloaded to host memory is not on the GPU.
-        compiled: parts are under torch.compile, which runs its own graphs only where nobody looks at operators and at
-            the modules inside: count what autograd's hooks see, by root.
+        forward: returns the loss, or another tensor to differentiate.
+        roots: modules by name. They and all modules inside are distinguished; their parameters and buffers do not
+            count.
+        device: count only storages on this device: tensors offloaded to host memory are not on the GPU.
+        compiled: parts of the model are under torch.compile, which does not run its own graphs under a dispatch mode or
+            with hooks on inner modules: count only what autograd's hooks see, by root.
+
+    Returns:
+        The result of `forward`, and the bytes.
     """
     live = StorageFollower()
     saver: dict[Storage, str] = {}
@@ -84,7 +90,7 @@ def saved_for_backward(
 
 
 def named_modules(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Every module once, under its first root's name and its own; the root named "" goes by its class."""
+    """Every module once, named by its first root and its path in it; a root named "" is named by its class."""
     seen: set[nn.Module] = set()
     for root, module in roots.items():
         for name, inner in module.named_modules(memo=seen, prefix=root):

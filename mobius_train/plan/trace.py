@@ -1,6 +1,6 @@
-"""Which storages live when, while a program runs on fake or real tensors.
+"""The lifetimes of all storages of a program that runs on fake or real tensors.
 
-Time is counted in allocations: storage i is made at time i, and lives until its death, which it does not reach.
+Time is counted in allocations: storage i is made at time i, and is alive at all times before its death.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ BLOCK = 512
 
 
 def rounded(nbytes: int) -> int:
-    """The bytes that CUDA's allocator takes for a tensor of so many."""
+    """The bytes that CUDA's allocator takes for a tensor of `nbytes` bytes."""
     return -(-nbytes // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The storages of a run, in the order in which they were made, but for those that existed before it.
+    """The storages that a run makes, in order.
 
     Attributes:
-        sizes: bytes, in the allocator's blocks.
-        labels: the part of the program that made each.
-        deaths: when it was freed.
-        completed: when it became the gradient of a parameter; NEVER for most.
-        marks: moments by name.
-        entered: when each of the watched units was first called; NEVER for one that was not.
-        left: when the gradients of all its parameters were complete.
-        host: bytes at the peak of what was copied to host memory, which counts nowhere else.
-        flops: floating point operations of matrix products, convolutions and attention, a product and a sum as two.
+        sizes: bytes of each storage, in the allocator's blocks; 0 in host memory.
+        labels: the part of the program that made each storage.
+        deaths: the time when each storage was freed.
+        completed: the time when each storage became the complete gradient of a parameter; NEVER for most.
+        marks: named times.
+        flops: floating point operations by phase, of matrix products, convolutions and attention; a multiplication and
+            an addition count as two.
+        entered: the time when each watched unit was first called; NEVER if it was not.
+        left: the time when the gradients of all parameters of each watched unit were complete.
+        host: bytes in host memory at their peak.
     """
 
     sizes: Bytes
@@ -55,26 +56,26 @@ class Trace:
     host: int = 0
 
     def activations(self) -> Bytes:
-        """Bytes alive at each moment, complete gradients apart."""
+        """Bytes alive at each time, without complete gradients."""
         return _curve(self.sizes, np.minimum(self.deaths, self.completed))
 
     def gradients(self) -> Bytes:
-        """Bytes of complete gradients at each moment."""
+        """Bytes of complete gradients at each time."""
         return _curve(self.sizes, self.deaths, np.minimum(self.completed, self.deaths))
 
     def saved(self, mark: str = "forward") -> dict[str, int]:
-        """Bytes by label that outlive the mark: at the end of the forward pass, what the backward pass needs."""
+        """Bytes by label that are alive at a mark: at the end of the forward pass, what the backward pass needs."""
         return self._by_label(self._alive(self.marks[mark]))
 
     def at(self, time: int, mark: str = "forward") -> tuple[dict[str, int], int]:
-        """Bytes alive at a moment, gradients apart: those that outlive the mark by label, and all others."""
+        """Bytes alive at a time, without complete gradients: those alive at the mark, by label, and all others."""
         alive = self._alive(time) & (self.completed > time)
         saved = alive & self._alive(self.marks[mark])
         return self._by_label(saved), int(self.sizes[alive & ~saved].sum())
 
     @property
     def peak(self) -> int:
-        """The most that was alive at once, gradients included."""
+        """The most bytes alive at one time, gradients included."""
         return int((self.activations() + self.gradients()).max(initial=0))
 
     def _alive(self, time: int) -> NDArray[np.bool_]:
@@ -173,7 +174,7 @@ def _curve(sizes: Bytes, ends: Bytes, starts: Bytes | None = None) -> Bytes:
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:
-    """The formula of torch.utils.flop_counter; it has none for the CPU's attention, which fake tensors run."""
+    """The formula of torch.utils.flop_counter, which has none for the CPU's attention that fake tensors run."""
     packet = getattr(func, "_overloadpacket", func)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
@@ -187,7 +188,7 @@ def module_bytes(module: nn.Module | None, itemsize: int | None = None) -> int:
     """Bytes of a module's parameters and buffers in the allocator's blocks, shared ones once.
 
     Args:
-        itemsize: bytes of an element, where the module is going to be cast.
+        itemsize: bytes of an element after a cast; by default as it is.
     """
     if module is None:
         return 0
