@@ -29,7 +29,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar (.png, .svg, .pdf)")
     parser.add_argument("--no-search", action="store_true", help="skip what fits at most, and what to change")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="renew the fit table in this Markdown file, no more")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -43,15 +42,10 @@ def main() -> None:
     from mobius_train.engine.spread import Spread
     from mobius_train.plan import Planner, find_gpu
     from mobius_train.plan.advice import advise
-    from mobius_train.plan.fit_table import renew
     from mobius_train.plan.largest import QUANTITIES, largest
     from mobius_train.plan.picture import draw
     from mobius_train.plan.plan_text import as_json, as_text
 
-    if arguments.table is not None:
-        renew(arguments.table, REPOSITORY)
-        print(f"wrote the fit table into {arguments.table}")
-        return
     gpu = None if arguments.gpu is None else find_gpu(arguments.gpu)
     config = load(arguments.config, arguments.overrides)
     path = arguments.deepspeed

@@ -1,38 +1,38 @@
-"""From what is sent to how long a step takes, on a stated interconnect.
+"""The time of an optimizer step, from its computing and its traffic on a given interconnect.
 
-The model: rings over all GPUs, whose slowest link is that between nodes; reducing gradients hides behind the backward
-pass, and stage 3's gathering behind all of the computing; the gathering after the step of stages 1 and 2 hides behind
-nothing. Left out: latencies (some 1 ms in a step of these sizes), the loader, slow nodes.
+The model: collectives are rings over all GPUs, and the slowest link is the one between nodes. The reduction of
+gradients overlaps with the backward pass, and stage 3's gathering with all computing. The gathering after the step of
+stages 1 and 2 overlaps with nothing. Not included: latencies (about 1 ms in a step of this size), the loader, slow
+nodes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mobius_train.plan.traffic import Traffic
+from mobius_train.plan.traffic import Traffic, traffic
 
-# Of a forward and backward pass; the forward pass is a third.
+# The backward pass's share of a micro-batch's FLOPs.
 BACKWARD = 2 / 3
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """Bytes per second, one way.
+    """The links of a cluster, in bytes per second and direction.
 
     Attributes:
-        within: of a GPU to the others of its node.
-        between: of a node to the others, all its cards together.
-        efficiency: what collectives reach of it.
+        within: from one GPU to the others of its node.
+        between: from one node to the others, all its network cards together.
+        efficiency: the share of a link's bandwidth that collectives reach.
     """
 
-    name: str
-    gpus_per_node: int
     within: float
     between: float
+    gpus_per_node: int = 8
     efficiency: float = 0.8
 
     def bandwidth(self, gpus: int) -> float:
-        """What each GPU sends per second in a ring: a node's link carries what one GPU sends."""
+        """Bytes per second that each GPU sends in a ring; a link between nodes carries one GPU's traffic."""
         slowest = self.within if gpus <= self.gpus_per_node else min(self.within, self.between)
         return slowest * self.efficiency
 
@@ -42,8 +42,10 @@ class Workload:
     """A training step of one GPU.
 
     Attributes:
-        flop: of the forward and backward passes of a micro-batch, together.
-        flops: what the GPU reaches per second.
+        parameters: the number of trained parameters.
+        flop: floating point operations of a micro-batch, forward and backward.
+        flops: floating point operations per second that the GPU reaches.
+        accumulation: micro-batches of a step.
     """
 
     parameters: int
@@ -55,14 +57,18 @@ class Workload:
     def compute_seconds(self) -> float:
         return self.flop * self.accumulation / self.flops
 
+    def traffic(self, zero_stage: int) -> Traffic:
+        """The collectives of a step in 16-bit precision."""
+        return traffic(self.parameters, zero_stage, accumulation=self.accumulation)
 
-def step_seconds(work: Workload, zero_stage: int, sent: Traffic, gpus: int, interconnect: Interconnect) -> float:
-    """How long a step takes; `work.compute_seconds` over it is the efficiency."""
-    speed, compute = interconnect.bandwidth(gpus), work.compute_seconds
+
+def step_seconds(work: Workload, zero_stage: int, gpus: int, interconnect: Interconnect) -> float:
+    """The duration of a step; the efficiency is `work.compute_seconds` divided by it."""
+    sent, speed, compute = work.traffic(zero_stage), interconnect.bandwidth(gpus), work.compute_seconds
     if zero_stage == 3:
-        return compute + max(0.0, sent.sent(gpus) / speed - compute)
+        return max(compute, sent.sent(gpus) / speed)
     reducing = Traffic(all_reduce=sent.all_reduce).sent(gpus) / speed
-    # Before the last micro-batch stages 0 and 1 send nothing.
+    # Stages 0 and 1 reduce in the last micro-batch only.
     hiding = compute * BACKWARD / (1 if zero_stage == 2 else work.accumulation)
     gathering = Traffic(all_gather=sent.all_gather).sent(gpus) / speed
     return compute + max(0.0, reducing - hiding) + gathering

@@ -1,12 +1,11 @@
-"""Which storages live when, while a program runs on fake or real tensors.
+"""The lifetimes of all storages of a program that runs on fake or real tensors.
 
-Time is counted in allocations: storage i is made at time i, and lives until its death, which it does not reach.
+Time is counted in allocations: storage i is made at time i, and is alive at all times before its death.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,37 +13,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from torch.utils.hooks import RemovableHandle
+
+from mobius_train.storages import NEVER, Storage, StorageFollower
 
 Bytes = NDArray[np.int64]
 
 # CUDA's caching allocator hands out multiples of this (kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp).
 BLOCK = 512
-NEVER = np.iinfo(np.int64).max
 
 
 def rounded(nbytes: int) -> int:
-    """The bytes that CUDA's allocator takes for a tensor of so many."""
+    """The bytes that CUDA's allocator takes for a tensor of `nbytes` bytes."""
     return -(-nbytes // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The storages of a run, in the order in which they were made, but for those that existed before it.
+    """The storages that a run makes, in order.
 
     Attributes:
-        sizes: bytes, in the allocator's blocks.
-        labels: the part of the program that made each.
-        deaths: when it was freed.
-        completed: when it became the gradient of a parameter; NEVER for most.
-        marks: moments by name.
-        entered: when each of the watched units was first called; NEVER for one that was not.
-        left: when the gradients of all its parameters were complete.
-        host: bytes at the peak of what was copied to host memory, which counts nowhere else.
-        flops: floating point operations of matrix products, convolutions and attention, a product and a sum as two.
+        sizes: bytes of each storage, in the allocator's blocks; 0 in host memory.
+        labels: the part of the program that made each storage.
+        deaths: the time when each storage was freed.
+        completed: the time when each storage became the complete gradient of a parameter; NEVER for most.
+        marks: named times.
+        flops: floating point operations by phase, of matrix products, convolutions and attention; a multiplication and
+            an addition count as two.
+        entered: the time when each watched unit was first called; NEVER if it was not.
+        left: the time when the gradients of all parameters of each watched unit were complete.
+        host: bytes in host memory at their peak.
     """
 
     sizes: Bytes
@@ -58,26 +56,26 @@ class Trace:
     host: int = 0
 
     def activations(self) -> Bytes:
-        """Bytes alive at each moment, complete gradients apart."""
-        return self._curve(np.arange(len(self.sizes)), np.minimum(self.deaths, self.completed))
+        """Bytes alive at each time, without complete gradients."""
+        return _curve(self.sizes, np.minimum(self.deaths, self.completed))
 
     def gradients(self) -> Bytes:
-        """Bytes of complete gradients at each moment."""
-        return self._curve(np.minimum(self.completed, self.deaths), self.deaths)
+        """Bytes of complete gradients at each time."""
+        return _curve(self.sizes, self.deaths, np.minimum(self.completed, self.deaths))
 
     def saved(self, mark: str = "forward") -> dict[str, int]:
-        """Bytes by label that outlive the mark: at the end of the forward pass, what the backward pass needs."""
+        """Bytes by label that are alive at a mark: at the end of the forward pass, what the backward pass needs."""
         return self._by_label(self._alive(self.marks[mark]))
 
     def at(self, time: int, mark: str = "forward") -> tuple[dict[str, int], int]:
-        """Bytes alive at a moment, gradients apart: those that outlive the mark by label, and all others."""
+        """Bytes alive at a time, without complete gradients: those alive at the mark, by label, and all others."""
         alive = self._alive(time) & (self.completed > time)
         saved = alive & self._alive(self.marks[mark])
         return self._by_label(saved), int(self.sizes[alive & ~saved].sum())
 
     @property
     def peak(self) -> int:
-        """The most that was alive at once, gradients included."""
+        """The most bytes alive at one time, gradients included."""
         return int((self.activations() + self.gradients()).max(initial=0))
 
     def _alive(self, time: int) -> NDArray[np.bool_]:
@@ -89,60 +87,36 @@ class Trace:
             sums[self.labels[index]] = sums.get(self.labels[index], 0) + int(self.sizes[index])
         return {label: size for label, size in sums.items() if size}
 
-    def _curve(self, starts: Bytes, ends: Bytes) -> Bytes:
-        count = len(self.sizes)
-        steps = np.zeros(count + 1, dtype=np.int64)
-        np.add.at(steps, np.minimum(starts, count), self.sizes)
-        np.subtract.at(steps, np.minimum(ends, count), self.sizes)
-        return np.cumsum(steps)[:count]
 
-
-class Recorder(TorchDispatchMode):
-    """Traces the storages that operators make while it is entered."""
+class Recorder(StorageFollower):
+    """Records a Trace while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._labels = ["other"]
-        self._index: dict[int, int] = {}
-        self._sizes: list[int] = []
-        self._made_by: list[str] = []
-        self._deaths: dict[int, int] = {}
-        self._completed: dict[int, int] = {}
+        super().__init__("other")
         self._marks: dict[str, int] = {}
         self._flops: dict[str, int] = {}
         self._phase = "forward"
         self._entered: list[int] = []
         self._left: list[int] = []
-        self._host = self._host_peak = 0
-        self._handles: list[RemovableHandle] = []
-
-    def watch(self, module: nn.Module, label: str) -> None:
-        """Whatever the module makes in its forward pass gets this label."""
-        self._handles.append(module.register_forward_pre_hook(lambda *_: self._labels.append(label)))
-        # Recomputation leaves a forward pass by an exception, once it has all that it needs.
-        self._handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-
-    def _leave(self) -> None:
-        self._labels.pop()
 
     def watch_gradients(self, module: nn.Module) -> None:
-        """A gradient of the module's parameters counts as one from when it is complete."""
+        """Record when the gradients of the module's parameters are complete."""
         for parameter in module.parameters():
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._complete))
 
     def watch_unit(self, modules: list[nn.Module]) -> None:
-        """Modules that run one after the other: when they are called first, and when their gradients are complete."""
+        """Record when the first of these modules is called, and when the gradients of all of them are complete."""
         unit = len(self._entered)
         self._entered.append(NEVER)
         self._left.append(NEVER)
 
         def enter(*_: object) -> None:
-            self._entered[unit] = min(self._entered[unit], len(self._sizes))
+            self._entered[unit] = min(self._entered[unit], len(self.made))
 
         def leave(_: Tensor) -> None:
-            # The last parameter's stands.
-            self._left[unit] = len(self._sizes)
+            # The last parameter's call sets the final value.
+            self._left[unit] = len(self.made)
 
         for module in modules:
             self._handles.append(module.register_forward_pre_hook(enter))
@@ -150,92 +124,57 @@ class Recorder(TorchDispatchMode):
                 if parameter.requires_grad:
                     self._handles.append(parameter.register_post_accumulate_grad_hook(leave))
 
-    def close(self) -> None:
-        """Let go of the modules and parameters that it watches."""
-        for handle in self._handles:
-            handle.remove()
-
     def mark(self, name: str, next_phase: str = "backward") -> None:
-        """Name this moment; floating point operations count for another phase from now on."""
-        # An allocation of nothing: what was freed before it is gone at this moment.
-        self._marks[name] = len(self._sizes)
-        self._sizes.append(0)
-        self._made_by.append(name)
+        """Name this moment; floating point operations count for `next_phase` from now on."""
+        self._marks[name] = len(self.made)
+        # An allocation of 0 bytes: a storage that was freed before the mark is not alive at its time.
+        self.made.append(Storage(0, name, name))
         self._phase = next_phase
 
     def trace(self) -> Trace:
-        """What was seen so far."""
-        count = len(self._sizes)
+        """What was recorded so far."""
 
-        def times(found: dict[int, int]) -> Bytes:
-            return np.array([found.get(index, NEVER) for index in range(count)], dtype=np.int64)
+        def array(values: Iterable[int]) -> Bytes:
+            return np.array(list(values), dtype=np.int64)
 
+        deaths = array(s.freed for s in self.made)
         return Trace(
-            np.array(self._sizes, dtype=np.int64),
-            list(self._made_by),
-            times(self._deaths),
-            times(self._completed),
+            array(0 if s.on_host else rounded(s.nbytes) for s in self.made),
+            [s.maker for s in self.made],
+            deaths,
+            array(s.completed for s in self.made),
             dict(self._marks),
             dict(self._flops),
-            np.array(self._entered, dtype=np.int64),
-            np.array(self._left, dtype=np.int64),
-            self._host_peak,
+            array(self._entered),
+            array(self._left),
+            int(_curve(array(s.nbytes if s.on_host else 0 for s in self.made), deaths).max(initial=0)),
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        new = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and self._is_new(leaf)]
-        if new:
-            # A view, or a tensor changed in place, of a storage that existed before.
-            given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            for leaf in new:
-                if id(leaf.untyped_storage()) not in given:
-                    if _is_host_copy(func, kwargs):
-                        self._made_on_host(leaf.untyped_storage())
-                    else:
-                        self._made(leaf.untyped_storage())
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         count = _flop_formula(func)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
             self._flops[self._phase] = self._flops.get(self._phase, 0) + int(flops)
         return result
 
-    def _is_new(self, tensor: Tensor) -> bool:
-        return id(tensor.untyped_storage()) not in self._index
-
-    def _made(self, storage: torch.UntypedStorage) -> None:
-        index = self._index[id(storage)] = len(self._sizes)
-        self._sizes.append(rounded(storage.nbytes()))
-        self._made_by.append(self._labels[-1])
-        weakref.finalize(storage, self._freed, id(storage), index).atexit = False
-
-    def _made_on_host(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._host += size
-        self._host_peak = max(self._host_peak, self._host)
-        weakref.finalize(storage, self._freed_on_host, size).atexit = False
-
-    def _freed_on_host(self, size: int) -> None:
-        self._host -= size
-
-    def _freed(self, key: int, index: int) -> None:
-        del self._index[key]
-        self._deaths[index] = len(self._sizes)
-
     def _complete(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        index = self._index.get(id(parameter.grad.untyped_storage()))
-        if index is not None:
-            self._completed.setdefault(index, len(self._sizes))
+        gradient = self.follow(parameter.grad.untyped_storage())
+        gradient.completed = min(gradient.completed, len(self.made))
 
 
-def _is_host_copy(func: Any, kwargs: dict[str, Any] | None) -> bool:
-    """Whether this is room in host memory, as `models.offload` makes it: the device is asked for by name."""
-    return func is torch.ops.aten.empty_like.default and (kwargs or {}).get("device") == torch.device("cpu")
+def _curve(sizes: Bytes, ends: Bytes, starts: Bytes | None = None) -> Bytes:
+    """Bytes alive at each time; by default storage i counts from time i."""
+    count = len(sizes)
+    steps = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(steps, np.arange(count) if starts is None else np.minimum(starts, count), sizes)
+    np.subtract.at(steps, np.minimum(ends, count), sizes)
+    return np.cumsum(steps)[:count]
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:
-    """The formula of torch.utils.flop_counter; it has none for the CPU's attention, which fake tensors run."""
+    """The formula of torch.utils.flop_counter, which has none for the CPU's attention that fake tensors run."""
     packet = getattr(func, "_overloadpacket", func)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
@@ -249,7 +188,7 @@ def module_bytes(module: nn.Module | None, itemsize: int | None = None) -> int:
     """Bytes of a module's parameters and buffers in the allocator's blocks, shared ones once.
 
     Args:
-        itemsize: bytes of an element, where the module is going to be cast.
+        itemsize: bytes of an element after a cast; by default as it is.
     """
     if module is None:
         return 0

@@ -1,4 +1,4 @@
-"""What collectives carry in an optimizer step under DeepSpeed's ZeRO, counted in the bytes of whole tensors."""
+"""The bytes that collectives carry in an optimizer step under DeepSpeed's ZeRO, counted in whole tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ class Traffic:
     reduce_scatter: float = 0.0
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends by ring algorithms: an all-reduce is a reduce-scatter and an all-gather."""
+        """Bytes that each rank sends in ring algorithms: an all-reduce is a reduce-scatter and an all-gather."""
         share = (ranks - 1) / ranks
         return share * (2 * self.all_reduce + self.all_gather + self.reduce_scatter)
 
 
 def traffic(parameters: int, zero_stage: int, *, accumulation: int, value_bytes: int = 2, gathers: int = 1) -> Traffic:
-    """Of the trained parameters; frozen ones never travel.
+    """The traffic of a step; only trained parameters are communicated.
 
     Args:
-        accumulation: micro-batches of a step. Stages 2 and 3 keep no whole gradients, so they reduce those of each.
-        value_bytes: of a parameter and a gradient where the engine computes; 2 in bf16 and fp16, 4 in float32.
-        gathers: how often stage 3 gathers the parameters for a micro-batch: once where they stay whole between the
-            forward and the backward pass (`stage3_max_live_parameters`, 1e9 by default, are more), else twice.
+        parameters: the number of trained parameters.
+        zero_stage: 0 to 3.
+        accumulation: micro-batches of a step. Stages 2 and 3 keep no whole gradients, so they reduce in each one.
+        value_bytes: bytes of a parameter and of a gradient in collectives: 2 in bf16 and fp16, 4 in float32.
+        gathers: how often stage 3 gathers the parameters in a micro-batch: once if they stay whole between the
+            forward and the backward pass (`stage3_max_live_parameters`, 1e9 by default, is larger), else twice.
 
-    Source: counted, see tests/scaling. Stages 1 and 2 do not scatter: DeepSpeed all-reduces buckets, of which every
-    rank keeps its part (`use_multi_rank_bucket_allreduce`).
+    Source: counted by tests/plan/test_traffic.py. Stages 1 and 2 do not scatter: DeepSpeed all-reduces buckets, and
+    every rank keeps its part of them (`use_multi_rank_bucket_allreduce`).
     """
     size = float(parameters * value_bytes)
     if zero_stage == 0:

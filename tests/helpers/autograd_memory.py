@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mobius_train.measure.saved import LiveStorages, saved_for_backward
+from mobius_train.measure.saved import saved_for_backward
+from mobius_train.storages import StorageFollower
 
 
 def held_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
@@ -21,7 +22,7 @@ def tensors_saved_in(branch: str, forward: Callable[[], Tensor], model: nn.Modul
     return sum(count for name, count in saved.tensors.items() if name.startswith(f"{branch}."))
 
 
-def watched(features: Iterator[Any], live: LiveStorages) -> Iterator[Any]:
+def watched(features: Iterator[Any], live: StorageFollower) -> Iterator[Any]:
     """The stream itself; `live` follows what computing it makes, and nothing else."""
     while True:
         with live:

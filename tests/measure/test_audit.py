@@ -125,7 +125,7 @@ def test_a_parameter_without_a_gradient_is_named(audited: Any, monkeypatch: pyte
 
 
 def test_other_stages_are_refused(audited: Any) -> None:
-    with pytest.raises(MobiusError, match="no spatial branch"):
+    with pytest.raises(MobiusError, match="text-to-image"):
         audited(stage="text-to-image", data={"num_frames": 1})
 
 

@@ -84,7 +84,7 @@ def started(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only where there is no GPU")
 def test_a_machine_without_a_gpu_is_refused(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="there is no GPU"):
+    with pytest.raises(MobiusError, match="GPU"):
         started(benchmark, monkeypatch, "--record", str(tmp_path / "record.json"))
     assert not (tmp_path / "record.json").exists()
 
@@ -115,5 +115,5 @@ def test_an_interrupted_run_goes_on(benchmark: Any, monkeypatch: pytest.MonkeyPa
 
 def test_settings_are_enough_and_known(benchmark: Any) -> None:
     assert len({setting.name for setting in benchmark.SETTINGS}) == len(benchmark.SETTINGS) >= 12
-    with pytest.raises(MobiusError, match="no such setting: parallel fp8"):
+    with pytest.raises(MobiusError, match="parallel fp8"):
         benchmark.select(["parallel fp8"])

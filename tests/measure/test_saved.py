@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from mobius_train.measure.saved import OUTSIDE, LiveStorages, Saved, saved_for_backward
+from mobius_train.measure.saved import Saved, saved_for_backward
+from mobius_train.storages import OUTSIDE, StorageFollower
 
 ROWS, WIDTH = 64, 8
 STATE = ROWS * WIDTH * 4
@@ -121,13 +122,13 @@ def test_hooks_are_gone_afterwards_also_after_a_failure() -> None:
 
 
 def test_following_storages_keeps_none_alive() -> None:
-    with LiveStorages() as live:
+    with StorageFollower() as live:
         kept = torch.ones(3) + 1
         gone = torch.ones(5) + 1
-    assert sorted(storage.nbytes for storage in live.alive().values()) == [12, 20]
+    assert sorted(storage.nbytes() for storage, _ in live.alive()) == [12, 20]
     del gone
     gc.collect()
-    assert [storage.nbytes for storage in live.alive().values()] == [12]
+    assert [storage.nbytes() for storage, _ in live.alive()] == [12]
     del kept
 
 

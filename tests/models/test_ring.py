@@ -15,11 +15,11 @@ from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers,
 
 from mobius_train.conditions import Conditions
 from mobius_train.measure.graph import leaves_of_graph
-from mobius_train.measure.saved import LiveStorages, storages
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.backbone import Feature, without_graph
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.storages import StorageFollower, module_storages
 
 
 def features_of(model: ParallelUNet, batch: Batch) -> Iterator[Feature]:
@@ -96,7 +96,7 @@ def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None
 
 def outliving(model: ParallelUNet, batch: Batch) -> tuple[set[int], set[int]]:
     """What the spatial branch computed and still lives after the forward pass; and its features as taken."""
-    live, taken = LiveStorages(), set()
+    live, taken = StorageFollower(), set()
 
     def noted(features: Iterator[Feature]) -> Iterator[Feature]:
         for feature in features:
@@ -105,7 +105,7 @@ def outliving(model: ParallelUNet, batch: Batch) -> tuple[set[int], set[int]]:
             del feature
 
     output = model.ring(noted(watched(features_of(model, batch), live)), num_frames=batch.sample.shape[2])
-    alive = live.alive().keys() - storages(model.spatial)
+    alive = {storage._cdata for storage, _ in live.alive()} - module_storages(model.spatial)
     output.sum().backward()
     return alive, taken
 

@@ -35,6 +35,7 @@ from mobius_train.engine.spread import spread_of
 from mobius_train.job.distributed import Distributed
 from mobius_train.plan.trace import Recorder, rounded
 from mobius_train.step import micro_batch
+from mobius_train.storages import Storage
 from mobius_train.tasks.build_task import build_task
 
 
@@ -46,20 +47,19 @@ def tensors() -> dict[int, Tensor]:
 
 def watch_gathered(recorder: Recorder) -> None:
     """Count what FSDP gathers: it gives memory to storages that exist, past all operators."""
-    standing: dict[int, int] = {}
+    standing: dict[int, Storage] = {}
 
     def alloc(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.size() == 0:
-            standing[storage._cdata] = len(recorder._sizes)
-            recorder._sizes.append(rounded(tensor.numel() * tensor.itemsize))
-            recorder._made_by.append("gathered")
+            record = standing[storage._cdata] = Storage(tensor.numel() * tensor.itemsize, "gathered", "gathered")
+            recorder.made.append(record)
         alloc_storage(tensor)
 
     def free(tensor: Tensor) -> None:
-        index = standing.pop(tensor.untyped_storage()._cdata, None)
-        if index is not None:
-            recorder._deaths[index] = len(recorder._sizes)
+        record = standing.pop(tensor.untyped_storage()._cdata, None)
+        if record is not None:
+            record.freed = len(recorder.made)
         free_storage(tensor)
 
     _fsdp_param.alloc_storage, _fsdp_param.free_storage = alloc, free

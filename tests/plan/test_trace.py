@@ -38,6 +38,19 @@ def test_storages_live_from_their_making_to_their_last_reference() -> None:
     assert len(third) == 2 * KIB
 
 
+@pytest.mark.parametrize(("device", "host"), [("cpu", 2), (None, 0)])
+def test_room_in_host_memory_counts_apart(device: str | None, host: int) -> None:
+    with Recorder() as recorder:
+        activation = torch.ones(KIB)
+        for _ in range(3):
+            # The earlier copy is freed after the later one is made: two are alive at once.
+            copy = torch.empty_like(activation, device=device)
+    trace = recorder.trace()
+    assert trace.host == host * 4 * KIB
+    assert trace.peak == (1 + 2 - host) * 4 * KIB
+    assert len(copy) == KIB
+
+
 def test_gradients_are_told_from_activations() -> None:
     layer = nn.Linear(64, 64, bias=False)
     recorder = Recorder()

@@ -1,0 +1,147 @@
+"""Plan the paper's workload in all modes and write the tables of docs/memory.md; needs no GPU.
+
+    python benchmarks/fit_table.py
+
+The workload is configs/paper_sd21.yaml: SD 2.1, batch 2, 8 frames, 256 px, accumulation 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mobius_train.cli import REPOSITORY, run
+from mobius_train.errors import MobiusError
+from mobius_train.job.environment import choose_accelerator
+from mobius_train.job.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from mobius_train.engine.spread import Spread
+from mobius_train.plan import Planner
+
+RECIPE = REPOSITORY / "configs" / "paper_sd21.yaml"
+PAGE = REPOSITORY / "docs" / "memory.md"
+BEGIN, END = "<!-- fit table: made by benchmarks/fit_table.py -->", "<!-- end of the fit table -->"
+MIB = 2**20
+RANKS = 4
+MODES = {
+    "full": ("mode=full",),
+    "serial": ("mode=serial",),
+    "parallel": (),
+    "parallel, recomputed": ("gradient_checkpointing=true",),
+}
+PRECISIONS = {"bf16": "mixed_precision=bf16", "fp32": "mixed_precision='no'"}
+OPTIMIZERS = {"float32": "optimizer=adamw", "8 bits": "optimizer=adamw_8bit"}
+ENCODERS = {"online": (), "cached": ("data.cache_dir=cache",)}
+# The paper's measurements (arXiv 2407.06617) in MB of 2**20 bytes, as nvidia-smi prints them: 4 GPUs, float32, DDP.
+PAPER = {
+    "serial, materialised attention": (37758, ("mode=serial", "attention_backend=eager")),
+    "parallel": (28898, ()),
+}
+
+
+class Reproduced(NamedTuple):
+    """A figure of the paper and the planned one, MiB."""
+
+    name: str
+    measured: int
+    planned: float
+
+    @property
+    def error(self) -> float:
+        """The plan's error relative to the measured figure."""
+        return self.planned / self.measured - 1
+
+
+def reproduce_paper(planner: Planner) -> list[Reproduced]:
+    """Plan the two runs whose memory the paper gives."""
+    from mobius_train.engine.spread import Spread
+
+    return [
+        Reproduced(name, measured, _peak(planner, Spread.over(RANKS, "ddp"), *overrides) / MIB)
+        for name, (measured, overrides) in PAPER.items()
+    ]
+
+
+def tables(planner: Planner) -> Iterator[str]:
+    """The lines of the tables, as Markdown."""
+    from mobius_train.engine.ds_config import read_ds_json
+    from mobius_train.engine.spread import Spread
+
+    zeros = [read_ds_json(REPOSITORY / "ds_configs" / f"zero{stage}.json") for stage in range(4)]
+    yield from _header(f"the paper's run ({RANKS} GPUs, DDP, fp32)", "paper, MB", "planned, MiB", "error")
+    for one in reproduce_paper(planner):
+        yield _row(one.name, f"{one.measured}", f"{one.planned:.0f}", f"{one.error:+.1%}")
+    yield ""
+    yield from _header(f"{RANKS} GPUs", "precision", *(f"ZeRO-{stage}" for stage in range(4)))
+    for precision, half in PRECISIONS.items():
+        for mode, options in MODES.items():
+            layouts = [Spread.over(RANKS, ds_json=zero) for zero in zeros]
+            yield _row(mode, precision, *(_cell(_peak(planner, layout, half, *options)) for layout in layouts))
+    yield ""
+    counts = (1, RANKS)
+    columns = [f"{ranks} GPU{'s' * (ranks > 1)}, {encoders}" for ranks in counts for encoders in ENCODERS]
+    yield from _header("parallel, recomputed, bf16", "AdamW", *columns)
+    for engine in ("ZeRO-2", "FSDP"):
+        for optimizer, adam in OPTIMIZERS.items():
+            options = (*MODES["parallel, recomputed"], PRECISIONS["bf16"], adam)
+            layouts = [Spread.over(n, "fsdp") if engine == "FSDP" else Spread.over(n, ds_json=zeros[2]) for n in counts]
+            peaks = (_peak(planner, layout, *options, *cache) for layout in layouts for cache in ENCODERS.values())
+            yield _row(engine, optimizer, *map(_cell, peaks))
+
+
+def smallest_gpu(peak: int) -> str:
+    """The name of the GPU with the least memory that holds so many bytes, or "none"."""
+    from mobius_train.plan import GPUS
+
+    fitting = [gpu for gpu in GPUS.values() if peak <= gpu.bytes]
+    return min(fitting, key=lambda gpu: gpu.bytes).name if fitting else "none"
+
+
+def renewed(page: str, lines: str) -> str:
+    """The text of a page with other lines between the marks.
+
+    Raises:
+        MobiusError: the page has no marks.
+    """
+    before, begun, rest = page.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise MobiusError(f"the page has no place for the tables: write the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{lines}\n{END}{after}"
+
+
+def _peak(planner: Planner, layout: Spread, *overrides: str) -> int:
+    from mobius_train.config import load
+
+    return planner.plan(load(RECIPE, ["global_batch_size=null", *overrides]), layout).peak
+
+
+def _cell(peak: int) -> str:
+    return f"{peak / MIB:.0f}, {smallest_gpu(peak)}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _header(*cells: str) -> tuple[str, str]:
+    return _row(*cells), "|---" * len(cells) + "|"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown file to renew (default: docs/memory.md)")
+    page = parser.parse_args().page
+    choose_accelerator()
+    quiet_libraries()
+    from mobius_train.files import replace_file
+    from mobius_train.plan import Planner
+
+    replace_file(page, renewed(page.read_text(encoding="utf-8"), "\n".join(tables(Planner(RECIPE)))))
+
+
+if __name__ == "__main__":
+    run(main)
