@@ -28,6 +28,7 @@ from typing import Any
 from mobius_train.cli import run
 from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
+from mobius_train.files import TEMPORARY
 from mobius_train.job.versions import versions
 from mobius_train.prepare.listing import OFFSETS
 from mobius_train.prepare.passes import passes
@@ -84,7 +85,7 @@ def killed(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        unfinished = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".listing-"))]
+        unfinished = [path.name for path in output.rglob("*") if path.name.startswith(TEMPORARY)]
         share = round(_share_done(config, output), 3)
         kills.append({"share_done": share, "seconds_later": round(waited, 2), "unfinished_files": len(unfinished)})
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)

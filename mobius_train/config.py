@@ -54,8 +54,7 @@ class DataConfig(Section):
 
     train: str = Field(description="folder of clips, or webdataset shards as a path, glob or brace pattern")
     validation: str | None = Field(None, description="held-out clips; none: no held-out loss")
-    download_dir: Path | None = Field(None, description="shards that are named by URL are fetched once, into this")
-    allow_shell_commands: bool = Field(False, description="let pipe: in train and validation run commands in a shell")
+    download_dir: Path | None = Field(None, description="folder for shards named by URL, each of which is fetched once")
     resolution: int = Field(256, ge=8, description="pixels, height and width")
     num_frames: int = Field(8, ge=1, description="frames evenly over the clip; 1: its first frame")
     buckets: tuple[BucketConfig, ...] | None = Field(
@@ -66,6 +65,14 @@ class DataConfig(Section):
     cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
     cache_required: bool = Field(False, description="train on a cache that is there (tools/cache_latents.py), or fail")
     dataloader_num_workers: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1_0(cls, values: Any) -> Any:
+        """Its runs wrote allow_shell_commands: false into their config.yaml, which must stay readable."""
+        if isinstance(values, dict) and values.get("allow_shell_commands") is False:
+            return {name: value for name, value in values.items() if name != "allow_shell_commands"}
+        return values
 
     @model_validator(mode="after")
     def _buckets_differ(self) -> DataConfig:

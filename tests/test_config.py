@@ -100,3 +100,11 @@ def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_are_valid(path: Path) -> None:
     assert isinstance(load(path), RunConfig)
+
+
+def test_a_recipe_that_version_0_1_0_wrote_is_read(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "files" / "written-by-0.1.0" / "parallel" / "config.yaml"
+    assert "allow_shell_commands: false" in path.read_text()
+    assert "allow_shell_commands" not in load(path).dump()
+    with pytest.raises(MobiusError, match=r"data.allow_shell_commands: no such key"):
+        load(path, ["data.allow_shell_commands=true"])

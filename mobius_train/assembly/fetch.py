@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mobius_train.config import DataConfig
 from mobius_train.data.clips import describe_source
-from mobius_train.data.patterns import is_remote
+from mobius_train.data.patterns import is_remote, without_secrets
 from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
 from mobius_train.data.shards import listed
 from mobius_train.errors import MobiusError
@@ -31,12 +31,12 @@ def describe_data(data: DataConfig) -> dict[str, str]:
     """What each source holds, by names and sizes alone; of addresses, how many there are. Nothing is fetched.
 
     Raises:
-        MobiusError: a local source is not there, or an address may not be fetched.
+        MobiusError: a local source is missing, or an address cannot be opened here.
     """
     described = {}
     for source in sources(data):
         shards = remote_sources(data, source)
-        described[source] = f"{len(shards)} addresses" if shards else describe_source(source)
+        described[without_secrets(source)] = f"{len(shards)} addresses" if shards else describe_source(source)
     return described
 
 
@@ -44,13 +44,13 @@ def remote_sources(data: DataConfig, source: str) -> list[Remote]:
     """The shards that a source names by addresses; none where it names paths.
 
     Raises:
-        MobiusError: an address may not be fetched, or there is no place for what comes.
+        MobiusError: an address cannot be opened here, or no folder is given for the shards.
     """
     if not is_remote(source):
         return []
-    shards = remote_shards(source, data.download_dir or Path(), data.allow_shell_commands)
+    shards = remote_shards(source, data.download_dir or Path())
     if data.download_dir is None:
-        raise MobiusError(f"{source!r} is elsewhere: give data.download_dir=FOLDER, where shards are fetched to once")
+        raise MobiusError(f"{shards[0]} must be fetched: give data.download_dir=FOLDER, where fetched shards stay")
     return shards
 
 
@@ -85,12 +85,12 @@ def _indices(shards: Sequence[Remote], show: bool) -> Iterator[None]:
     for shard in places.values():
         without = fetch_index(shard)
         if without is not None and show:
-            print(f"no index.json to compare shards with, their ends alone tell if they are whole: {without}")
+            print(f"no index.json to compare shards with, so only their ends are checked: {without}")
         yield
 
 
 def _fetch(shards: Sequence[Remote], name: str, show: bool) -> Iterator[None]:
-    sizes = [told.bytes for shard in shards if (told := listed(shard.path)) is not None]
+    sizes = [expected.bytes for shard in shards if (expected := listed(shard.path)) is not None]
     total = sum(sizes) if len(sizes) == len(shards) else None
     with tqdm(total=total, unit="B", unit_scale=True, disable=not show or not shards) as bar:
         for number, shard in enumerate(shards, start=1):

@@ -27,9 +27,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     if train.shapes is not None:
         shares = shares_of(train.shapes, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
-            raise MobiusError(
-                f"all clips of {config.data.train} went to buckets of one frame: text-to-video wants more"
-            )
+            raise MobiusError("all clips of data.train went to buckets of one frame: text-to-video needs more frames")
         if distributed.is_main:
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
             assert train.files is not None

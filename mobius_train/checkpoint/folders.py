@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mobius_train.checkpoint.format import LATEST, NAME, step_of
-from mobius_train.files import replace_file, sync_folder
+from mobius_train.files import publish_folder, remove_folder, remove_killed, replace_file
 
 TEMPORARY = ".checkpoint-*.tmp"
 
@@ -41,17 +41,10 @@ def publish(output_dir: Path, step: int) -> None:
     Raises:
         OSError: it cannot be.
     """
-    folder, temporary = folder_of(output_dir, step), temporary_of(output_dir, step)
-    sync_folder(temporary)
-    old = output_dir / f".{folder.name}.old.tmp"
-    if folder.exists():
-        # From a run that was taken up again before it.
-        folder.rename(old)
-    temporary.rename(folder)
-    sync_folder(output_dir)
+    folder = folder_of(output_dir, step)
+    # A run that was resumed from before this step may find a checkpoint of it.
+    publish_folder(temporary_of(output_dir, step), folder, replace=True)
     replace_file(output_dir / LATEST, f"{folder.name}\n")
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int | None) -> None:
@@ -72,13 +65,11 @@ def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int
     ]
     others.sort(key=lambda folder: (step_of(folder) < step_of(keep), step_of(folder)))
     for folder in others[: max(0, len(others) + 1 - total_limit)]:
-        # Renamed first: a kill on the way leaves no half checkpoint of a good name.
-        doomed = output_dir / f".{folder.name}.old.tmp"
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_folder(folder)
 
 
 def remove_leftovers(output_dir: Path) -> None:
     """Remove what a kill left unfinished."""
     for folder in output_dir.glob(TEMPORARY):
         shutil.rmtree(folder, ignore_errors=True)
+    remove_killed(output_dir)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from mobius_train.engine.protocol import Piece
 from mobius_train.errors import MobiusError
 from mobius_train.files import File, write_file
+from mobius_train.safetensors_header import lay_out
 
 
 class PinnedCopy:
@@ -45,21 +44,10 @@ class PinnedCopy:
 
     def write(self, path: Path) -> File:
         """Write the copy; the buffer is the data of a safetensors file, so nothing is copied again."""
-        return write_file(path, [_header(self._pieces), self._buffer.view(torch.uint8).numpy().data])
-
-
-def _header(pieces: dict[str, Piece]) -> bytes:
-    """The length of the JSON as 8 bytes, little-endian, and the JSON (github.com/huggingface/safetensors, Format)."""
-    where = {name: [piece.start, list(piece.shape)] for name, piece in pieces.items()}
-    header: dict[str, Any] = {"__metadata__": {"pieces": json.dumps(where)}}
-    offset = 0
-    for name, piece in pieces.items():
-        end = offset + 4 * len(piece.data)
-        header[name] = {"dtype": "F32", "shape": [len(piece.data)], "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+        where = {name: [piece.start, list(piece.shape)] for name, piece in self._pieces.items()}
+        tensors = {name: (torch.float32, [len(piece.data)]) for name, piece in self._pieces.items()}
+        layout = lay_out(tensors, {"pieces": json.dumps(where)}, compact=False)
+        return write_file(path, [layout.header, self._buffer.view(torch.uint8).numpy().data])
 
 
 @dataclass(frozen=True)

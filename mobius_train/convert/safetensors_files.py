@@ -1,17 +1,15 @@
 """Writing safetensors one tensor at a time, in several files above a size, as Hugging Face does.
 
-A file is the header's length (8 bytes, little endian), the header in JSON, and the tensors' bytes without gaps
-(https://huggingface.co/docs/safetensors). The library's own writer wants all tensors of a file at once.
+The library's own writer needs all tensors of a file at once.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -19,19 +17,8 @@ from torch import Tensor
 
 from mobius_train.convert.weights import Weights, cast
 from mobius_train.errors import MobiusError
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from mobius_train.files import finished_files, replace_file
+from mobius_train.safetensors_header import DTYPES, lay_out
 
 
 def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
@@ -59,31 +46,23 @@ def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str)
     except ValueError as error:
         raise MobiusError(f"max_shard_size={max_shard_size!r} is no size: write 5GB or 500MB") from error
     files = {name: path.with_name(name) for name in sorted(split.filename_to_tensors)}
-    temporary = {name: file.with_name(f".{file.name}.tmp") for name, file in files.items()}
     try:
-        with ExitStack() as stack:
+        with finished_files(list(files.values())) as temporaries, ExitStack() as stack:
             shards = {
                 name: _Shard(
-                    stack.enter_context(temporary[name].open("wb")),
+                    stack.enter_context(temporary.open("wb")),
                     {tensor: wanted[tensor] for tensor in split.filename_to_tensors[name]},
                 )
-                for name in files
+                for name, temporary in zip(files, temporaries, strict=True)
             }
             for name, tensor in _expected(weights.read(), wanted, dtype):
                 shards[split.tensor_to_filename[name]].put(name, tensor)
-            for shard in shards.values():
-                shard.sync()
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            path.with_name(f"{path.name}.index.json").write_text(text, encoding="utf-8")
-        for name, file in files.items():
-            temporary[name].replace(file)
+            if split.is_sharded:
+                index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+                text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+                replace_file(path.with_name(f"{path.name}.index.json"), text)
     except OSError as error:
         raise MobiusError(f"cannot write {error.filename or path}: {error.strerror}") from error
-    finally:
-        for file in temporary.values():
-            file.unlink(missing_ok=True)
     return list(files.values())
 
 
@@ -110,23 +89,11 @@ class _Shard:
     def __init__(self, file: IO[bytes], layout: dict[str, Tensor]) -> None:
         # The widest first, so that every tensor is aligned.
         ordered = sorted(layout.items(), key=lambda item: -item[1].element_size())
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, tensor in ordered:
-            start, end = end, end + tensor.numel() * tensor.element_size()
-            shape = list(tensor.shape)
-            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-        self._file = file
-        self._places = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in layout}
+        plan = lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
+        file.write(plan.header)
+        file.truncate(plan.size)
+        self._file, self._places = file, plan.places
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._file.seek(self._places[name])
         self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())

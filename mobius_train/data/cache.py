@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
-from mobius_train.files import replace_file
+from mobius_train.files import publish, remove_killed, replace_file
 
 PART = 64
 IDENTITY = "identity.json"
@@ -82,6 +81,7 @@ def build(
 ) -> None:
     """Write one share's missing parts; `encode(i)` gives clip i. No communication: place a barrier after it."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_killed(folder)
     starts = range(0, len(keys), PART)
     missing = [
         (number, start)
@@ -99,15 +99,10 @@ def build(
             for index in range(start, min(start + PART, len(keys))):
                 tensors |= _tensors_of(index, encode(index))
                 bar.update()
-            path = _part(folder, number)
-            temporary = path.with_suffix(f".tmp{share}")
-            save_file(tensors, temporary)
-            os.replace(temporary, path)
+            publish(_part(folder, number), partial(save_file, tensors))
     if share == 0:
         replace_file(folder / IDENTITY, json.dumps(identity or {}, indent=1) + "\n")
-        temporary = folder / "keys.json.tmp"
-        temporary.write_text(json.dumps(keys), encoding="utf-8")
-        os.replace(temporary, folder / "keys.json")
+        replace_file(folder / "keys.json", json.dumps(keys))
 
 
 def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from mobius_train.data.buckets import Shape, sort_into
 from mobius_train.data.decode import check_bytes, decode, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
-from mobius_train.data.patterns import SCHEME, expand
+from mobius_train.data.patterns import SCHEME, expand, without_secrets
 from mobius_train.data.shards import read_shards
 from mobius_train.errors import MobiusError
 
@@ -181,8 +181,8 @@ def describe_source(source: str) -> str:
 def _refuse_scheme(source: str) -> None:
     if SCHEME.match(source):
         raise MobiusError(
-            f"{source!r} is no local path; nothing was run or fetched. Give a folder or shards on a disk"
-            " (a file whose name has a colon: with ./ in front)"
+            f"{without_secrets(source)!r} is no local path; nothing was run or fetched. Give a folder or shards on a"
+            " disk (a file whose name has a colon: with ./ in front)"
         )
 
 

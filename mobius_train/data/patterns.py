@@ -19,10 +19,16 @@ def expand(source: str) -> list[str]:
     """
     try:
         return list(braceexpand(source))
-    except ValueError as error:
-        raise MobiusError(f"the braces of {source!r} do not match: {error}") from error
+    except ValueError:
+        raise MobiusError(without_secrets(f"the braces of {source!r} do not match")) from None
 
 
 def is_remote(source: str) -> bool:
     """Whether a source names addresses, or anything else than paths."""
     return any(SCHEME.match(one) for one in (source, *expand(source)))
+
+
+def without_secrets(text: str) -> str:
+    """A text without the credentials, queries and fragments of the addresses in it."""
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)

@@ -5,7 +5,6 @@ Only headers and captions are read here, by the standard library's tarfile, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tarfile
@@ -20,6 +19,7 @@ from mobius_train.data.captions import read_caption
 from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
+from mobius_train.files import sha256
 
 INDEX = "index.json"
 MAX_CAPTION_BYTES = 2**20
@@ -182,9 +182,7 @@ def _check_size(path: Path, expected: Shard | None) -> None:
 
 def describe_shard(path: Path) -> Shard:
     """Size, hash and number of samples, for an index.json."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.stat().st_size, digest, len(_samples(path)))
+    return Shard(path.stat().st_size, sha256(path), len(_samples(path)))
 
 
 def verify(folder: Path) -> int:

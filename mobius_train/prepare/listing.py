@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mobius_train.errors import MobiusError
-from mobius_train.files import publish_lines, read_lines
+from mobius_train.files import publish_folder, publish_lines, read_lines, temporary_folder
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.recipe import PrepareConfig, Source
 from mobius_train.prepare.sources.reference import STAGE, Reference, unique
 
 NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
-LISTING = ".listing-"  # the folder of a listing on its way
 
 
 class Inputs:
@@ -59,10 +57,7 @@ def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
 
 def _list(config: PrepareConfig, work: Path) -> None:
     """Several tasks may do this at once: whose folder gets the name first has listed."""
-    _remove_killed(work.parent)
-    own = work.parent / f"{LISTING}{os.uname().nodename}-{os.getpid()}"
-    own.mkdir(parents=True)
-    try:
+    with temporary_folder(work) as own:
         sources = tqdm(config.sources, desc="listing", unit="source")
         references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
@@ -75,29 +70,10 @@ def _list(config: PrepareConfig, work: Path) -> None:
         publish_lines(own / OFFSETS, [{"count": len(references), "offsets": offsets}])
         (own / RECIPE).write_text(config.dump(), encoding="utf-8")
         try:
-            own.rename(work)
+            publish_folder(own, work)
         except OSError:  # another task was first
             if not (work / OFFSETS).exists():
                 raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _remove_killed(folder: Path) -> None:
-    """What listings on this node left that were killed: unpacked archives may be large."""
-    for path in folder.glob(f"{LISTING}{os.uname().nodename}-*"):
-        try:
-            os.kill(int(path.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:  # another user's process
-            continue
-
-
-def remove_listings(folder: Path) -> None:
-    """Those of all nodes; only when the output is finished."""
-    for path in folder.glob(f"{LISTING}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]:

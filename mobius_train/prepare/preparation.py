@@ -25,7 +25,7 @@ from mobius_train.data.shards import INDEX, describe_shard
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, publish_lines, read_lines, remove_leftovers
 from mobius_train.prepare import prepare_report as report
-from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs, remove_listings
+from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import Pass, passes
 from mobius_train.prepare.recipe import PrepareConfig
@@ -86,7 +86,6 @@ def _prepare(config: PrepareConfig, workers: int, task: Share) -> None:
 def _tidy(folder: Path) -> None:
     """Remove what a finished output needs no more, and what killed processes have left."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    remove_listings(folder)
     remove_leftovers(folder)
 
 

@@ -1,48 +1,69 @@
-"""Shards elsewhere: fetched whole, once, or not at all; and no shell unless the user allows one."""
+"""Shards elsewhere: fetched complete, once, or not at all; no shell, and no secret in an error."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import multiprocessing
+import os
+import socket
+import struct
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
-import webdataset  # noqa: F401
 from clip_files import shard
+from fsspec.registry import _registry
 from launching import launch
 from recipes import DS_CONFIGS, Run, losses, recipe, write
 
-from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
+from mobius_train.data import remote as module
+from mobius_train.data.remote import ATTEMPTS, Remote, fetch_index, fetch_shard, remote_shards
 from mobius_train.data.shards import describe_shard
 from mobius_train.errors import MobiusError
 
-# The package has a function of the same name.
-openers = sys.modules["webdataset.gopen"]
 WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Counts what is asked for; /cut/… promises more bytes than it sends."""
+    """Counts requests. The first folder of the path says what goes wrong: always, or with -once at the first time."""
 
     asked: list[str]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if not self.path.startswith("/cut/"):
-            return super().do_GET()
-        data = Path(self.directory, self.path.removeprefix("/cut/")).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2])
+        fault, _, name = self.path.partition("?")[0][1:].rpartition("/")
+        if fault.endswith("-once") and self.asked.count(self.path) > 1:
+            fault = ""
+        match fault.removesuffix("-once"):
+            case "cut" | "drop" | "stall" as how:
+                data = Path(self.directory, name).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                if how == "stall":
+                    threading.Event().wait(2)
+                if how == "drop":  # closed by a reset
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+            case "busy":
+                self.send_error(503)
+            case "forbidden":
+                self.send_error(403)
+            case _:
+                self.path = f"/{name}"
+                super().do_GET()
         self.close_connection = True
-        return None
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -76,8 +97,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
     served.http.server_close()
 
 
-def _one(url: str, folder: Path, allow: bool = False) -> Remote:
-    (remote,) = remote_shards(url, folder, allow)
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, without the waiting."""
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+    return pauses
+
+
+def _one(url: str, folder: Path) -> Remote:
+    (remote,) = remote_shards(url, folder)
     return remote
 
 
@@ -90,63 +119,50 @@ def _left(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "source",
-    ["pipe:touch {}", " pipe:touch {}", "PIPE:touch {}", "{{pipe:touch {},http://127.0.0.1/a.tar}}"],
+    ["pipe:touch {}", " pipe:touch {}", "PIPE:touch {}", "pipe:curl http://a >{}", "{{pipe:touch {},http://a/a.tar}}"],
 )
-def test_a_shell_command_is_refused_until_it_is_allowed(tmp_path: Path, source: str) -> None:
-    with pytest.raises(MobiusError, match=r"shell command; nothing was run or fetched.*data.allow_shell_commands=true"):
-        remote_shards(source.format(tmp_path / "ran"), tmp_path, False)
+def test_a_shell_command_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(MobiusError, match=r"^pipe: .*nothing was run or fetched.*fsspec"):
+        remote_shards(source.format(tmp_path / "ran"), tmp_path)
     assert not (tmp_path / "ran").exists()
-    remote_shards(source.format(tmp_path / "ran"), tmp_path, True)
-
-
-def test_an_address_that_the_environment_makes_a_command_of_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GOPEN_REWRITE", f"http://store/=pipe:touch {tmp_path}/ran ")
-    with pytest.raises(MobiusError, match="shell command"):
-        remote_shards("http://store/a.tar", tmp_path, False)
-
-
-def test_a_shell_runs_for_pipe_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all openers that webdataset has: what they start, and how."""
-    started: dict[str, bool] = {}
-
-    class _Stopped(Exception):
-        pass
-
-    def popen(arguments: Any, **options: Any) -> None:
-        started[scheme] = bool(options.get("shell")) or isinstance(arguments, str)
-        raise _Stopped
-
-    monkeypatch.setattr(openers, "Popen", popen)
-    hub = type("Hub", (), {"resolve_path": lambda self, url: type("P", (), dict.fromkeys(HUB_FIELDS, "model"))})
-    monkeypatch.setattr("huggingface_hub.HfFileSystem", hub)
-    for scheme in openers.gopen_schemes.keys() - {"__default__"}:
-        url = f"{scheme}:echo" if scheme == "pipe" else f"{scheme}://host/folder/a.tar"
-        with pytest.raises(_Stopped):
-            openers.gopen(url)
-    assert [scheme for scheme, shell in started.items() if shell] == ["pipe"]
-    assert started.keys() == openers.gopen_schemes.keys() - {"__default__"}
-
-
-HUB_FIELDS = ("repo_id", "path_in_repo", "repo_type", "revision")
 
 
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("s3://bucket/{0..1}.tar", r"no opener for s3; nothing.*pipe:aws s3 cp s3://bucket/0.tar -"),
-        ("file:///a.tar", "mixes paths and addresses"),
-        ("{http://host/a.tar,b.tar}", "mixes paths and addresses"),
-        ("http://host/*.tar", "cannot be searched, name shards by braces"),
-        ("http://host/a[1-9].tar", "cannot be searched"),
-        ("{http://host/a.tar,http://host/a.tar}", "more than once"),
-        ("http://host/{a.tar", "braces"),
+        ("ais://bucket/{0..1}.tar", r"ais://bucket/0.tar: fsspec opens no ais://"),
+        ("file:/a.tar", "file:/a.tar.*no scheme://"),
+        ("{http://host/a.tar,b.tar}", "b.tar.*no scheme://"),
+        ("http://host/*.tar", "name shards by braces"),
+        ("http://host/a[1-9].tar", "name shards by braces"),
+        ("simplecache::http://host/a.tar", "chained"),
+        ("{http://host/a.tar,http://host/a.tar}", "http://host/a.tar is named more than once"),
+        ("http://user:word@host/{a.tar?sign=1", r"braces of 'http://host/\{a.tar'"),
     ],
 )
-def test_what_cannot_be_opened_is_refused_before_anything_is_asked_for(tmp_path: Path, source: str, match: str) -> None:
+def test_an_address_that_cannot_be_opened_is_refused_before_any_request(
+    tmp_path: Path, source: str, match: str
+) -> None:
     with pytest.raises(MobiusError, match=match):
-        remote_shards(source, tmp_path, False)
+        remote_shards(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "needs", "match"),
+    [
+        ("s3", "s3fs", "s3fs"),
+        ("gs", "gcsfs", "gcsfs"),
+        ("hf", "huggingface_hub", "huggingface_hub"),
+        ("https", "fsspec.implementations.http", r"mobius-train\[remote\]"),
+    ],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, needs: str, match: str
+) -> None:
+    monkeypatch.delitem(_registry, scheme, raising=False)
+    monkeypatch.setitem(sys.modules, needs, None)
+    with pytest.raises(MobiusError, match=f"^{scheme}://place/a.tar: .*missing.*{match}"):
+        remote_shards(f"{scheme}://place/a.tar", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "%2e%2e", "a%2fb", "..%2f..%2fa", "a%00b", "", "a" * 300])
@@ -156,10 +172,13 @@ def test_no_address_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert path.name.endswith(".tar")
 
 
-def test_two_addresses_never_share_a_file_nor_show_secrets(tmp_path: Path) -> None:
+def test_two_addresses_never_share_a_file(tmp_path: Path) -> None:
     urls = ["http://a/x/s.tar", "http://b/x/s.tar", "http://a/y/s.tar", "http://a/x/s.tar?sign=1", "https://a/x/s.tar"]
     assert len({_one(url, tmp_path).path for url in urls}) == 5
-    assert str(_one("http://user:word@host/s.tar?sign=1", tmp_path)) == "http://host/s.tar"
+
+
+def test_a_shard_lies_where_version_0_1_0_put_it(tmp_path: Path) -> None:
+    assert _one("https://host/set/s.tar", tmp_path).path == tmp_path / "https-host-2e9722dcad65b76d" / "s.tar"
 
 
 # Fetching
@@ -167,7 +186,7 @@ def test_two_addresses_never_share_a_file_nor_show_secrets(tmp_path: Path) -> No
 
 def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_path: Path) -> None:
     remote = _one(f"{server.url}/s-0.tar", tmp_path / "to")
-    assert "22, the server refused" in str(fetch_index(remote))
+    assert "/index.json" in str(fetch_index(remote))
     fetch_shard(remote)
     assert remote.path.read_bytes() == (server.folder / "s-0.tar").read_bytes()
     server.index()
@@ -181,51 +200,109 @@ def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MobiusError, match=rf"s-2.tar gave {len(data)} bytes of sha256 .* index.json beside it says"):
+    with pytest.raises(MobiusError, match=rf"s-2.tar gave {len(data)} bytes of sha256 .* index.json"):
         fetch_shard(_one(f"{server.url}/s-2.tar", tmp_path / "to"))
     assert _left(tmp_path / "to") == ["index.json", "s-0.tar", "s-1.tar"]
 
 
+@pytest.mark.parametrize("fault", ["cut", "drop", "stall", "busy"])
+def test_a_fault_that_passes_costs_a_retry(
+    server: Server, tmp_path: Path, fault: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.5)
+    count: list[int] = []
+    remote = _one(f"{server.url}/{fault}-once/s-0.tar", tmp_path / "to")
+    fetch_shard(remote, count.append)
+    assert remote.path.read_bytes() == (server.folder / "s-0.tar").read_bytes()
+    assert sum(count) == remote.path.stat().st_size
+    assert len(server.asked) == 2
+    assert pauses == [1]
+
+
 @pytest.mark.parametrize(
-    ("url", "match"),
+    ("path", "requests", "match"),
     [
-        ("{}/cut/s-0.tar", "ended with 18, the transfer ended before the end"),
-        (
-            "{}/nothing.tar",
-            r"http://127.0.0.1:\d+/nothing.tar cannot be fetched: curl ended with 22, the server",
-        ),
-        ("{}/page.html", "gave no whole shard"),
-        ("http://127.0.0.1:1/s-0.tar", "ended with 7, no connection"),
-        ("pipe:cat {folder}/s-0.tar; exit 3", "cannot be fetched: its command ended with 3"),
-        ("pipe:head -c 2000 {folder}/s-0.tar", "gave no whole shard"),
-        ("pipe:true", "gave no whole shard"),
-        ("ais://bucket/s-0.tar", "cannot be fetched: .*No such file.*'ais'"),
+        ("cut/s-0.tar", ATTEMPTS, "cannot be fetched: .*payload.* 5 of 5"),
+        ("drop/s-0.tar", ATTEMPTS, "cannot be fetched: .* 5 of 5"),
+        ("busy/s-0.tar", ATTEMPTS, "cannot be fetched: .*503.* 5 of 5"),
+        ("forbidden/s-0.tar", 1, "cannot be fetched: .*403"),
+        ("nothing.tar", 1, "nothing.tar cannot be fetched: there is no such file"),
+        ("page.html", 1, "page.html gave no whole shard"),
     ],
 )
-def test_what_does_not_come_whole_is_named_and_leaves_nothing(
-    server: Server, tmp_path: Path, url: str, match: str, monkeypatch: pytest.MonkeyPatch
+def test_an_incomplete_shard_is_named_and_leaves_nothing(
+    server: Server, tmp_path: Path, path: str, requests: int, match: str, pauses: list[float]
 ) -> None:
     (server.folder / "page.html").write_text("<html>" + "a" * 2000)
-    # With this webdataset closes without a look at the status.
-    monkeypatch.setenv("GOPEN_VERBOSE", "1")
-    remote = _one(url.format(server.url, folder=server.folder), tmp_path / "to", True)
-    with pytest.raises(MobiusError, match=match):
-        fetch_shard(remote)
+    count: list[int] = []
+    with pytest.raises(MobiusError, match=f"^{server.url}/.*{match}"):
+        fetch_shard(_one(f"{server.url}/{path}", tmp_path / "to"), count.append)
+    assert len(server.asked) == requests
+    assert pauses == [1, 2, 4, 8][: requests - 1]
     assert _left(tmp_path / "to") == []
 
 
-def test_a_place_that_cannot_be_reached_is_not_a_place_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match=r"index.json cannot be fetched: curl ended with 7"):
+def test_a_server_out_of_reach_is_not_one_without_an_index(tmp_path: Path) -> None:
+    with pytest.raises(MobiusError, match=r"index.json cannot be fetched: .*127.0.0.1.* 5 of 5"):
         fetch_index(_one("http://127.0.0.1:1/s-0.tar", tmp_path))
 
 
-def test_the_control_webdataset_alone_takes_a_command_that_fails_for_one_that_did_not(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GOPEN_VERBOSE", "1")
-    with openers.gopen(f"pipe:head -c 2000 {server.folder}/s-0.tar; exec 1>&-; sleep 0.5; exit 3") as stream:
-        while stream.read(100):
-            pass
+@pytest.mark.parametrize("place", ["{}/nothing.tar", "{}/cut/s-0.tar", "{}/busy/s-0.tar", "http://127.0.0.1:1/s-0.tar"])
+def test_no_error_shows_a_secret(server: Server, tmp_path: Path, place: str) -> None:
+    url = place.format(server.url).replace("http://", "http://user:pass-word@") + "?X-Signature=abc%2Fdef"
+    remote = _one(url, tmp_path)
+    assert remote.index_file is None
+    with pytest.raises(MobiusError) as caught:
+        fetch_shard(remote)
+    for text in (str(remote), str(fetch_index(remote)), *traceback.format_exception(caught.value)):
+        assert not any(secret in text for secret in ("pass-word", "abc%2Fdef", "abc/def")), text
+    assert all("X-Signature=abc%2Fdef" in asked for asked in server.asked)  # sent, and to the letter
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_other_schemes_of_fsspec(server: Server, tmp_path: Path, scheme: str) -> None:
+    server.index()
+    if scheme == "memory":
+        fsspec.filesystem("memory").put(str(server.folder), "/served", recursive=True)
+    folder = f"memory:///{server.folder.name}" if scheme == "memory" else server.folder.as_uri()
+    shards = remote_shards(f"{folder}/s-{{0..2}}.tar", tmp_path / "to")
+    assert fetch_index(shards[0]) is None
+    for remote in shards:
+        fetch_shard(remote)
+        assert remote.path.read_bytes() == (server.folder / remote.path.name).read_bytes()
+    assert server.asked == []
+    with pytest.raises(MobiusError, match="there is no such file"):
+        fetch_shard(_one(f"{folder}/absent.tar", tmp_path / "to"))
+
+
+def test_processes_that_fetch_the_same_shard_do_not_collide(server: Server, tmp_path: Path) -> None:
+    server.index()
+    remote = _one(f"{server.url}/cut-once/s-0.tar", tmp_path / "to")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=fetch_shard, args=(remote,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert _left(tmp_path / "to") == ["s-0.tar"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "to").write_text("a file")
+    with pytest.raises(MobiusError, match=rf"index.json cannot be written to {tmp_path}/to/"):
+        fetch_index(_one(f"{server.url}/s-0.tar", tmp_path / "to"))
+    assert server.asked == []
+
+
+def test_a_full_disk_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    def get_file(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "url_to_fs", lambda url, **_: (SimpleNamespace(get_file=get_file), url))
+    with pytest.raises(MobiusError, match=r"s.tar cannot be fetched: .*No space.* 1 of 5"):
+        fetch_shard(_one("memory://folder/s.tar", tmp_path))
+    assert pauses == []
 
 
 # Whole runs
@@ -255,9 +332,6 @@ def test_a_run_on_fetched_shards_is_that_on_local_ones(
     assert sorted(server.asked) == ["/index.json", "/s-0.tar", "/s-1.tar", "/s-2.tar"]
     assert losses(run("again", data=_data(server, tmp_path), **QUIET)) == expected
     assert len(server.asked) == 4
-    commands = f"pipe:cat {server.folder}/s-{{0..2}}.tar"
-    piped = run("piped", data=_data(server, tmp_path, train=commands, allow_shell_commands=True), **QUIET)
-    assert losses(piped) == expected
 
 
 def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, tmp_path: Path) -> None:
@@ -274,9 +348,9 @@ def test_what_is_wrong_with_an_address_is_said_before_models_load(
 ) -> None:
     monkeypatch.setattr("mobius_train.tasks.build_task.load_part", None)
     for data, match in (
-        (_data(server, tmp_path, train=f"pipe:touch {tmp_path}/ran"), "allow_shell_commands"),
-        (_data(server, tmp_path, download_dir=None), "give data.download_dir"),
-        (_data(server, tmp_path, validation="s3://bucket/a.tar"), "no opener for s3"),
+        (_data(server, tmp_path, train=f"pipe:touch {tmp_path}/ran"), "^pipe: "),
+        (_data(server, tmp_path, download_dir=None), "data.download_dir=FOLDER"),
+        (_data(server, tmp_path, validation="ais://bucket/a.tar"), "no ais://"),
     ):
         with pytest.raises(MobiusError, match=match):
             run(data=data)

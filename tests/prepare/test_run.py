@@ -132,7 +132,7 @@ def test_a_part_that_another_task_has_made_meanwhile_is_taken(
 def test_what_a_kill_after_the_end_has_left_is_removed(inputs: Path, alone: Path, tmp_path: Path) -> None:
     config = _recipe(inputs, tmp_path / "out")
     prepare(config)
-    for name in ("work/pass-1/part-000000.jsonl", ".listing-far-1/inputs.jsonl", "report/.tmp-far-1-kept.png"):
+    for name in ("work/pass-1/part-000000.jsonl", ".tmp-far-1-work/inputs.jsonl", "report/.tmp-far-1-kept.png"):
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("")
     prepare(config)
