@@ -10,9 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
+from mobius_train.conditions import Conditions
 from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet
+from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 TOKENS = 12
@@ -173,7 +174,7 @@ def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[s
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == gradients
 
-    model.predict(torch.zeros(1, 4, 3, 8, 8), torch.tensor(1), torch.zeros(1, TOKENS, 384))
+    model.predict(torch.zeros(1, 4, 3, 8, 8), torch.tensor(1), Conditions.of_text(torch.zeros(1, TOKENS, 384)))
     assert not torch.equal(torch.get_rng_state(), states[0]), "a training forward does draw: the check can fail"
 
 
@@ -240,12 +241,6 @@ def test_a_long_prompt_is_truncated_with_a_warning(
         assert not caplog.records
         sampled(stills, "heart " * 40)
     assert "truncated to 12" in caplog.text
-
-
-def test_the_wrapper_of_stage_one_is_taken_off(stills: TextToVideoPipeline, components: dict[str, object]) -> None:
-    wrapped = pipeline_of(components, ImageUNet(stills.unet), num_frames=1)
-    assert wrapped.unet is stills.unet
-    assert torch.equal(sampled(wrapped), sampled(stills))
 
 
 def test_a_serial_model_has_no_spatial_branch(components: dict[str, object]) -> None:

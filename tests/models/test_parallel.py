@@ -106,7 +106,7 @@ def test_loading_what_is_not_there(tmp_path: Path) -> None:
 
 def test_another_backbones_ring_is_refused() -> None:
     ring = Ring.from_unet2d(tiny_unet("sd2"))
-    with pytest.raises(MobiusError, match="does not belong"):
+    with pytest.raises(MobiusError, match=r"ParallelUNet\.from_unet2d"):
         ParallelUNet(tiny_unet("emoji"), ring)
 
 

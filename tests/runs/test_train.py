@@ -163,7 +163,7 @@ def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: P
     _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path))
     _refused(
         run,
-        "cross_attention_dim",
+        "width 100.*384",
         unet_config={"cross_attention_dim": 100, "block_out_channels": [32, 32, 32, 32]},
     )
     _refused(run, "global_batch_size=7", global_batch_size=7)
