@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
-from mobius_train.prepare.emoji.shards import encode_webp
+from mobius_train.prepare.webp import encode_webp
 from mobius_train.prepare.recipe import OutputConfig
 
 STAGE = "encode"
@@ -22,7 +22,7 @@ STAGE = "encode"
 def split(group: str, output: OutputConfig) -> str:
     """`train` or `heldout`: by the group's hash, so that it follows from nothing but its name."""
     digest = hashlib.sha256(f"{output.seed}:{group}".encode()).digest()
-    return "heldout" if int.from_bytes(digest[:8], "little") < output.heldout * 2**64 else "train"
+    return "heldout" if int.from_bytes(digest[:8], "big") < output.heldout * 2**64 else "train"
 
 
 def sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
