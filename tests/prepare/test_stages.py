@@ -6,13 +6,11 @@ import cv2
 import made
 import numpy as np
 import pytest
-from PIL import Image
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
-from mobius_train.prepare.stages.decode import on_white
 from mobius_train.prepare.stages.deduplicate import Deduplicate
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.label_frequency import LabelFrequency
@@ -246,14 +244,6 @@ def test_frames_are_read_until_the_answer_is_certain(
     clip = _one(Text(name="text", action=action), made.clip(frames))
     assert seen == list(range(read))
     assert (clip.dropped is not None) == dropped
-
-
-def test_sixteen_bits_keep_their_upper_byte_and_what_is_transparent_is_white() -> None:
-    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
-    assert on_white(deep, (3, 1))[0, :, 0].tolist() == [0, 100, 255]
-    glass = Image.fromarray(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8), "RGBA")
-    assert on_white(glass, (2, 1)).tolist() == [[[9, 9, 9], [255, 255, 255]]]
-    assert on_white(glass, (3, 1))[0, 2].tolist() == [255, 255, 255]
 
 
 def test_a_bucket_is_what_autoencoders_take() -> None:

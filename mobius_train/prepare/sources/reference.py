@@ -14,7 +14,17 @@ from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
-CLIPS = (".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+# What files of each kind are named by; videos are called by FFmpeg's name of their demuxer.
+ENDINGS = {
+    "gif": (".gif",),
+    "webp": (".webp",),
+    "png": (".png", ".apng"),
+    "jpeg": (".jpg", ".jpeg"),
+    "mov": (".mp4", ".m4v", ".mov"),
+    "matroska": (".webm", ".mkv"),
+    "avi": (".avi",),
+}
+CLIPS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 MAX_KEY = 150  # characters: file names have 255 bytes at most
 
 
