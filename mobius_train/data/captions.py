@@ -10,6 +10,7 @@ from mobius_train.errors import MobiusError
 SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "text")
 MAX_WEIGHT = 1e6
+MAX_CAPTION_BYTES = 2**20  # of the file
 
 
 class Caption(NamedTuple):

@@ -27,9 +27,9 @@ PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
 VIDEOS = {".mp4": "mov", ".mov": "mov", ".webm": "matroska"}
 SUFFIXES = (*PICTURES, *VIDEOS)
 
-# Of the clips that training reads.
-PICTURE_LIMITS = Limits(max_file_bytes=2**26)
-VIDEO_LIMITS = Limits(max_file_bytes=2**28)
+# Of the clips that training reads; their frames are bounded by their pixels alone.
+PICTURE_LIMITS = Limits(max_file_bytes=2**26, max_frames=2**30)
+VIDEO_LIMITS = Limits(max_file_bytes=2**28, max_frames=2**30)
 
 # What decoders raise on damaged data is not one family.
 DAMAGED = (

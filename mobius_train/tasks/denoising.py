@@ -26,7 +26,7 @@ from mobius_train.diffusion.randomness import draw
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
-from mobius_train.media import write_clips
+from mobius_train.media.clips import write_clips
 from mobius_train.metrics.motion import motion
 from mobius_train.models import Denoiser, weights_hash
 from mobius_train.models.units import layer_units

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import made
 import numpy as np
 import pytest
+from PIL import Image
 
+from mobius_train.data.decode import decode
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
@@ -159,7 +163,20 @@ def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
     }
     assert sizes == {(100, 100): (64, 64), (200, 100): (96, 48), (120, 90): (64, 64), (40, 50): (32, 32)}
     assert _one(stage, made.clip(made.moving(size=(30, 30)))).dropped.reason == "too small"
+    enlarging = stage.model_copy(update={"max_enlarging": 1.25})
+    assert _one(enlarging, made.clip(made.moving(size=(30, 30)))).pixels.shape[2:0:-1] == (32, 32)
+    assert _one(enlarging, made.clip(made.moving(size=(25, 25)))).dropped.reason == "too small"
     assert _one(stage, made.clip(made.moving(size=(400, 40)))).dropped.reason == "aspect"
+
+
+def test_a_bucket_cuts_and_scales_as_training_does() -> None:
+    frames = made.moving(2, (50, 34))
+    buffer = io.BytesIO()
+    Image.fromarray(frames[0]).save(buffer, "PNG")
+    trained = decode(buffer.getvalue(), ".png", "a", num_frames=1, resolution=(32, 16))
+    prepared = _one(Buckets(name="buckets", sizes=((32, 16),)), made.clip(frames)).pixels
+    assert (prepared[0] == trained[0].permute(1, 2, 0).numpy()).all()
+    assert not (prepared[0] == cv2.resize(frames[0], (32, 16))).all()
 
 
 def _rows(stage: Deduplicate | LabelFrequency, clips: list[made.Candidate]) -> dict[str, str]:

@@ -24,11 +24,11 @@ from pydantic import Field
 
 from mobius_train.config import Section
 from mobius_train.data.patterns import SCHEME
+from mobius_train.data.shards import ends_at
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
 
-TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # What damaged archives raise is not one family: zlib's, lzma's, the formats' own.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
@@ -105,7 +105,7 @@ def _broken(name: str, path: Path, error: object) -> Member:
 
 
 def _tar(path: Path, name: str) -> Iterator[Member]:
-    """tarfile takes a broken header for the end of the archive: the end is looked at here. name: as it is told."""
+    """The members; a broken archive is one more, called `name`."""
     size, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -120,10 +120,8 @@ def _tar(path: Path, name: str) -> Iterator[Member]:
     except (tarfile.TarError, EOFError, ValueError) as error:
         yield _broken(name, path, error)
         return
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(len(TAR_END)) != TAR_END:
-            yield _broken(name, path, f"truncated or damaged at byte {end}")
+    if not ends_at(path, end):
+        yield _broken(name, path, f"truncated or damaged at byte {end}")
 
 
 def _problem(member: tarfile.TarInfo) -> Drop | None:

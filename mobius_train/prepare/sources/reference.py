@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
+from mobius_train.data.entry import Entry
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
@@ -59,6 +60,11 @@ class Reference:
     labels: list[str] = field(default_factory=list)
     group: str = ""
     problem: Drop | None = None
+
+    def entry(self) -> Entry:
+        """Where the clip's bytes are."""
+        path = Path(self.path)
+        return Entry(self.key, (), path, self.offset, self.size, path.suffix, self.origin)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
