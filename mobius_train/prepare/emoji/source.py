@@ -42,7 +42,7 @@ class FluentEmoji(Section):
         Raises:
             MobiusError: a package is missing, or cannot be fetched.
         """
-        paths = archives.expand(self.packages) if self.packages else fetch(self.cache.expanduser())
+        paths = archives.paths_of(self.packages) if self.packages else fetch(self.cache.expanduser())
         found = [self._named(reference) for path in paths for reference in archives.references(path, work, 2**32)]
         return sorted(found, key=lambda reference: (emoji.has_skin_tone(reference.key), reference.key))
 

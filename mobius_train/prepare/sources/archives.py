@@ -7,7 +7,6 @@ that no name of a member ever becomes a path.
 from __future__ import annotations
 
 import bz2
-import glob
 import gzip
 import hashlib
 import lzma
@@ -19,11 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from braceexpand import braceexpand
 from pydantic import Field
 
 from mobius_train.config import Section
-from mobius_train.data.patterns import SCHEME
+from mobius_train.data.patterns import local_paths
 from mobius_train.data.shards import ends_at
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
@@ -47,7 +45,7 @@ class Archive(Section):
         Raises:
             MobiusError: nothing matches the path, or a compressed archive is larger than the limit.
         """
-        paths = expand(self.path)
+        paths = paths_of(self.path)
         return [r for path in paths for r in references(path, work, self.max_unpacked_bytes)]
 
 
@@ -63,20 +61,12 @@ class Shards(Section):
         Raises:
             MobiusError: nothing matches the path.
         """
-        return [r for path in expand(self.path) for r in references(path, work, 2**36, shards=True)]
+        return [r for path in paths_of(self.path) for r in references(path, work, 2**36, shards=True)]
 
 
-def expand(pattern: str) -> list[Path]:
-    """
-    Raises:
-        MobiusError: nothing is there, or the pattern is no local path.
-    """
-    if SCHEME.match(pattern):
-        raise MobiusError(f"{pattern!r} is no local path; nothing was run or fetched")
-    found = [Path(p) for part in braceexpand(str(Path(pattern).expanduser())) for p in sorted(glob.glob(part))]
-    if not found:
-        raise MobiusError(f"there is no file {pattern}")
-    return found
+def paths_of(pattern: str) -> list[Path]:
+    """Local files, as `local_paths` finds them; `~` is the user's folder."""
+    return local_paths(str(Path(pattern).expanduser()))
 
 
 def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> list[Reference]:
