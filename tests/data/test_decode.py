@@ -57,6 +57,13 @@ def test_a_truncated_video_gives_an_error_or_all_its_frames() -> None:
     assert refused > 0
 
 
+def test_a_video_of_an_unknown_codec_is_named() -> None:
+    data = video(3, ".webm")
+    assert b"V_VP8" in data
+    with pytest.raises(MobiusError, match=r"odd\.webm .*codec"):
+        decode(data.replace(b"V_VP8", b"V_ZZ8"), ".webm", "odd.webm", num_frames=3, resolution=16)
+
+
 def test_a_playlist_under_the_name_of_a_video_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "secret.mp4").write_bytes(video(4))
     playlist = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n".encode()

@@ -27,6 +27,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
 
+MAX_UNPACKED = 2**36  # bytes of all members of one compressed archive
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # What damaged archives raise is not one family: zlib's, lzma's, the formats' own.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
@@ -38,7 +39,7 @@ class Archive(Section):
     kind: Literal["archive"]
     path: str
     captions: Literal["required", "optional"] = "required"
-    max_unpacked_bytes: int = Field(2**36, ge=1, description="of all members of one compressed archive")
+    max_unpacked_bytes: int = Field(MAX_UNPACKED, ge=1, description="of all members of one compressed archive")
 
     def references(self, work: Path) -> list[Reference]:
         """
@@ -61,7 +62,7 @@ class Shards(Section):
         Raises:
             MobiusError: nothing matches the path.
         """
-        return [r for path in paths_of(self.path) for r in references(path, work, 2**36, shards=True)]
+        return [r for path in paths_of(self.path) for r in references(path, work, MAX_UNPACKED, shards=True)]
 
 
 def paths_of(pattern: str) -> list[Path]:
