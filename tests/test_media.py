@@ -8,7 +8,11 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.media import contact_sheet, enlarge, file_names, write_clips, write_gif, write_mp4
+from mobius_train.media.clips import file_names, write_clips
+from mobius_train.media.contact_sheet import contact_sheet
+from mobius_train.media.gif import write_gif
+from mobius_train.media.pixels import enlarge
+from mobius_train.media.video import write_mp4
 
 
 def moving_square(num_frames: int = 5, height: int = 32, width: int = 48) -> Tensor:

@@ -34,18 +34,22 @@ def largest_first(shapes: Sequence[Shape]) -> list[Shape]:
     return sorted(shapes, key=lambda shape: (shape.volume, shape), reverse=True)
 
 
-def best_bucket(clip: Shape, buckets: Sequence[Shape]) -> Shape | None:
+def enlarging(clip: Shape, bucket: Shape) -> float:
+    """What the clip's sides are multiplied by to cover the bucket; above 1 it is enlarged."""
+    return max(bucket.width / clip.width, bucket.height / clip.height)
+
+
+def best_bucket(clip: Shape, buckets: Sequence[Shape], enlarged: float = ENLARGED) -> Shape | None:
     """The bucket that a clip is cropped and scaled to; None where it has too few frames for all.
 
-    Of those that enlarge it least (up to ENLARGED all are alike), those of the most frames, of these the one of the
+    Of those that enlarge it least (up to `enlarged` all are alike), those of the most frames, of these the one of the
     nearest aspect ratio, and of its sizes the largest.
     """
 
     def cost(bucket: Shape) -> tuple[float, int, float, int]:
-        scale = max(bucket.width / clip.width, bucket.height / clip.height)
         aspect = abs(math.log(bucket.width * clip.height / (bucket.height * clip.width)))
         # Sizes of the same aspect ratio must be equal here, however they were rounded.
-        return max(scale, ENLARGED), -bucket.num_frames, round(aspect, 6), -bucket.volume
+        return max(enlarging(clip, bucket), enlarged), -bucket.num_frames, round(aspect, 6), -bucket.volume
 
     return min((bucket for bucket in buckets if bucket.num_frames <= clip.num_frames), key=cost, default=None)
 
@@ -128,7 +132,7 @@ def describe(
     enlarged: Counter[Shape] = Counter()
     stilled: Counter[Shape] = Counter()
     for clip, bucket in zip(clips, sorted_clips, strict=True):
-        enlarged[bucket] += max(bucket.width / clip.width, bucket.height / clip.height) > ENLARGED
+        enlarged[bucket] += enlarging(clip, bucket) > ENLARGED
         stilled[bucket] += bucket.num_frames == 1 < clip.num_frames
     lines = []
     for bucket in largest_first(buckets):

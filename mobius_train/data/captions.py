@@ -10,6 +10,7 @@ from mobius_train.errors import MobiusError
 SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "text")
 MAX_WEIGHT = 1e6
+MAX_CAPTION_BYTES = 2**20  # of the file
 
 
 class Caption(NamedTuple):
@@ -25,14 +26,13 @@ def read_caption(data: bytes, suffix: str, name: str, language: str) -> tuple[Ca
     Raises:
         MobiusError: naming `name`, where there is no caption or none in this language.
     """
-    content = _content(data, suffix, name)
-    return caption_of({"text": content} if suffix == ".txt" else content, name, language)
+    return caption_of(_record(data, suffix, name), name, language)
 
 
-def _content(data: bytes, suffix: str, name: str) -> Any:
+def _record(data: bytes, suffix: str, name: str) -> Any:
     try:
         text = data.decode("utf-8-sig")
-        return text if suffix == ".txt" else json.loads(text)
+        return {"text": text} if suffix == ".txt" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MobiusError(f"the caption of {name} is no UTF-8 {suffix[1:]}: {error}") from error
 
@@ -43,11 +43,13 @@ def read_captions(data: bytes, suffix: str, name: str) -> Any:
     Raises:
         MobiusError: naming `name`, where there is none.
     """
-    content = _content(data, suffix, name)
-    record = {"text": content} if suffix == ".txt" else content
+    return _field(_record(data, suffix, name), name)
+
+
+def _field(record: Any, name: str) -> Any:
     found = [record[field] for field in FIELDS if isinstance(record, dict) and record.get(field) is not None]
     if not found:
-        raise MobiusError(f'{name} has no caption: it wants a "caption" or a "text"')
+        raise MobiusError(f'{name} has no caption: give it a "caption" or a "text"')
     return found[0]
 
 
@@ -60,10 +62,7 @@ def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
     Raises:
         MobiusError: naming `name`, where there is no caption or none in this language, or a weight makes no sense.
     """
-    field = next((field for field in FIELDS if isinstance(record, dict) and record.get(field) is not None), None)
-    if field is None:
-        raise MobiusError(f'{name} has no caption: it wants a "caption" or a "text"')
-    caption = record[field]
+    caption = _field(record, name)
     if isinstance(caption, dict):
         if language not in caption:
             languages = ", ".join(sorted(map(str, caption))) or "none"

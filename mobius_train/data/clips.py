@@ -6,7 +6,6 @@ repetition, and any position can be returned to. Tar headers are read once, when
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from mobius_train.data.buckets import Shape, sort_into
 from mobius_train.data.decode import check_bytes, decode, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
-from mobius_train.data.patterns import SCHEME, expand, without_secrets
+from mobius_train.data.patterns import local_paths, refuse_address
 from mobius_train.data.shards import read_shards
 from mobius_train.errors import MobiusError
 
@@ -149,11 +148,11 @@ def open_clips(
     if not isinstance(source, str):
         entries = read_shards(source, caption_language)
     else:
-        _refuse_scheme(source)
+        refuse_address(source)
         if Path(source).is_dir():
             entries = read_folder(Path(source), caption_language)
         else:
-            entries = read_shards(_shard_paths(source), caption_language)
+            entries = read_shards(local_paths(source), caption_language)
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
         where = source if isinstance(source, str) else source[0].parent
@@ -170,30 +169,9 @@ def describe_source(source: str) -> str:
     Raises:
         MobiusError: the source is not there, or not a local path.
     """
-    _refuse_scheme(source)
-    paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else _shard_paths(source)
+    refuse_address(source)
+    paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else local_paths(source)
     # Of a folder the names alone: it may hold a million clips.
     sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
     digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())
     return f"{len(paths)} files ({digest.hexdigest()[:8]})"
-
-
-def _refuse_scheme(source: str) -> None:
-    if SCHEME.match(source):
-        raise MobiusError(
-            f"{without_secrets(source)!r} is no local path; nothing was run or fetched. Give a folder or shards on a"
-            " disk (a file whose name has a colon: with ./ in front)"
-        )
-
-
-def _shard_paths(source: str) -> list[Path]:
-    if Path(source).exists():
-        return [Path(source)]
-    paths: list[Path] = []
-    for pattern in expand(source):
-        _refuse_scheme(pattern)
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-        if not found:
-            raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f', of {source}'}")
-        paths += [Path(path) for path in found]
-    return paths

@@ -1,12 +1,13 @@
-"""From a file's bytes to frames: GIF, WebP and stills by Pillow, video by PyAV.
+"""From a file's bytes to frames: GIF, WebP and stills by Pillow, video by PyAV; for training and for preparation.
 
-What a file may cost is bounded before its pixels are decoded.
+What a file may cost is bounded before its pixels are decoded. `decode` and `shape_of` are what training reads clips
+by; the functions below them read any file frame by frame.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mobius_train.data.buckets import Shape
+from mobius_train.data.ceilings import Limits, Undecodable
 from mobius_train.data.headers import Header, read_header
 from mobius_train.errors import MobiusError
 
@@ -25,10 +27,21 @@ PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
 VIDEOS = {".mp4": "mov", ".mov": "mov", ".webm": "matroska"}
 SUFFIXES = (*PICTURES, *VIDEOS)
 
-MAX_PICTURE_BYTES = 2**26
-MAX_VIDEO_BYTES = 2**28
-MAX_FRAME_PIXELS = 2**24  # 4096 x 4096
-MAX_CLIP_PIXELS = 2**30  # of all the file's frames: 517 of 1920 x 1080
+# Of the clips that training reads; their frames are bounded by their pixels alone.
+PICTURE_LIMITS = Limits(max_file_bytes=2**26, max_frames=2**30)
+VIDEO_LIMITS = Limits(max_file_bytes=2**28, max_frames=2**30)
+
+# What decoders raise on damaged data is not one family.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    OverflowError,
+    Image.DecompressionBombError,
+    av.error.FFmpegError,
+)
 
 
 def check_bytes(size: int, suffix: str, name: str) -> None:
@@ -37,9 +50,8 @@ def check_bytes(size: int, suffix: str, name: str) -> None:
     Raises:
         MobiusError: naming the file, its size and the limit.
     """
-    limit = MAX_VIDEO_BYTES if suffix in VIDEOS else MAX_PICTURE_BYTES
-    if size > limit:
-        raise MobiusError(f"{name} has {size} bytes, more than the limit of {limit}: cut it or make it smaller")
+    with _named(name):
+        _limits(suffix).check_bytes(size)
 
 
 def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
@@ -54,15 +66,11 @@ def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: 
     Raises:
         MobiusError: naming the clip: fewer frames than asked, too large, damaged, or of no known kind.
     """
-    check_bytes(len(data), suffix, name)
-    if suffix in VIDEOS:
-        images = _video(data, VIDEOS[suffix], name, num_frames)
-    elif suffix in PICTURES:
-        images = _pictures(data, name, num_frames)
-    else:
-        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
+    _check(data, suffix, name)
+    with _named(name):
+        images = (_frames_of_video if suffix in VIDEOS else _frames_of_picture)(data, suffix, name, num_frames)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    frames = [np.asarray(_fit(image, size)) for image in images]
+    frames = [np.asarray(cover(image, size)) for image in images]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -72,37 +80,39 @@ def shape_of(data: bytes, suffix: str, name: str) -> Shape:
     Raises:
         MobiusError: naming the clip: too large, damaged, or of no known kind.
     """
-    check_bytes(len(data), suffix, name)
-    if suffix in PICTURES:
-        header = _header(data, name)
-        return Shape(header.num_frames, header.width, header.height)
-    if suffix not in VIDEOS:
-        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
-    try:
-        with _stream(data, VIDEOS[suffix], name) as (container, stream):
+    _check(data, suffix, name)
+    limits = _limits(suffix)
+    with _named(name):
+        if suffix in PICTURES:
+            header = picture_header(data, limits)
+            return Shape(header.num_frames, header.width, header.height)
+        with video_stream(data, VIDEOS[suffix], limits) as (_, stream):
             width, height = stream.codec_context.width, stream.codec_context.height
-            frames = sum(packet.size > 0 for packet in container.demux(stream))
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MobiusError(f"{name} is damaged or no video of its kind: {error}") from error
-    if not min(frames, width, height):
-        raise MobiusError(f"{name} has no video frame")
-    return Shape(frames, width, height)
+        shape = Shape(len(packet_times(data, VIDEOS[suffix], limits)), width, height)
+        if not min(shape):
+            raise Undecodable("no picture", "it has no video frame")
+    return shape
 
 
-def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """On white, its middle of the aspect ratio of `size`, at this size."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    image = image.convert("RGB")
-    scale = max(size[0] / image.width, size[1] / image.height)
-    width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, size, strict=True))
-    if (width, height) != image.size:
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+def _limits(suffix: str) -> Limits:
+    return VIDEO_LIMITS if suffix in VIDEOS else PICTURE_LIMITS
+
+
+def _check(data: bytes, suffix: str, name: str) -> None:
+    check_bytes(len(data), suffix, name)
+    if suffix not in SUFFIXES:
+        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors of decoders as one that names the clip."""
+    try:
+        yield
+    except Undecodable as error:
+        raise MobiusError(f"{name} gives no frames, {error}. Cut it, repair it or leave it out") from error
+    except DAMAGED as error:
+        raise MobiusError(f"{name} is damaged or of another kind: {error}. Fetch it again or leave it out") from error
 
 
 def _wanted(available: int, num_frames: int, name: str) -> list[int]:
@@ -115,85 +125,122 @@ def _wanted(available: int, num_frames: int, name: str) -> list[int]:
     return [number * available // num_frames for number in range(num_frames)]
 
 
-def _check_pixels(width: int, height: int, frames: int, name: str) -> None:
-    pixels = width * height
-    if pixels > MAX_FRAME_PIXELS:
-        raise MobiusError(
-            f"{name} has frames of {width}x{height}, {pixels} pixels: more than"
-            f" the limit of {MAX_FRAME_PIXELS}; make it smaller"
-        )
-    if pixels * frames > MAX_CLIP_PIXELS:
-        raise MobiusError(
-            f"{name} has {frames} or more frames of {width}x{height}, {pixels * frames} pixels in all: more"
-            f" than the limit of {MAX_CLIP_PIXELS}; cut it or make it smaller"
-        )
+def _frames_of_picture(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
+    limits = _limits(suffix)
+    wanted = _wanted(picture_header(data, limits).num_frames, num_frames, name)
+    return [image for image, _ in picture_frames(data, wanted, limits)]
 
 
-def _header(data: bytes, name: str) -> Header:
-    try:
-        header = read_header(data, MAX_CLIP_PIXELS)
-    except ValueError as error:
-        raise MobiusError(f"{name} cannot be read: {error}") from error
-    _check_pixels(header.width, header.height, header.num_frames, name)
+def _frames_of_video(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
+    """The number of frames is that of the frames decoded: headers and packets only guess it."""
+    demuxer, limits = VIDEOS[suffix], _limits(suffix)
+    if num_frames == 1:
+        first = next(video_frames(data, demuxer, limits), None)
+        if first is None:
+            raise Undecodable("no picture", "no frame decodes")
+        return [first.to_image()]
+    available = len(packet_times(data, demuxer, limits))
+    while True:
+        wanted = set(_wanted(available, num_frames, name))
+        images, decoded = [], 0
+        for decoded, frame in enumerate(video_frames(data, demuxer, limits), start=1):
+            limits.check(frame.width, frame.height, decoded)
+            if decoded - 1 in wanted:
+                images.append(frame.to_image())
+        if decoded == available:
+            return images
+        available = decoded
+
+
+def picture_header(data: bytes, limits: Limits) -> Header:
+    """Kind, size and frames of a picture, within the limits.
+
+    Raises:
+        Undecodable: they are not.
+        ValueError: the bytes are no picture, or damaged.
+    """
+    header = read_header(data, limits.max_pixels)
+    limits.check(header.width, header.height, header.num_frames)
     return header
 
 
-def _pictures(data: bytes, name: str, num_frames: int) -> list[Image.Image]:
-    header = _header(data, name)
-    wanted = _wanted(header.num_frames, num_frames, name)
-    images = []
-    try:
-        with Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG", "JPEG")) as image:
-            for number in wanted:
-                image.seek(number)
-                images.append(image.copy())
-    # What decoders raise on damaged data is not one family.
-    except (OSError, EOFError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
-        raise MobiusError(f"{name} is damaged: {error}") from error
-    return images
+def picture_frames(data: bytes, numbers: Iterable[int], limits: Limits) -> Iterator[tuple[Image.Image, float]]:
+    """Frames of a picture by their numbers, RGB on white, with their durations in ms; 0 where the file says none.
 
+    Call `picture_header` before: it bounds what Pillow allocates.
 
-def _video(data: bytes, demuxer: str, name: str, num_frames: int) -> list[Image.Image]:
-    """The number of frames is that of the frames decoded: headers and packets only guess it."""
-    try:
-        if num_frames == 1:
-            first = next(_video_frames(data, demuxer, name), None)
-            if first is None:
-                raise MobiusError(f"{name} has no video frame")
-            return [first.to_image()]
-        available = _count_packets(data, demuxer, name)
-        while True:
-            wanted = set(_wanted(available, num_frames, name))
-            images, decoded = [], 0
-            for decoded, frame in enumerate(_video_frames(data, demuxer, name), start=1):
-                if decoded - 1 in wanted:
-                    images.append(frame.to_image())
-            if decoded == available:
-                return images
-            available = decoded
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MobiusError(f"{name} is damaged or no video of its kind: {error}") from error
+    Raises:
+        Undecodable: a frame is larger than the header says, and than the limits.
+        DAMAGED: the data are.
+    """
+    with Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG", "JPEG")) as image:
+        for number in numbers:
+            image.seek(number)
+            image.load()
+            limits.check(*image.size, number + 1)
+            yield on_white(image), float(image.info.get("duration") or 0)
 
 
 @contextmanager
-def _stream(data: bytes, demuxer: str, name: str) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream, whose announced size is within the limit."""
+def video_stream(data: bytes, demuxer: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream, whose announced size is within the limits.
+
+    Raises:
+        Undecodable: the limits are passed, or there is no stream that can be decoded.
+        DAMAGED: the data are.
+    """
     with av.open(io.BytesIO(data), format=demuxer) as container:
         if not container.streams.video:
-            raise MobiusError(f"{name} has no picture, only {len(container.streams)} other streams")
+            raise Undecodable("no picture", f"{len(container.streams)} other streams")
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # the loader has its own workers
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, 1, name)
+        if stream.codec_context is None:
+            raise Undecodable("no picture", "its codec is not known")
+        stream.codec_context.thread_count = 1  # several files are decoded at once, each in a process
+        limits.check(stream.codec_context.width, stream.codec_context.height, 1)
         yield container, stream
 
 
-def _count_packets(data: bytes, demuxer: str, name: str) -> int:
-    with _stream(data, demuxer, name) as (container, stream):
-        return sum(packet.size > 0 for packet in container.demux(stream))
+def packet_times(data: bytes, demuxer: str, limits: Limits) -> list[float]:
+    """Seconds at which a video's frames begin, sorted, from the container alone; raises as `video_stream`."""
+    with video_stream(data, demuxer, limits) as (container, stream):
+        times: list[float] = []
+        step = 1 / float(stream.average_rate or 25)
+        for packet in container.demux(stream):
+            if packet.size:
+                times.append(len(times) * step if packet.pts is None else float(packet.pts * packet.time_base))
+                if len(times) > limits.max_frames:
+                    raise Undecodable("too many frames", f"more than {limits.max_frames}")
+    return sorted(times)
 
 
-def _video_frames(data: bytes, demuxer: str, name: str) -> Iterator[av.VideoFrame]:
-    with _stream(data, demuxer, name) as (container, stream):
-        for number, frame in enumerate(container.decode(stream), start=1):
-            _check_pixels(frame.width, frame.height, number, name)
+def video_frames(data: bytes, demuxer: str, limits: Limits) -> Iterator[av.VideoFrame]:
+    """All frames of a video, each within the limits of one frame; raises as `video_stream`."""
+    with video_stream(data, demuxer, limits) as (container, stream):
+        for frame in container.decode(stream):
+            limits.check(frame.width, frame.height, 1)
             yield frame
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """8-bit RGB of the same size; 16-bit greys keep their upper byte."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        grey = (values / 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    # A copy: the frames of an animation are drawn into one picture.
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image's middle of the aspect ratio of `size` (width, height), at this size."""
+    scale = max(size[0] / image.width, size[1] / image.height)
+    width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, size, strict=True))
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

@@ -14,15 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mobius_train.data.buckets import Shape
+from mobius_train.data.captions import MAX_CAPTION_BYTES, read_caption
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.data.captions import read_caption
 from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
 
 INDEX = "index.json"
-MAX_CAPTION_BYTES = 2**20
 END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -102,8 +101,7 @@ def _only(members: dict[str, Span], kinds: Sequence[str], name: str) -> str:
 def _samples(path: Path) -> dict[str, dict[str, Span]]:
     """Every member's place, by key and suffix.
 
-    tarfile takes a broken or missing header for the end of the archive. So the end is looked at here: where
-    the last member's data stop there must be two blocks of zeros, which every whole tar has.
+    The end is looked at as well, by `ends_at`.
     """
     samples: dict[str, dict[str, Span]] = defaultdict(dict)
     try:
@@ -125,13 +123,10 @@ def _samples(path: Path) -> dict[str, dict[str, Span]]:
                     raise MobiusError(f"{path} holds {member.name} more than once: keys must differ")
                 samples[key][suffix] = Span(member.offset_data, member.size)
             end = tar.offset
-        with open(path, "rb") as file:
-            file.seek(end)
-            if file.read(len(END_OF_ARCHIVE)) != END_OF_ARCHIVE:
-                raise MobiusError(
-                    f"{path} is truncated or damaged at byte {end}, after {len(samples)} samples:"
-                    " fetch or write it again"
-                )
+        if not ends_at(path, end):
+            raise MobiusError(
+                f"{path} is truncated or damaged at byte {end}, after {len(samples)} samples: fetch or write it again"
+            )
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise MobiusError(
             f"{path} is no whole, uncompressed tar ({error}): fetch or write it again; unpack .gz, which"
@@ -140,6 +135,19 @@ def _samples(path: Path) -> dict[str, dict[str, Span]]:
     except OSError as error:
         raise MobiusError(f"{path} cannot be read: {error}") from error
     return dict(samples)
+
+
+def ends_at(path: Path, end: int) -> bool:
+    """Whether a tar is whole: `tarfile` takes a broken or missing header for the end of the archive.
+
+    Where the last member's data stop there must be two blocks of zeros, which every whole tar has.
+
+    Args:
+        end: in bytes, the offset at which `tarfile` stopped.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        return file.read(len(END_OF_ARCHIVE)) == END_OF_ARCHIVE
 
 
 def check_whole(path: Path) -> None:

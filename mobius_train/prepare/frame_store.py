@@ -7,6 +7,7 @@ import io
 import av
 import numpy as np
 
+from mobius_train.media.video import encode_video
 from mobius_train.prepare.candidate import Frames
 
 RATE = 10  # of the file; a clip's own rate is in its record
@@ -15,17 +16,7 @@ FORMAT = "bgr0"  # 8-bit RGB without subsampling
 
 def pack(frames: Frames) -> bytes:
     """(F, H, W, 3) to the bytes of a file."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("ffv1", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], FORMAT
-        stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        stream.thread_count = 1
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    return encode_video(frames, container="matroska", codec="ffv1", pixel_format=FORMAT, fps=RATE, options={})
 
 
 def unpack(data: bytes) -> Frames:

@@ -16,7 +16,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from mobius_train.data.captions import read_captions
+from mobius_train.data.captions import MAX_CAPTION_BYTES, read_captions
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, publish_lines, read_lines
@@ -32,7 +32,6 @@ from mobius_train.prepare.sources.reference import Reference
 from mobius_train.prepare.stages.stage import drop
 
 SPLITS = ("train", "heldout")
-MAX_CAPTION_BYTES = 2**20
 
 
 def rows_path(work: Path, number: int, part: int) -> Path:
@@ -111,7 +110,7 @@ def _groups(work: Path, references: list[Reference], number: int, part: int) -> 
                     contents = tar.extractfile(member)
                     assert contents is not None
                     clip.frames = frame_store.unpack(contents.read())
-                clip.place = _place(references[index])
+                clip.place = references[index].entry()
                 clips.append(clip)
             yield clips
 
@@ -125,17 +124,12 @@ def _first(reference: Reference, number: int) -> Candidate:
     clip = Candidate(reference.key, reference.origin, reference.group, number, labels=list(reference.labels))
     clip.dropped = reference.problem
     if clip.dropped is None:
-        clip.place = _place(reference)
+        clip.place = reference.entry()
         try:
             clip.captions = _captions(reference)
         except Dropped as dropped:
             drop(clip, SOURCE, dropped)
     return clip
-
-
-def _place(reference: Reference) -> Entry:
-    path = Path(reference.path)
-    return Entry(reference.key, (), path, reference.offset, reference.size, path.suffix, reference.origin)
 
 
 def _captions(reference: Reference) -> dict[str, str]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from mobius_train.data.entry import Entry
 from mobius_train.files import publish, read_lines
-from mobius_train.media import contact_sheet
+from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.encode import STAGE as ENCODE
 from mobius_train.prepare.listing import Inputs
@@ -180,8 +179,7 @@ def _frames(decode: Decode, inputs: Inputs, row: dict[str, Any]) -> Frames | Non
     if reference.problem is not None:
         return None
     clip = Candidate.of_row({name: value for name, value in row.items() if name != "part"})
-    path = Path(reference.path)
-    clip.place = Entry(reference.key, (), path, reference.offset, reference.size, path.suffix, reference.origin)
+    clip.place = reference.entry()
     begin, end = clip.start, clip.end
     try:
         decode.model_copy(update={"more_frames_than": 0}).process(clip)

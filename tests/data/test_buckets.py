@@ -50,6 +50,8 @@ def test_a_small_clip_is_not_enlarged_where_a_smaller_bucket_fits() -> None:
     # Nor where that one has fewer frames; the control: by frames alone it would be.
     assert best_bucket(Shape(8, 40, 40), (large, Shape(4, 32, 32))) == Shape(4, 32, 32)
     assert best_bucket(Shape(8, 40, 40), (large, Shape(9, 32, 32))) == large
+    # Nor beyond another limit that is asked for.
+    assert best_bucket(Shape(8, 60, 60), (large, small), enlarged=1.0) == small
 
 
 def test_clips_that_fit_no_bucket_are_counted_and_the_first_is_named() -> None:
@@ -71,7 +73,7 @@ def test_what_is_enlarged_or_made_a_still_is_said() -> None:
 @pytest.mark.parametrize(("suffix", "kind"), [(".webp", "WEBP"), (".gif", "GIF"), (".mp4", ""), (".webm", "")])
 def test_a_clip_is_measured_without_decoding(suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = animation(5, kind, (48, 32)) if kind else video(5, suffix, (48, 32))
-    monkeypatch.setattr("mobius_train.data.decode._video_frames", None)
+    monkeypatch.setattr("mobius_train.data.decode.video_frames", None)
     monkeypatch.setattr("PIL.Image.Image.load", None)
     assert shape_of(data, suffix, "clip") == (5, 48, 32)
     with pytest.raises(MobiusError, match="clip"):

@@ -7,13 +7,15 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clip_files import animation, numbers, pictures, video
 from PIL import Image
 
 from mobius_train.data import decode as module
-from mobius_train.data.decode import decode
+from mobius_train.data.ceilings import Limits
+from mobius_train.data.decode import decode, on_white
 from mobius_train.data.headers import read_header
 from mobius_train.errors import MobiusError
 
@@ -36,7 +38,7 @@ def test_frames_of_a_video_are_evenly_spaced(suffix: str, asked: int, expected: 
 
 def test_the_frames_of_a_video_are_counted_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six packets are announced where ten frames come: the choice is made again by ten."""
-    monkeypatch.setattr(module, "_count_packets", lambda *_: 6)
+    monkeypatch.setattr(module, "packet_times", lambda *_: [0.0] * 6)
     frames = decode(video(10), ".mp4", "clip", num_frames=4, resolution=16)
     assert numbers(frames) == [0, 2, 5, 7]
 
@@ -55,10 +57,17 @@ def test_a_truncated_video_gives_an_error_or_all_its_frames() -> None:
     assert refused > 0
 
 
+def test_a_video_of_an_unknown_codec_is_named() -> None:
+    data = video(3, ".webm")
+    assert b"V_VP8" in data
+    with pytest.raises(MobiusError, match=r"odd\.webm .*codec"):
+        decode(data.replace(b"V_VP8", b"V_ZZ8"), ".webm", "odd.webm", num_frames=3, resolution=16)
+
+
 def test_a_playlist_under_the_name_of_a_video_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "secret.mp4").write_bytes(video(4))
     playlist = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n".encode()
-    with pytest.raises(MobiusError, match="damaged or no video"):
+    with pytest.raises(MobiusError, match=r"a\.mp4 is damaged"):
         decode(playlist, ".mp4", "a.mp4", num_frames=1, resolution=16)
 
 
@@ -67,6 +76,13 @@ def test_transparency_becomes_white() -> None:
     buffer = io.BytesIO()
     clear.save(buffer, "PNG")
     assert decode(buffer.getvalue(), ".png", "clip", num_frames=1, resolution=16).min() == 255
+
+
+def test_sixteen_bits_keep_their_upper_byte_and_what_is_transparent_is_white() -> None:
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    assert np.asarray(on_white(deep))[0, :, 0].tolist() == [0, 100, 255]
+    glass = Image.fromarray(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8), "RGBA")
+    assert np.asarray(on_white(glass)).tolist() == [[[9, 9, 9], [255, 255, 255]]]
 
 
 def test_the_central_square_is_taken_and_resized() -> None:
@@ -109,11 +125,11 @@ def refused_quickly(data: bytes, suffix: str, match: str) -> None:
 def test_large_frames_are_refused_before_they_are_decoded() -> None:
     bomb = gif(9000, 9000, 20)
     assert len(bomb) < 480
-    refused_quickly(bomb, ".gif", r"bomb has frames of 9000x9000, 81000000 pixels: .*16777216")
+    refused_quickly(bomb, ".gif", r"bomb .* 9000x9000, 81000000 pixels; .* 16777216")
 
 
 def test_many_frames_are_refused_before_they_are_counted_out() -> None:
-    refused_quickly(gif(4000, 4000, 200_000), ".gif", r"bomb has 68 or more frames .*1073741824")
+    refused_quickly(gif(4000, 4000, 200_000), ".gif", r"bomb .* 68 or more frames .* 1073741824")
 
 
 def test_a_frame_that_enlarges_the_screen_counts() -> None:
@@ -138,16 +154,19 @@ def test_a_large_png_is_refused_as_large() -> None:
 
 def test_a_large_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     film = video(3)
-    monkeypatch.setattr(module, "MAX_CLIP_PIXELS", 32 * 32 * 3)
+    monkeypatch.setattr(module, "VIDEO_LIMITS", Limits(max_pixels=32 * 32 * 3))
     assert len(decode(film, ".mp4", "film", num_frames=3, resolution=16)) == 3
-    monkeypatch.setattr(module, "MAX_CLIP_PIXELS", 32 * 32 * 3 - 1)
-    refused_quickly(film, ".mp4", "3 or more frames of 32x32")
-    monkeypatch.setattr(module, "MAX_FRAME_PIXELS", 32 * 32 - 1)
-    refused_quickly(film, ".mp4", "frames of 32x32, 1024 pixels")
+    for limits, match in (
+        (Limits(max_pixels=32 * 32 * 3 - 1), "3 or more frames of 32x32"),
+        (Limits(max_frames=2), "more than 2"),
+        (Limits(max_frame_pixels=32 * 32 - 1), "frames of 32x32, 1024 pixels"),
+    ):
+        monkeypatch.setattr(module, "VIDEO_LIMITS", limits)
+        refused_quickly(film, ".mp4", match)
 
 
 def test_large_files_are_refused_unread() -> None:
-    with pytest.raises(MobiusError, match=r"bomb\.gif has 67108865 bytes, .*67108864"):
+    with pytest.raises(MobiusError, match=r"bomb\.gif .* 67108865 bytes; .* 67108864"):
         module.check_bytes(2**26 + 1, ".gif", "bomb.gif")
     module.check_bytes(2**26 + 1, ".mp4", "film.mp4")
 

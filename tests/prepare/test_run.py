@@ -80,6 +80,25 @@ def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
     assert train[0].caption.startswith("a square, the ")
 
 
+def test_the_trainer_reads_prepared_videos(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    """H.264 is lossy: its frames are near those of the WebP, and nearer than those of the next clip."""
+    config = _recipe(inputs, tmp_path / "out")
+    prepare(config.model_copy(update={"output": config.output.model_copy(update={"format": "mp4"})}))
+    assert {row["output"]["shard"] for row in made.rows(tmp_path / "out")} == {
+        path.name for path in alone.glob("*.tar")
+    }
+    pictures, videos = (
+        open_clips(f"{folder}/train-*.tar", num_frames=5, resolution=16) for folder in (alone, tmp_path / "out")
+    )
+    assert {entry.suffix for entry in videos.entries} == {".mp4"}
+    assert videos.keys == pictures.keys
+
+    def difference(video: int, picture: int) -> float:
+        return (videos[video].frames.float() - pictures[picture].frames.float()).abs().mean().item()
+
+    assert max(difference(index, index) for index in range(5)) < 8 < min(difference(i, i + 1) for i in range(5))
+
+
 def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
     prepare(_recipe(inputs, tmp_path / "out"), workers=2)
     assert made.result(tmp_path / "out") == made.result(alone)

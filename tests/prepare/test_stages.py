@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import made
 import numpy as np
 import pytest
 from PIL import Image
 
+from mobius_train.data.decode import decode
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
-from mobius_train.prepare.stages.decode import on_white
 from mobius_train.prepare.stages.deduplicate import Deduplicate
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.label_frequency import LabelFrequency
@@ -161,7 +163,20 @@ def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
     }
     assert sizes == {(100, 100): (64, 64), (200, 100): (96, 48), (120, 90): (64, 64), (40, 50): (32, 32)}
     assert _one(stage, made.clip(made.moving(size=(30, 30)))).dropped.reason == "too small"
+    enlarging = stage.model_copy(update={"max_enlarging": 1.25})
+    assert _one(enlarging, made.clip(made.moving(size=(30, 30)))).pixels.shape[2:0:-1] == (32, 32)
+    assert _one(enlarging, made.clip(made.moving(size=(25, 25)))).dropped.reason == "too small"
     assert _one(stage, made.clip(made.moving(size=(400, 40)))).dropped.reason == "aspect"
+
+
+def test_a_bucket_cuts_and_scales_as_training_does() -> None:
+    frames = made.moving(2, (50, 34))
+    buffer = io.BytesIO()
+    Image.fromarray(frames[0]).save(buffer, "PNG")
+    trained = decode(buffer.getvalue(), ".png", "a", num_frames=1, resolution=(32, 16))
+    prepared = _one(Buckets(name="buckets", sizes=((32, 16),)), made.clip(frames)).pixels
+    assert (prepared[0] == trained[0].permute(1, 2, 0).numpy()).all()
+    assert not (prepared[0] == cv2.resize(frames[0], (32, 16))).all()
 
 
 def _rows(stage: Deduplicate | LabelFrequency, clips: list[made.Candidate]) -> dict[str, str]:
@@ -246,14 +261,6 @@ def test_frames_are_read_until_the_answer_is_certain(
     clip = _one(Text(name="text", action=action), made.clip(frames))
     assert seen == list(range(read))
     assert (clip.dropped is not None) == dropped
-
-
-def test_sixteen_bits_keep_their_upper_byte_and_what_is_transparent_is_white() -> None:
-    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
-    assert on_white(deep, (3, 1))[0, :, 0].tolist() == [0, 100, 255]
-    glass = Image.fromarray(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8), "RGBA")
-    assert on_white(glass, (2, 1)).tolist() == [[[9, 9, 9], [255, 255, 255]]]
-    assert on_white(glass, (3, 1))[0, 2].tolist() == [255, 255, 255]
 
 
 def test_a_bucket_is_what_autoencoders_take() -> None:

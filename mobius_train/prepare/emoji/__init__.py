@@ -1,1 +1,1 @@
-"""The embedded data set: Microsoft's Fluent Emoji, their names and their shards."""
+"""Microsoft's Fluent Emoji as a source of clips: their packages and their names."""

@@ -7,7 +7,6 @@ that no name of a member ever becomes a path.
 from __future__ import annotations
 
 import bz2
-import glob
 import gzip
 import hashlib
 import lzma
@@ -19,16 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from braceexpand import braceexpand
 from pydantic import Field
 
 from mobius_train.config import Section
-from mobius_train.data.patterns import SCHEME
+from mobius_train.data.patterns import local_paths
+from mobius_train.data.shards import ends_at
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
 
-TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+MAX_UNPACKED = 2**36  # bytes of all members of one compressed archive
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # What damaged archives raise is not one family: zlib's, lzma's, the formats' own.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
@@ -40,14 +39,14 @@ class Archive(Section):
     kind: Literal["archive"]
     path: str
     captions: Literal["required", "optional"] = "required"
-    max_unpacked_bytes: int = Field(2**36, ge=1, description="of all members of one compressed archive")
+    max_unpacked_bytes: int = Field(MAX_UNPACKED, ge=1, description="of all members of one compressed archive")
 
     def references(self, work: Path) -> list[Reference]:
         """
         Raises:
             MobiusError: nothing matches the path, or a compressed archive is larger than the limit.
         """
-        paths = expand(self.path)
+        paths = paths_of(self.path)
         return [r for path in paths for r in references(path, work, self.max_unpacked_bytes)]
 
 
@@ -63,20 +62,12 @@ class Shards(Section):
         Raises:
             MobiusError: nothing matches the path.
         """
-        return [r for path in expand(self.path) for r in references(path, work, 2**36, shards=True)]
+        return [r for path in paths_of(self.path) for r in references(path, work, MAX_UNPACKED, shards=True)]
 
 
-def expand(pattern: str) -> list[Path]:
-    """
-    Raises:
-        MobiusError: nothing is there, or the pattern is no local path.
-    """
-    if SCHEME.match(pattern):
-        raise MobiusError(f"{pattern!r} is no local path; nothing was run or fetched")
-    found = [Path(p) for part in braceexpand(str(Path(pattern).expanduser())) for p in sorted(glob.glob(part))]
-    if not found:
-        raise MobiusError(f"there is no file {pattern}")
-    return found
+def paths_of(pattern: str) -> list[Path]:
+    """Local files, as `local_paths` finds them; `~` is the user's folder."""
+    return local_paths(str(Path(pattern).expanduser()))
 
 
 def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> list[Reference]:
@@ -105,7 +96,7 @@ def _broken(name: str, path: Path, error: object) -> Member:
 
 
 def _tar(path: Path, name: str) -> Iterator[Member]:
-    """tarfile takes a broken header for the end of the archive: the end is looked at here. name: as it is told."""
+    """The members; a broken archive is one more, called `name`."""
     size, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -120,10 +111,8 @@ def _tar(path: Path, name: str) -> Iterator[Member]:
     except (tarfile.TarError, EOFError, ValueError) as error:
         yield _broken(name, path, error)
         return
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(len(TAR_END)) != TAR_END:
-            yield _broken(name, path, f"truncated or damaged at byte {end}")
+    if not ends_at(path, end):
+        yield _broken(name, path, f"truncated or damaged at byte {end}")
 
 
 def _problem(member: tarfile.TarInfo) -> Drop | None:

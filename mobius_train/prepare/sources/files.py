@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mobius_train.config import Section
+from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible, pair, refuse
@@ -65,7 +66,7 @@ class FileList(Section):
         members = [_member(self.path.parent / name, name) for name in names]
         listed, beside = set(names), []
         for member in members:
-            for suffix in (".txt", ".json"):
+            for suffix in CAPTIONS:
                 path = member.path.with_suffix(suffix)
                 name = str(Path(member.name).with_suffix(suffix))
                 if member.problem is None and path.is_file() and name not in listed:

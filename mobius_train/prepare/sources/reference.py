@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
+from mobius_train.data.entry import Entry
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
-CLIPS = (".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+# What files of each kind are named by; videos are called by FFmpeg's name of their demuxer.
+ENDINGS = {
+    "gif": (".gif",),
+    "webp": (".webp",),
+    "png": (".png", ".apng"),
+    "jpeg": (".jpg", ".jpeg"),
+    "mov": (".mp4", ".m4v", ".mov"),
+    "matroska": (".webm", ".mkv"),
+    "avi": (".avi",),
+}
+CLIPS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 MAX_KEY = 150  # characters: file names have 255 bytes at most
 
 
@@ -49,6 +60,11 @@ class Reference:
     labels: list[str] = field(default_factory=list)
     group: str = ""
     problem: Drop | None = None
+
+    def entry(self) -> Entry:
+        """Where the clip's bytes are."""
+        path = Path(self.path)
+        return Entry(self.key, (), path, self.offset, self.size, path.suffix, self.origin)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

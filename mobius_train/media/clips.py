@@ -1,0 +1,68 @@
+"""The files of a set of clips: one for each clip and format, named by its prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mobius_train.errors import MobiusError
+from mobius_train.media.contact_sheet import contact_sheet
+from mobius_train.media.gif import write_gif
+from mobius_train.media.pixels import to_images
+from mobius_train.media.video import write_mp4
+
+FORMATS = ("gif", "mp4", "png")
+SHEET_NAME = "contact_sheet.png"
+
+
+def file_names(prompts: Sequence[str]) -> list[str]:
+    """A file name without ending for every prompt: its number, which makes it unique, and its words."""
+    slugs = (re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:40].strip("-") for prompt in prompts)
+    digits = max(2, len(str(len(prompts) - 1)))
+    return [f"{number:0{digits}}-{slug}".rstrip("-") for number, slug in enumerate(slugs)]
+
+
+def write_clips(
+    clips: Sequence[Tensor],
+    prompts: Sequence[str],
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    fps: float = 8.0,
+) -> list[Path]:
+    """Write a file for every clip and format, and a contact sheet of all for "png"; returns the paths.
+
+    Args:
+        clips: (F, 3, H, W) uint8 each. Stills (F = 1) become one PNG each in place of GIF and MP4.
+        folder: is made if need be; files of the same names are replaced.
+
+    Raises:
+        MobiusError: an unknown format, or an fps that players do not follow.
+    """
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise MobiusError(f"unknown format {', '.join(unknown)}: known are {', '.join(FORMATS)}")
+    if not 0 < fps <= 50:
+        raise MobiusError(f"fps={fps:g} must lie above 0, and not above 50, where GIF players stop to follow")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = file_names(prompts)
+    written: list[Path] = []
+    for frames, name in zip(clips, names, strict=True):
+        if len(frames) == 1:
+            written.append(folder / f"{name}.png")
+            to_images(frames)[0].save(written[-1])
+            continue
+        if "gif" in formats:
+            written.append(folder / f"{name}.gif")
+            write_gif(frames, written[-1], fps)
+        if "mp4" in formats:
+            written.append(folder / f"{name}.mp4")
+            write_mp4(frames, written[-1], fps)
+    if "png" in formats:
+        written.append(folder / SHEET_NAME)
+        # The file's number leads the caption, so that a prompt whose script the font lacks is found too.
+        captions = [f"{name.split('-')[0]} {prompt}" for name, prompt in zip(names, prompts, strict=True)]
+        contact_sheet(clips, captions, written[-1])
+    return written

@@ -1,0 +1,85 @@
+"""One picture that shows the frames of several clips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mobius_train.media.pixels import enlarge, to_images
+
+SHEET_SIDE = 112  # pixels: frames are enlarged to this at least
+SHEET_COLUMNS = 8
+
+
+def contact_sheet(clips: Sequence[Tensor], captions: Sequence[str], path: Path) -> None:
+    """One PNG: every clip is a strip of its frames under its caption.
+
+    Clips (F, 3, H, W) uint8, of any sizes. Of a longer clip SHEET_COLUMNS frames are shown, evenly chosen;
+    shorter strips share a line. Characters that Pillow's own font lacks (Chinese among them) show as boxes.
+    """
+    strips = [_strip(frames, caption) for frames, caption in zip(clips, captions, strict=True)]
+    if not strips:
+        raise ValueError("a contact sheet of no clips")
+    gap = 8
+    widest = max(SHEET_COLUMNS * SHEET_SIDE, *(strip.width for strip in strips))
+    lines: list[list[Image.Image]] = [[]]
+    for strip in strips:
+        if lines[-1] and sum(other.width + gap for other in lines[-1]) + strip.width > widest:
+            lines.append([])
+        lines[-1].append(strip)
+    width = max(sum(strip.width + gap for strip in line) for line in lines) + gap
+    height = sum(max(strip.height for strip in line) + gap for line in lines) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    y = gap
+    for line in lines:
+        x, tallest = gap, max(strip.height for strip in line)
+        for strip in line:
+            sheet.paste(strip, (x, y + tallest - strip.height))
+            x += strip.width + gap
+        y += tallest + gap
+    sheet.save(path)
+
+
+def _strip(frames: Tensor, caption: str) -> Image.Image:
+    """The frames side by side, the caption above them."""
+    shown = torch.linspace(0, len(frames) - 1, min(len(frames), SHEET_COLUMNS)).round().long()
+    images = to_images(enlarge(frames[shown], SHEET_SIDE))
+    gap = 2
+    width = len(images) * (images[0].width + gap) - gap
+    font = ImageFont.load_default(size=14)
+    text = _wrapped(caption, font, width)
+    text_height = 18 * len(text) + 4
+    strip = Image.new("RGB", (width, text_height + images[0].height), "white")
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(text):
+        draw.text((0, 18 * number), line, fill="black", font=font)
+    for number, image in enumerate(images):
+        strip.paste(image, (number * (image.width + gap), text_height))
+    return strip
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
+    """Lines that fit the width, `most` at most; long words, and scripts without spaces, break anywhere."""
+    lines = [""]
+    for word in re.findall(r"\S+", caption):
+        candidate = f"{lines[-1]} {word}".strip()
+        if font.getlength(candidate) <= width:
+            lines[-1] = candidate
+            continue
+        lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    lines = [line for line in lines if line]
+    if len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and font.getlength(last + "...") > width:
+        last = last[:-1]
+    return [*lines[: most - 1], last + "..."]

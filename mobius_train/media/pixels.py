@@ -1,0 +1,33 @@
+"""Clips, uint8 (F, 3, H, W), as what writers of files take."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+CLIP_SIDE = 192  # pixels: GIF and MP4 frames are enlarged to this at least
+
+
+def enlarge(frames: Tensor, side: int) -> Tensor:
+    """(..., H, W) by the smallest whole factor that makes the shorter side `side` pixels or more."""
+    factor = max(1, -(-side // min(frames.shape[-2:])))
+    return frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def to_arrays(frames: Tensor) -> NDArray[np.uint8]:
+    """uint8 (F, 3, H, W) to (F, H, W, 3).
+
+    Raises:
+        ValueError: the frames are of another shape or type.
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+        raise ValueError(f"a clip is uint8 (F, 3, H, W), got {tuple(frames.shape)} {frames.dtype}")
+    return frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_images(frames: Tensor) -> list[Image.Image]:
+    """uint8 (F, 3, H, W) to RGB pictures; raises as `to_arrays`."""
+    return [Image.fromarray(frame) for frame in to_arrays(frames)]

@@ -1,0 +1,70 @@
+"""Clips as video, by PyAV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobius_train.media.pixels import CLIP_SIDE, enlarge, to_arrays
+
+
+def encode_video(
+    frames: NDArray[np.uint8],
+    *,
+    container: str,
+    codec: str,
+    pixel_format: str,
+    fps: float,
+    options: Mapping[str, str],
+) -> bytes:
+    """The bytes of a video file; the same frames give the same bytes on machines of one kind.
+
+    Args:
+        frames: (F, H, W, 3) RGB.
+        container, codec, pixel_format: as FFmpeg names them.
+        options: of the codec.
+
+    Raises:
+        av.error.FFmpegError: the codec can't have this size or pixel format.
+    """
+    buffer = io.BytesIO()
+    # Bit-exact: no time and no version in the header. The number of threads changes what the codec decides.
+    with av.open(buffer, "w", format=container, container_options={"fflags": "+bitexact"}) as output:
+        stream: Any = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=dict(options))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixel_format
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def write_mp4(frames: Tensor, path: Path, fps: float = 8.0) -> None:
+    """H.264 (MPEG-4 Part 2 where PyAV lacks libx264), yuv420p, which every player reads.
+
+    Frames (F, 3, H, W) uint8; odd sizes repeat their last row or column, for yuv420p has even ones alone.
+    """
+    frames = enlarge(frames, CLIP_SIDE)
+    height, width = (size + size % 2 for size in frames.shape[-2:])
+    rows = torch.arange(height).clamp(max=frames.shape[-2] - 1)
+    columns = torch.arange(width).clamp(max=frames.shape[-1] - 1)
+    h264 = "libx264" in av.codecs_available
+    data = encode_video(
+        to_arrays(frames[..., rows, :][..., columns]),
+        container="mp4",
+        codec="libx264" if h264 else "mpeg4",
+        pixel_format="yuv420p",
+        fps=fps,
+        options={"crf": "16"} if h264 else {"qscale": "2"},
+    )
+    path.write_bytes(data)
