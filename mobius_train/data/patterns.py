@@ -50,8 +50,8 @@ def refuse_address(source: str) -> None:
     """
     if SCHEME.match(source):
         raise MobiusError(
-            f"{without_secrets(source)!r} is no local path; nothing was run or fetched. Give a folder or files on a disk"
-            " (a file whose name has a colon: with ./ in front)"
+            f"{without_secrets(source)!r} is no local path; nothing was run or fetched. Give a folder or files on"
+            " a disk (a file whose name has a colon: with ./ in front)"
         )
 
 
