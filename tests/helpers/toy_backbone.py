@@ -42,8 +42,6 @@ class ToyLayer(nn.Module):
 class ToyImageModel(ModelMixin, ConfigMixin):
     """A text-to-image model without resampling."""
 
-    _supports_gradient_checkpointing = True
-
     @register_to_config
     def __init__(self, in_channels: int = 4, width: int = 16, depth: int = 3, text_width: int = 384) -> None:
         super().__init__()
