@@ -3,7 +3,7 @@
     engine_worker.py <ds_configs> <folder> <name>[,<name>...]
 
 A name is <engine>:<precision>, and an engine a file of <ds_configs> or one of FSDP. Rank 0 writes
-<folder>/<world size>-ranks.json: what each case saw, by its name.
+<folder>/<world size>-ranks.json: the numbers that each case saw, by its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ launch = environment.prepare()  # before torch and DeepSpeed are imported
 # ruff: noqa: E402
 import torch
 from deepspeed.accelerator import get_accelerator
+from engine_settings import settings
 from torch import Tensor, nn
 
 from mobius_train.checkpoint.folders import folder_of
@@ -34,7 +35,6 @@ from mobius_train.engine.ds_config import read, resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh, shard_size
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 from mobius_train.job import distributed as ranks
 
@@ -71,25 +71,6 @@ class Layered(nn.Module):
         return h * num_frames
 
 
-def settings(precision: Any, world_size: int, max_grad_norm: float = 0.5) -> EngineSettings:
-    accumulation = 2
-    return EngineSettings(
-        micro_batch_size=GLOBAL_BATCH // accumulation // world_size,
-        gradient_accumulation_steps=accumulation,
-        mixed_precision=precision,
-        optimizer="adamw",
-        learning_rate=1e-2,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_epsilon=1e-8,
-        adam_weight_decay=0.01,
-        max_grad_norm=max_grad_norm,
-        seed=0,
-        use_ema=True,
-        ema_decay=DECAY,
-    )
-
-
 def module(seed: int) -> Layered:
     """Frozen weights are the same for all seeds: they are in no checkpoint, so a resumed run brings its own."""
     torch.manual_seed(0)
@@ -101,7 +82,19 @@ def module(seed: int) -> Layered:
 
 
 def make(name: str, precision: Any, distributed: ranks.Distributed, seed: int) -> Engine:
-    chosen, trained = settings(precision, distributed.world_size), module(seed)
+    accumulation = 2
+    chosen = settings(
+        micro_batch_size=GLOBAL_BATCH // accumulation // distributed.world_size,
+        gradient_accumulation_steps=accumulation,
+        mixed_precision=precision,
+        learning_rate=1e-2,
+        adam_beta2=0.99,
+        adam_weight_decay=0.01,
+        max_grad_norm=0.5,
+        use_ema=True,
+        ema_decay=DECAY,
+    )
+    trained = module(seed)
     if name in FSDP:
         size = shard_size(FSDP[name], distributed.world_size, distributed.world_size)
         mesh = make_mesh(size, distributed.world_size, distributed.device)
@@ -131,8 +124,10 @@ def step(engine: Engine, number: int, distributed: ranks.Distributed, bad: float
     return distributed.mean({"loss": total})["loss"], report
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest of all elements; 0 if and only if they are equal, and NaN if one is NaN."""
+    assert one.keys() == other.keys()
+    return float(torch.stack([(one[name] - other[name]).abs().max() for name in one]).max())
 
 
 def average(average: dict[str, Tensor], weights: dict[str, Tensor], update: int) -> dict[str, Tensor]:
@@ -140,16 +135,12 @@ def average(average: dict[str, Tensor], weights: dict[str, Tensor], update: int)
     return {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
 
 
-def flat(weights: dict[str, Tensor]) -> list[float]:
-    return torch.cat([weights[name].flatten() for name in sorted(weights)]).tolist()
-
-
 def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed) -> dict[str, Any]:
-    seen: dict[str, Any] = {"losses": [], "norms": [], "kept": [], "not_applied": [], "ema_error": 0.0}
+    seen: dict[str, Any] = {"losses": [], "norms": [], "bad_steps": [], "ema_errors": []}
     # Ranks that start from other weights: rank 0's count.
     engine = make(name, precision, distributed, seed=distributed.rank)
     given = {n: p.detach().clone() for n, p in module(0).named_parameters() if p.requires_grad}
-    seen["starts_from_given_weights"] = same(engine.weights(), given)
+    seen["start_difference"] = difference(engine.weights(), given)
     plain = engine.weights()
     saver = Saver(folder, engine, IDENTITY, Retention(), distributed)
     for number in range(STEPS):
@@ -157,40 +148,43 @@ def case(name: str, precision: str, folder: Path, distributed: ranks.Distributed
             for bad in (float("nan"), float("inf")):
                 weights, averaged = engine.weights(), engine.averaged_weights()
                 _, report = step(engine, number, distributed, bad)
-                seen["not_applied"].append(not report.applied and not report.gradient_norm < float("inf"))
-                seen["kept"].append(same(engine.weights(), weights) and same(engine.averaged_weights(), averaged))
+                seen["bad_steps"].append(
+                    {
+                        "applied": report.applied,
+                        "norm": report.gradient_norm,
+                        "weights_difference": difference(engine.weights(), weights),
+                        "average_difference": difference(engine.averaged_weights(), averaged),
+                    }
+                )
         loss, report = step(engine, number, distributed)
         assert report.applied
         assert (report.loss_scale is None) == (precision != "fp16")
         seen["losses"].append(loss)
         seen["norms"].append(report.gradient_norm)
         plain = average(plain, engine.weights(), update=number + 1)
-        seen["ema_error"] = max(
-            seen["ema_error"], *(float((plain[n] - a).abs().max()) for n, a in engine.averaged_weights().items())
-        )
+        seen["ema_errors"].append(difference(plain, engine.averaged_weights()))
         if number + 1 == SAVED_STEP:
             # Training goes on while it is written.
             saver.save({"step": number + 1})
         saver.poll()
     saver.wait()
     last, last_average = engine.weights(), engine.averaged_weights()
-    seen["weights"] = flat(last)
-    seen["moved"] = not same(last, given)
+    seen["moved"] = difference(last, given)
     engine.close()
 
     engine = make(name, precision, distributed, seed=7)
-    seen["differs_before_loading"] = not same(engine.weights(), last)
+    seen["difference_before_loading"] = difference(engine.weights(), last)
     saved = find(folder, "latest", distributed)
     assert saved == folder_of(folder, SAVED_STEP)
     seen["progress"] = resume(saved, engine, IDENTITY, distributed)
+    resumed: dict[str, Any] = {"losses": [], "norms": []}
     for number in range(SAVED_STEP, STEPS):
         loss, report = step(engine, number, distributed)
-        seen.setdefault("resumed", []).append((loss, report.gradient_norm))
-    seen["resumed_exactly"] = (
-        same(engine.weights(), last)
-        and same(engine.averaged_weights(), last_average)
-        and [tuple(pair) for pair in zip(seen["losses"], seen["norms"], strict=True)][SAVED_STEP:] == seen["resumed"]
-    )
+        resumed["losses"].append(loss)
+        resumed["norms"].append(report.gradient_norm)
+    resumed["weights_difference"] = difference(engine.weights(), last)
+    resumed["average_difference"] = difference(engine.averaged_weights(), last_average)
+    seen["resumed"] = resumed
     try:
         resume(saved, engine, replace(IDENTITY, frozen_sha256="other"), distributed)
     except MobiusError as error:

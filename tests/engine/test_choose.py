@@ -8,31 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_settings import settings
 from recipes import DS_CONFIGS, recipe, start, write
 
 from mobius_train.config import FsdpConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.mesh import shard_size
 from mobius_train.engine.optimizers import check_optimizer
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import Launch
 
-SETTINGS = EngineSettings(
-    micro_batch_size=1,
-    gradient_accumulation_steps=1,
-    mixed_precision="no",
-    optimizer="adamw",
-    learning_rate=1e-3,
-    adam_beta1=0.9,
-    adam_beta2=0.999,
-    adam_epsilon=1e-8,
-    adam_weight_decay=0.0,
-    max_grad_norm=1.0,
-    seed=0,
-    use_ema=False,
-    ema_decay=0.9,
-)
+SETTINGS = settings()
 EIGHT_BIT = replace(SETTINGS, optimizer="adamw_8bit")
 
 

@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_settings import settings
+from recipes import DS_CONFIGS
 
 from mobius_train.engine.ds_config import LARGEST_BUCKET, read, resolve, with_bucket_sizes
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-SETTINGS = EngineSettings(
-    micro_batch_size=2,
-    gradient_accumulation_steps=3,
-    mixed_precision="bf16",
-    optimizer="adamw",
-    learning_rate=1e-4,
-    adam_beta1=0.9,
-    adam_beta2=0.999,
-    adam_epsilon=1e-8,
-    adam_weight_decay=0.01,
-    max_grad_norm=1.0,
-    seed=0,
-    use_ema=False,
-    ema_decay=0.999,
-)
+SETTINGS = settings(micro_batch_size=2, gradient_accumulation_steps=3, mixed_precision="bf16")
 
 
 def autos(values: dict[str, Any]) -> list[str]:
