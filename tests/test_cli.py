@@ -51,6 +51,7 @@ def test_a_full_output_folder_is_refused_unless_asked_for(tmp_path: Path) -> Non
     assert kept.read_text() == "old"
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("body", "code", "out", "err"),
     [

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from launching import REPOSITORY, clean_environment
+
+pytestmark = pytest.mark.distributed
 
 
 def convert(*arguments: object) -> subprocess.CompletedProcess[str]:

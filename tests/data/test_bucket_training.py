@@ -83,6 +83,7 @@ def test_a_dry_run_tries_the_largest_bucket(run: Run, mixed: Path, capsys: pytes
     assert "bucket 1x32x48: 5 clips, 25.0% of the batches" in said
 
 
+@pytest.mark.distributed
 def test_two_ranks_train_and_resume_as_one(tiny_pipeline: Path, mixed: Path, tmp_path: Path) -> None:
     values = recipe(
         tiny_pipeline,

@@ -58,6 +58,7 @@ def test_fsdp_settings_do_nothing_under_deepspeed() -> None:
         choose_engine(SETTINGS, FsdpConfig(cpu_offload=True), DS_CONFIGS / "zero2.json", alone)
 
 
+@pytest.mark.distributed
 def test_a_deepspeed_configuration_is_not_for_fsdp(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
     result = start(path, "--engine", "fsdp", launcher="python")

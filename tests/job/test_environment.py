@@ -74,6 +74,7 @@ def _prepared(**variables: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.distributed
 def test_a_single_process_meets_itself() -> None:
     # Even where a cluster's profile names another master.
     rank, world_size, local_size, address, port = _prepared(MASTER_ADDR="elsewhere", MASTER_PORT="1").split()
@@ -81,11 +82,13 @@ def test_a_single_process_meets_itself() -> None:
     assert int(port) > 1024
 
 
+@pytest.mark.distributed
 def test_a_single_rank_of_a_launcher_does_too() -> None:
     launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     assert _prepared(**launcher).split()[-1] != "29500"
 
 
+@pytest.mark.distributed
 def test_srun_on_several_nodes_wants_to_know_the_first() -> None:
     several = {
         "SLURM_JOB_ID": "7",
