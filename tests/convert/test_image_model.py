@@ -49,8 +49,8 @@ def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dic
     whole = load_file(path)
     without = {name: tensor for name, tensor in whole.items() if name != "conv_in.bias"}
     for state, complaint in (
-        (without, "conv_in.bias is missing"),
-        (whole | {"extra": torch.ones(1)}, "extra is no weight of this model"),
+        (without, r"conv_in\.bias"),
+        (whole | {"extra": torch.ones(1)}, r"\bextra\b"),
     ):
         save_file(state, path)
         with pytest.raises(MobiusError, match=complaint):
@@ -62,8 +62,8 @@ def test_what_cannot_be_a_backbone_is_refused(stable_diffusion: dict[str, Path],
     folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
-    with pytest.raises(MobiusError):
+    with pytest.raises(MobiusError, match="dual_cross_attention"):
         from_image_model(folder, tmp_path / "out", "parallel")
-    with pytest.raises(MobiusError, match="not empty"):
+    with pytest.raises(MobiusError, match=folder.name):
         from_image_model(stable_diffusion["sd15"], folder, "parallel")
     assert not (tmp_path / "out").exists()

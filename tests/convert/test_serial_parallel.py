@@ -83,6 +83,6 @@ def test_our_serial_model_goes_too(stable_diffusion: dict[str, Path], tmp_path: 
     ring = ParallelUNet.from_pretrained(tmp_path / "parallel").ring.state_dict()
     assert all(torch.equal(ring[name], tensor) for name, tensor in model.temporal.state_dict().items())
     # Its heads are of two sizes, which the class of diffusers cannot have.
-    with pytest.raises(MobiusError, match="heads of sizes"):
+    with pytest.raises(MobiusError, match=r"heads.*\b64\b"):
         parallel_to_serial(tmp_path / "parallel", tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_serial_model_that_diffusers_cannot_express_is_refused(
     stable_diffusion: dict[str, Path], tmp_path: Path
 ) -> None:
     run = save_final(serial(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
-    with pytest.raises(MobiusError, match="heads of sizes"):
+    with pytest.raises(MobiusError, match=r"heads.*\b64\b"):
         to_diffusers(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -96,9 +97,9 @@ def test_trained_weights_and_a_recipe_make_the_pipeline(
 
     name, tensor = next(iter(state.items()))
     for wrong, complaint in (
-        ({n: t for n, t in state.items() if n != name}, f"{name} is missing"),
-        (state | {"extra": tensor.clone()}, "extra is no trained weight"),
-        (state | {name: torch.ones(3, 5)}, f"{name} is \\(3, 5\\)"),
+        ({n: t for n, t in state.items() if n != name}, re.escape(name)),
+        (state | {"extra": tensor.clone()}, r"\bextra\b"),
+        (state | {name: torch.ones(3, 5)}, rf"{re.escape(name)}.*\(3, 5\)"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
         with pytest.raises(MobiusError, match=complaint):

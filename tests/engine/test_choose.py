@@ -38,12 +38,12 @@ def test_ranks_that_share_a_parameter(fsdp: FsdpConfig, world_size: int, local_w
 @pytest.mark.parametrize(
     ("fsdp", "world_size", "message"),
     [
-        (FsdpConfig(shard_size=2), 4, r"shard_size=2 does nothing under fsdp.sharding=full"),
-        (FsdpConfig(sharding="hybrid", shard_size=3), 4, r"4 rank\(s\) in groups of 3 .*set fsdp.shard_size to .*2"),
-        (FsdpConfig(sharding="hybrid", shard_size=4), 4, r"groups of 4"),
-        (FsdpConfig(sharding="hybrid"), 4, r"the ranks of a node"),
-        (FsdpConfig(sharding="hybrid", shard_size=2), 2, r"use fsdp.sharding=full"),
-        (FsdpConfig(sharding="hybrid", shard_size=2), 1, r"use fsdp.sharding=full"),
+        (FsdpConfig(shard_size=2), 4, r"fsdp\.shard_size=2.*fsdp\.sharding=full"),
+        (FsdpConfig(sharding="hybrid", shard_size=3), 4, r"fsdp\.sharding=hybrid.*shard_size=3.*\[2\]"),
+        (FsdpConfig(sharding="hybrid", shard_size=4), 4, r"shard_size=4.*\[2\]"),
+        (FsdpConfig(sharding="hybrid"), 4, r"fsdp\.sharding=hybrid.*\[2\]"),
+        (FsdpConfig(sharding="hybrid", shard_size=2), 2, r"fsdp\.sharding=hybrid.*fsdp\.sharding=full"),
+        (FsdpConfig(sharding="hybrid", shard_size=2), 1, r"fsdp\.sharding=hybrid.*fsdp\.sharding=full"),
     ],
 )
 def test_a_sharding_that_the_ranks_do_not_allow(fsdp: FsdpConfig, world_size: int, message: str) -> None:
@@ -54,7 +54,7 @@ def test_a_sharding_that_the_ranks_do_not_allow(fsdp: FsdpConfig, world_size: in
 def test_fsdp_settings_do_nothing_under_deepspeed() -> None:
     alone = Launch(0, 0, 1, 1)
     choose_engine(SETTINGS, FsdpConfig(), DS_CONFIGS / "zero2.json", alone)
-    with pytest.raises(MobiusError, match="fsdp settings, which do nothing under --engine deepspeed"):
+    with pytest.raises(MobiusError, match=r"fsdp.*--engine deepspeed"):
         choose_engine(SETTINGS, FsdpConfig(cpu_offload=True), DS_CONFIGS / "zero2.json", alone)
 
 
@@ -63,22 +63,23 @@ def test_a_deepspeed_configuration_is_not_for_fsdp(tiny_pipeline: Path, clips_fo
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
     result = start(path, "--engine", "fsdp", launcher="python")
     assert result.returncode == 1
-    assert "zero2.json is for --engine deepspeed, and --engine is fsdp" in result.stderr
+    assert "zero2.json" in result.stderr
+    assert "--engine" in result.stderr
 
 
 def test_8_bit_moments_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_optimizer(SETTINGS, offloaded=True)
-    with pytest.raises(MobiusError, match="pip install 'bitsandbytes"):
+    with pytest.raises(MobiusError, match=r"optimizer=adamw_8bit.*pip install"):
         check_optimizer(EIGHT_BIT, offloaded=False)
 
 
 def test_8_bit_moments_need_a_gpu_and_stay_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MobiusError, match="needs a CUDA device"):
+    with pytest.raises(MobiusError, match=r"optimizer=adamw_8bit.*CUDA"):
         check_optimizer(EIGHT_BIT, offloaded=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_optimizer(EIGHT_BIT, offloaded=False)
-    with pytest.raises(MobiusError, match="optimizer is offloaded"):
+    with pytest.raises(MobiusError, match=r"optimizer=adamw_8bit.*offload"):
         check_optimizer(EIGHT_BIT, offloaded=True)

@@ -16,7 +16,7 @@ from mobius_train.engine.ds_config import LARGEST_BUCKET, read, resolve, with_bu
 from mobius_train.errors import MobiusError
 
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-SETTINGS = settings(micro_batch_size=2, gradient_accumulation_steps=3, mixed_precision="bf16")
+SETTINGS = settings(micro_batch_size=2, gradient_accumulation_steps=3, mixed_precision="bf16", learning_rate=1e-4)
 
 
 def autos(values: dict[str, Any]) -> list[str]:
@@ -114,16 +114,16 @@ def test_what_agrees_with_the_recipe_is_accepted() -> None:
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}},
     }
     assert resolve(ds_json, SETTINGS, 1)["train_batch_size"] == 6
-    with pytest.raises(MobiusError, match=r"2 rank\(s\)"):
+    with pytest.raises(MobiusError, match=r"train_batch_size.*\b2 rank"):
         resolve(ds_json, SETTINGS, 2)
     with pytest.raises(MobiusError, match="gradient_clipping"):
         resolve(ds_json, replace(SETTINGS, max_grad_norm=0.0), 1)
 
 
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="cannot read"):
+    with pytest.raises(MobiusError, match=r"missing\.json"):
         read(tmp_path / "missing.json")
-    for text, message in (("{", "is not JSON"), (json.dumps([1]), "not a list")):
+    for text, message in (("{", "JSON"), (json.dumps([1]), r"\blist\b")):
         path = tmp_path / "ds.json"
         path.write_text(text)
         with pytest.raises(MobiusError, match=message):

@@ -60,13 +60,13 @@ def _without_times(output: Path) -> list[dict[str, float]]:
 
 
 def test_a_resume_of_no_run_in_particular_is_refused(run: Run) -> None:
-    with pytest.raises(MobiusError, match="give the output_dir of the run"):
+    with pytest.raises(MobiusError, match=r"resume_from_checkpoint=latest.*output_dir"):
         run("emoji-{time}", resume_from_checkpoint="latest")
 
 
 def test_a_resume_with_another_global_batch_says_what_to_set(run: Run) -> None:
     run(checkpointing_steps=2, max_train_steps=2)
-    with pytest.raises(MobiusError, match="train_batch_size x gradient_accumulation_steps = 2 on 1"):
+    with pytest.raises(MobiusError, match=r"train_batch_size.*gradient_accumulation_steps.*\b2\b"):
         run(checkpointing_steps=2, resume_from_checkpoint="latest", train_batch_size=4)
 
 

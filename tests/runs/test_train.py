@@ -129,7 +129,7 @@ def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Pat
     UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tiny_pipeline / "unet")).save_pretrained(
         other / "unet"
     )
-    with pytest.raises(MobiusError, match="other frozen weights"):
+    with pytest.raises(MobiusError, match=r"frozen.*pretrained_model_name_or_path"):
         run(
             resume_from_checkpoint="latest",
             pretrained_model_name_or_path=str(tiny_pipeline),
@@ -141,7 +141,7 @@ def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Pat
 def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(MobiusError, match="3 steps in a row"):
+    with pytest.raises(MobiusError, match=r"\b3 steps.*learning_rate"):
         # A rate this high makes the weights, and so the loss, overflow after the first step.
         run(learning_rate=1e30, max_skipped_steps=3, max_train_steps=20, max_grad_norm=0.0, adam_epsilon=1.0)
     assert "the loss is nan on clip" in caplog.text or "the loss is inf on clip" in caplog.text
@@ -159,26 +159,26 @@ def _refused(run: Run, message: str, **changes: Any) -> None:
 
 
 def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    _refused(run, "there is no model folder", pretrained_model_name_or_path=str(tmp_path / "absent"))
-    _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path))
+    _refused(run, "absent", pretrained_model_name_or_path=str(tmp_path / "absent"))
+    _refused(run, r"\bunet\b.*UNet2DConditionModel", pretrained_model_name_or_path=str(tmp_path))
     _refused(
         run,
         "cross_attention_dim",
         unet_config={"cross_attention_dim": 100, "block_out_channels": [32, 32, 32, 32]},
     )
     _refused(run, "global_batch_size=7", global_batch_size=7)
-    _refused(run, "multiple of 4", data={"resolution": 30})
-    _refused(run, "4 frames|frames", data={"num_frames": 9})
-    _refused(run, "no such checkpoint", resume_from_checkpoint="latest")
+    _refused(run, r"resolution=30\b.*\b4\b", data={"resolution": 30})
+    _refused(run, r"\b4\b.*num_frames", data={"num_frames": 9})
+    _refused(run, "resume_from_checkpoint=latest", resume_from_checkpoint="latest")
     empty = tmp_path / "empty"
     empty.mkdir()
-    _refused(run, "no clip|empty", data={"train": str(empty)})
+    _refused(run, "empty", data={"train": str(empty)})
     assert not (tmp_path / "refused").exists()
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(run: Run) -> None:
     output = run(max_train_steps=1)
     before = (output / "metrics.jsonl").read_text()
-    with pytest.raises(MobiusError, match="not empty"):
+    with pytest.raises(MobiusError, match=r"out\b.*output_dir"):
         run(max_train_steps=1)
     assert (output / "metrics.jsonl").read_text() == before
