@@ -89,9 +89,16 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def run(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_group: None
+    request: pytest.FixtureRequest,
+    tiny_pipeline: Path,
+    clips_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process_group: None,
 ) -> Run:
     """Train a recipe with changes in this process; returns its output folder."""
+    if not any(request.node.get_closest_marker(name) for name in ("slow", *STARTS_PROCESSES)):
+        pytest.fail("whole runs take seconds each: mark the test as slow")
     from mobius_train.config import load
     from mobius_train.job import environment
     from mobius_train.run import dry_run, train

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_a_renamed_checkpoint(tmp_path: Path) -> None:
     assert problems(folder) == [f"{folder}/manifest.json: it is that of step 4"]
 
 
-def _edit(folder: Path, change: Callable[[dict], object]) -> str:  # type: ignore[type-arg]
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
@@ -153,7 +154,7 @@ def _edit(folder: Path, change: Callable[[dict], object]) -> str:  # type: ignor
         (lambda m: m.update(more=2), "manifest.json"),
     ],
 )
-def test_an_edited_manifest(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_an_edited_manifest(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
     assert message in _edit(make(tmp_path, 4), change)
 
 

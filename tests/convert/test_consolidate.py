@@ -67,7 +67,7 @@ def test_is_split_above_a_size(sharded: Path, tmp_path: Path) -> None:
     assert files[0] == f"whole-00001-of-{len(files) - 1:05d}.safetensors"
     assert len(files) > 4
     assert max((tmp_path / name).stat().st_size for name in files[:-1]) < 11e6
-    written = {}
+    written: dict[str, Tensor] = {}
     for name in files[:-1]:
         shard = load_file(tmp_path / name)
         assert {index["weight_map"][tensor] for tensor in shard} == {name}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,14 +20,14 @@ from mobius_train.pipeline import load_pipeline
 @pytest.mark.parametrize("mode", ["parallel", "serial"])
 @pytest.mark.parametrize("kind", ["sd15", "sd21"])
 def test_every_frame_is_what_the_image_model_draws(
-    stable_diffusion: dict[str, Path], kind: str, mode: str, tmp_path: Path
+    stable_diffusion: dict[str, Path], kind: str, mode: Any, tmp_path: Path
 ) -> None:
     source = stable_diffusion[kind]
     report = from_image_model(source, tmp_path / "video", mode, num_frames=3)
     assert len(report.checks) == 2
     assert not report.problems
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    options = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
+    options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
     video = load_pipeline(tmp_path / "video", "cpu")
     assert isinstance(video.unet, ParallelUNet if mode == "parallel" else SerialUNet)
     clip = video("dog", latents=noise, **options).frames
@@ -38,7 +39,8 @@ def test_every_frame_is_what_the_image_model_draws(
 
 
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    for mode, kind in (("parallel", ParallelUNet), ("serial", SerialUNet)):
+    modes: dict[Any, type] = {"parallel": ParallelUNet, "serial": SerialUNet}
+    for mode, kind in modes.items():
         from_image_model(stable_diffusion["sd15"], tmp_path / mode, mode)
         assert isinstance(load_unet(None, str(tmp_path / mode)), kind)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from consolidation_memory import peak_over_output
 from diffusers import UNet2DConditionModel
+from launching import convert
 from made_checkpoints import make
 from recipes import Run
 from safetensors.torch import load_file
-from test_convert_tool import convert
 
 from mobius_train.convert.consolidate import consolidate
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers

@@ -36,7 +36,7 @@ def test_a_trained_ring_takes_its_weights_along(tmp_path: Path) -> None:
     serial_to_parallel(tmp_path / "serial", tmp_path / "parallel")
     parallel = ParallelUNet.from_pretrained(tmp_path / "parallel")
     with torch.no_grad():
-        parallel.ring.mid_block.temp_convs[0].conv1[-1].weight += 1
+        parallel.ring.get_parameter("mid_block.temp_convs.0.conv1.2.weight").add_(1)
         # Without a say of the ring, any other topology would go unseen.
         parallel.ring.fusion.weight += 0.1
     parallel.save_pretrained(tmp_path / "trained")

@@ -14,6 +14,8 @@ from recipes import DS_CONFIGS, Run, losses, metrics, recipe, start, write
 from mobius_train.data import cache
 from mobius_train.errors import MobiusError
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of the order of float32 sums; see test_ranks.py
 WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
 

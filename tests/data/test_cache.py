@@ -68,7 +68,8 @@ def test_two_ranks_build_one_cache_and_an_interrupted_build_goes_on(
         if index in interrupts:
             interrupts.remove(index)
             raise KeyboardInterrupt
-        return EncodedClip(str(index), *(torch.full((1,), float(index)) for _ in range(3)))
+        value = torch.full((1,), float(index))
+        return EncodedClip(str(index), value, value.clone(), value.clone())
 
     keys = [str(index) for index in range(10)]
     cache.build(tmp_path, keys, encode, share=1, shares=2)  # parts 1 and 3
@@ -85,7 +86,8 @@ def test_two_ranks_build_one_cache_and_an_interrupted_build_goes_on(
 
 
 def test_a_lost_part_is_named(tmp_path: Path) -> None:
-    cache.build(tmp_path, ["a"], lambda index: EncodedClip("a", *(torch.zeros(1) for _ in range(3))))
+    value = torch.zeros(1)
+    cache.build(tmp_path, ["a"], lambda index: EncodedClip("a", value, value.clone(), value.clone()))
     (tmp_path / "part-000000.safetensors").unlink()
     with pytest.raises(MobiusError, match="part-000000"):
         cache.LatentCache(tmp_path)

@@ -15,7 +15,7 @@ from mobius_train.errors import MobiusError
 
 
 def _captions(caption: Any) -> list[tuple[str, float]]:
-    return [tuple(one) for one in caption_of({"caption": caption}, "clip", "en")]
+    return [(one.text, one.weight) for one in caption_of({"caption": caption}, "clip", "en")]
 
 
 @pytest.mark.parametrize(

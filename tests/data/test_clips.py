@@ -234,7 +234,10 @@ def test_metadata_names_the_clips(tmp_path: Path) -> None:
         '{"file_name": "b.webp", "text": "bee"}\n\n{"file_name": "a.webp", "caption": {"en": "ay", "zh": "甲"}}\n',
         encoding="utf-8",
     )
-    assert [(clip.key, clip.caption) for clip in opened(tmp_path)] == [("a", "ay"), ("b", "bee")]
+    assert [(clip.key, clip.caption) for clip in map(opened(tmp_path).__getitem__, range(2))] == [
+        ("a", "ay"),
+        ("b", "bee"),
+    ]
     assert opened(tmp_path, caption_language="zh")[0].caption == "甲"
     refused(tmp_path, "line 3 .*'fr'.*en, zh", caption_language="fr")
     for line, match in {

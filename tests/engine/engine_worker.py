@@ -61,12 +61,15 @@ class Layered(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.offset: Tensor
         self.register_buffer("offset", torch.full((WIDTH,), 0.1))
 
     def forward(self, stream: Iterator[Tensor], num_frames: int) -> Tensor:
         h: Tensor | None = None
         for layer, feature in zip(self.layers, stream, strict=True):
-            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + self.offset.to(feature.dtype)
+            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + self.get_buffer("offset").to(
+                feature.dtype
+            )
         assert h is not None
         return h * num_frames
 

@@ -39,6 +39,7 @@ def main() -> None:
     for move in moves:
         source, _, name = move.partition(">")
         saved = find(folder / source, "latest", distributed)
+        assert saved is not None
         checkpoint = open_checkpoint(saved)
         weights, averages = dict(checkpoint.weights()), dict(checkpoint.weights(averaged=True))
         engine = make(name, source.rpartition("-")[2], distributed, seed=7)

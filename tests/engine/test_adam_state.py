@@ -94,5 +94,9 @@ def test_the_control_float32_moments_come_back_to_the_last_bit(name: str) -> Non
     saved, scalars = _saved(engine), engine.scalars()
     further = _steps(engine, range(4, 6))
     other = _engine(name, "adamw")
-    other.restore(lambda name, piece: piece.data.copy_(saved[name]), scalars)
+
+    def fill(name: str, piece: Piece) -> None:
+        piece.data.copy_(saved[name])
+
+    other.restore(fill, scalars)
     assert _steps(other, range(4, 6)) == further

@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> dict[Case, dict[str, Any]]:
     """The numbers that engine_worker.py saw."""
-    found = {}
+    found: dict[Case, dict[str, Any]] = {}
     for ranks in RANKS:
         cases = [case for case in CASES if case.ranks == ranks]
         names = [f"{case.engine}:{case.precision}" for case in cases]
@@ -111,7 +111,7 @@ def seen(folder: Path) -> dict[Case, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def moved(seen: dict[Case, dict[str, Any]], folder: Path) -> dict[Move, dict[str, Any]]:
     """The numbers that moves_worker.py saw, which starts from the states that `seen` left."""
-    found = {}
+    found: dict[Move, dict[str, Any]] = {}
     for ranks in RANKS:
         moves = [move for move in MOVES if move.ranks == ranks]
         numbers = _launch("moves_worker.py", ranks, folder, [f"{m.source}>{m.engine}" for m in moves], "moves")

@@ -73,6 +73,9 @@ class _Numbers:
     def __getitem__(self, index: int) -> int:
         return index
 
+    def read(self, index: int, caption: int) -> int:
+        return index
+
 
 @pytest.mark.distributed
 def test_a_data_worker_outlives_the_signals_of_a_step() -> None:

@@ -26,6 +26,8 @@ from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import RingMemory
 from mobius_train.models.spatial import output_head, walk
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 

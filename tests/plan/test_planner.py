@@ -17,6 +17,8 @@ from mobius_train.plan.largest import QUANTITIES, Quantity, largest
 from mobius_train.plan.plan_text import as_text
 from mobius_train.plan.planner import MIB, Plan
 
+pytestmark = pytest.mark.slow
+
 PAPER = REPOSITORY / "configs" / "paper_sd21.yaml"
 RECOMPUTED = ("gradient_checkpointing=true", "mixed_precision=bf16")
 

@@ -12,7 +12,7 @@ from mobius_train.config import load
 from mobius_train.job import environment
 from mobius_train.run import dry_run
 
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
 
 

@@ -30,6 +30,7 @@ def _only(folder: Path, step: int, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ds_config", "accumulation"), [("zero1", 1), ("zero2", 2)])
 def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
     run: Run, tmp_path: Path, ds_config: str, accumulation: int
@@ -59,11 +60,13 @@ def _without_times(output: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in times} for line in metrics(output)]
 
 
+@pytest.mark.slow
 def test_a_resume_of_no_run_in_particular_is_refused(run: Run) -> None:
     with pytest.raises(MobiusError, match=r"resume_from_checkpoint=latest.*output_dir"):
         run("emoji-{time}", resume_from_checkpoint="latest")
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_global_batch_says_what_to_set(run: Run) -> None:
     run(checkpointing_steps=2, max_train_steps=2)
     with pytest.raises(MobiusError, match=r"train_batch_size.*gradient_accumulation_steps.*\b2\b"):

@@ -15,7 +15,7 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 
 
 def test_a_run_leaves_what_the_documentation_says(run: Run) -> None:
