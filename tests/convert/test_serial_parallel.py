@@ -13,6 +13,8 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.pipeline import load_pipeline
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_go_to_a_ring_and_back_hash_for_hash(tmp_path: Path) -> None:
     original = unet3d()

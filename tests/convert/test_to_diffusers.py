@@ -27,6 +27,7 @@ def noise(frames: int) -> torch.Tensor:
     return torch.randn(1, 4, frames, 16, 16, generator=torch.Generator().manual_seed(9))
 
 
+@pytest.mark.slow
 def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     run = save_final(serial(stable_diffusion["sd21"]), stable_diffusion["sd21"], tmp_path / "run")
     report = to_diffusers(run, tmp_path / "plain")
@@ -47,6 +48,7 @@ def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str,
     assert "mobius" not in text
 
 
+@pytest.mark.slow
 def test_diffusers_makes_our_pipeline_when_it_is_trusted(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     run = save_final(parallel(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
     to_diffusers(run, tmp_path / "out")

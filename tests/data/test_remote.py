@@ -165,6 +165,7 @@ def test_two_addresses_never_share_a_file_nor_show_secrets(tmp_path: Path) -> No
 # Fetching
 
 
+@pytest.mark.distributed
 def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_path: Path) -> None:
     remote = _one(f"{server.url}/s-0.tar", tmp_path / "to")
     assert "22, the server refused" in str(fetch_index(remote))
@@ -186,6 +187,7 @@ def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_
     assert _left(tmp_path / "to") == ["index.json", "s-0.tar", "s-1.tar"]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("url", "match"),
     [
@@ -214,11 +216,13 @@ def test_what_does_not_come_whole_is_named_and_leaves_nothing(
     assert _left(tmp_path / "to") == []
 
 
+@pytest.mark.distributed
 def test_a_place_that_cannot_be_reached_is_not_a_place_without_an_index(tmp_path: Path) -> None:
     with pytest.raises(MobiusError, match=r"index.json cannot be fetched: curl ended with 7"):
         fetch_index(_one("http://127.0.0.1:1/s-0.tar", tmp_path))
 
 
+@pytest.mark.distributed
 def test_the_control_webdataset_alone_takes_a_command_that_fails_for_one_that_did_not(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +247,7 @@ def _data(server: Server, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.distributed
 def test_a_run_on_fetched_shards_is_that_on_local_ones(
     run: Run, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +265,7 @@ def test_a_run_on_fetched_shards_is_that_on_local_ones(
     assert losses(piped) == expected
 
 
+@pytest.mark.distributed
 def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, tmp_path: Path) -> None:
     away = (server.folder / "s-1.tar").rename(tmp_path / "away")
     with pytest.raises(MobiusError, match=r"s-1\.tar cannot be fetched"):
@@ -269,6 +275,7 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, 
     assert server.asked.count("/s-0.tar") == 1
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_an_address_is_said_before_models_load(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.distributed
 def test_prepared_shards_hold_the_frames_and_the_record(prepared: Path) -> None:
     assert sorted(path.name for path in prepared.iterdir()) == ["16", "8"]
     clips = open_clips(f"{prepared}/16/*.tar", num_frames=4, resolution=16)
@@ -99,6 +100,7 @@ def test_prepared_shards_hold_the_frames_and_the_record(prepared: Path) -> None:
     assert record["codepoints"].startswith("U+")
 
 
+@pytest.mark.distributed
 def test_the_index_counts_and_names_what_was_left_out(prepared: Path) -> None:
     index = json.loads((prepared / "16" / "index.json").read_text(encoding="utf-8"))
     assert index["unnamed"] == ["nonsense"]
@@ -110,6 +112,7 @@ def test_the_index_counts_and_names_what_was_left_out(prepared: Path) -> None:
     assert index["sources"] == ["@test/emoji@1.2.3"]
 
 
+@pytest.mark.distributed
 def test_no_emoji_is_on_both_sides(prepared: Path) -> None:
     splits = keys_of(prepared / "16")
     assert straddling(splits) == set()
@@ -119,6 +122,7 @@ def test_no_emoji_is_on_both_sides(prepared: Path) -> None:
     assert straddling(by_file) == {"1f44b", "1f44d"}
 
 
+@pytest.mark.distributed
 def test_the_same_input_gives_the_same_bytes_from_a_tgz_too(tmp_path: Path) -> None:
     source = package(tmp_path / "package", BASES)
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as tar:
@@ -148,6 +152,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.distributed
 def test_the_tool_refuses_overwrites_when_asked_and_leaves_no_halves(tmp_path: Path) -> None:
     source = package(tmp_path / "package", BASES[:3])
     out = tmp_path / "out"
