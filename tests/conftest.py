@@ -20,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 
 STARTS_PROCESSES = ("distributed", "slurm", "gpu")
-# Programs of a moment, which runs ask about the machine.
-SHORT = ("git", "scontrol", "uname", "which")
+# Programs of a moment: what a run asks about the machine, and a linter.
+SHORT = ("git", "scontrol", "shellcheck", "uname", "which")
 _unmarked: list[str] = []
 
 

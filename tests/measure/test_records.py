@@ -46,5 +46,11 @@ def test_a_measurement_is_found_by_what_decides_memory(folder: Path) -> None:
     assert find_record(records, "A100-80", same, Layout(1, ds_json=read(DS_CONFIGS / "zero3.json"))) is None
 
 
-def test_the_repositorys_own_records_are_read() -> None:
-    read_records(REPOSITORY / "benchmarks")
+def test_the_repositorys_own_records_of_memory_are_read_and_no_others() -> None:
+    folder = REPOSITORY / "benchmarks"
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    assert records
+    of_memory = [
+        record for record in records if isinstance(record, dict) and str(record.get("what")).startswith("memory")
+    ]
+    assert bool(read_records(folder)) == bool(of_memory)
