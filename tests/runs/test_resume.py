@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import REPOSITORY, clean_environment
@@ -39,7 +40,7 @@ def _only(folder: Path, step: int, copy: Path) -> Path:
 def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
     run: Run, tmp_path: Path, ds_config: str | None, accumulation: int, steps: tuple[int, ...]
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "ds_config": ds_config,
         "gradient_accumulation_steps": accumulation,
         "use_ema": True,
