@@ -20,6 +20,8 @@ from mobius_train.models.compiling import compile_layers
 from mobius_train.models.recompute import RingMemory, Units, bytes_per_flop
 from mobius_train.models.unet_layers import LayerShape
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "recomputed": RingMemory(gradient_checkpointing=True),
     "a third kept": RingMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.34),
