@@ -67,9 +67,8 @@ class Layered(nn.Module):
     def forward(self, stream: Iterator[Tensor], num_frames: int) -> Tensor:
         h: Tensor | None = None
         for layer, feature in zip(self.layers, stream, strict=True):
-            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + self.get_buffer("offset").to(
-                feature.dtype
-            )
+            offset = self.get_buffer("offset").to(feature.dtype)
+            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + offset
         assert h is not None
         return h * num_frames
 
