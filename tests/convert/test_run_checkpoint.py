@@ -38,6 +38,25 @@ def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) 
         assert not _same(tmp_path / name / RING, output / "final" / RING)
 
 
+@pytest.mark.slow
+def test_a_frozen_branch_in_another_dtype_is_that_of_the_run(run: Run, tmp_path: Path) -> None:
+    output = run(frozen_dtype="bf16", checkpointing_steps=2, max_train_steps=2, validation={"prompts": []})
+    checkpoint_to_diffusers(output / "checkpoint-2", tmp_path / "converted")
+    for part in ("ring", "spatial"):
+        name = Path("unet") / part / "diffusion_pytorch_model.safetensors"
+        assert _same(tmp_path / "converted" / name, output / "final" / name)
+    dtypes = {
+        part: next(iter(load_file(output / "final" / "unet" / part / RING.name).values())).dtype
+        for part in ("ring", "spatial")
+    }
+    assert dtypes == {"ring": torch.float32, "spatial": torch.bfloat16}
+    # The control: beside a branch in float32 the trained weights are refused.
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text((output / "config.yaml").read_text().replace("frozen_dtype: bf16", "frozen_dtype: fp32"))
+    with pytest.raises(MobiusError, match="frozen weights"):
+        checkpoint_to_diffusers(output / "checkpoint-2", tmp_path / "refused", config=recipe)
+
+
 @pytest.mark.distributed
 def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
     output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []}, ds_config="zero1")

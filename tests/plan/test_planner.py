@@ -230,3 +230,25 @@ def test_models_are_found_where_they_lie(planner: Planner, tiny: list[str], tiny
     assert plan.sources["unet"] == str(tiny_pipeline / "unet" / "config.json")
     assert plan.sources["text_encoder"].endswith("model/config.json")
     assert plan.peak < 2**30 + 800_000_000
+
+
+def test_a_hybrid_over_nodes_shards_within_a_node(planner: Planner) -> None:
+    options = (*RECOMPUTED, "global_batch_size=null", "fsdp.sharding=hybrid")
+    two_nodes = planned(planner, *options, layout=Spread.over(16, "fsdp", ranks_per_node=8))
+    by_hand = planned(planner, *options, "fsdp.shard_size=8", layout=Spread.over(16, "fsdp"))
+    assert two_nodes.parts == by_hand.parts
+    # The control: all ranks on one node have nothing to replicate over.
+    with pytest.raises(MobiusError, match=r"fsdp\.sharding=hybrid"):
+        planned(planner, *options, layout=Spread.over(16, "fsdp"))
+
+
+def test_encoding_takes_frames_in_slices_as_the_encoder_does(planner: Planner) -> None:
+    """A clip of twice the frames costs its own pixels and posteriors more, and not another pass of the autoencoder."""
+    peaks = []
+    for frames in (8, 16, 32):
+        plan = planned(planner, *RECOMPUTED, "data.cache_dir=x", f"data.num_frames={frames}")
+        peaks.append(plan.phases["encoding"] / MIB)
+    assert peaks[1] - peaks[0] < 10
+    assert peaks[2] - peaks[1] < 10
+    # What the planner gave for 16 frames at once was 1283 MiB more than for 8.
+    assert peaks[0] > 2000
