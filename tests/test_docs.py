@@ -97,3 +97,11 @@ def test_imports_point_down_only() -> None:
 def test_the_drawing_shows_every_folder() -> None:
     drawing = (ROOT / "docs" / "images" / "rooms.svg").read_text(encoding="utf-8")
     assert [room for room in rooms_from_the_top() if "." not in room and room not in drawing] == []
+
+
+def test_the_example_of_a_backbone_is_the_tested_one() -> None:
+    page = (ROOT / "docs" / "add-a-backbone.md").read_text(encoding="utf-8")
+    tested = (ROOT / "tests" / "helpers" / "toy_backbone.py").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    assert len(blocks) == 5
+    assert [block.splitlines()[0] for block in blocks if block not in tested] == []
