@@ -56,7 +56,7 @@ class ImageDenoiser(nn.Module):
         model = cast(Any, self.image_model)
         if memory.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        else:
+        elif model.is_gradient_checkpointing:
             model.disable_gradient_checkpointing()
 
     def units(self) -> list[list[nn.Module]]:

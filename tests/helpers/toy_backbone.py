@@ -8,7 +8,7 @@ Legend: N = B·F frames, the frames of a clip one after the other; C channels, H
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -41,8 +41,6 @@ class ToyLayer(nn.Module):
 
 class ToyImageModel(ModelMixin, ConfigMixin):
     """A text-to-image model without resampling."""
-
-    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(self, in_channels: int = 4, width: int = 16, depth: int = 3, text_width: int = 384) -> None:
@@ -105,7 +103,7 @@ class ToyRing(ModelMixin, ConfigMixin):
         self.temporal = nn.ModuleList([nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)) for _ in range(depth)])
         self.fusion = nn.Conv2d(2 * width, width, 1)
         nn.init.dirac_(self.fusion.weight)
-        nn.init.zeros_(self.fusion.bias)
+        nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         self.set_memory(LayerMemory())
 

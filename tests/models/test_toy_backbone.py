@@ -95,6 +95,7 @@ def pipeline_folder(folder: Path, text_width: int = 384) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_samples_and_goes_on(run: Run, tmp_path: Path, clips_folder: Path) -> None:
     folder = pipeline_folder(tmp_path / "toy-pipeline")
     options: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "checkpointing_steps": 2}
@@ -117,6 +118,7 @@ def test_it_trains_resumes_samples_and_goes_on(run: Run, tmp_path: Path, clips_f
     assert {"ring", "fusion and head"} <= planned.saved.keys()
 
 
+@pytest.mark.slow
 def test_a_text_encoder_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
     folder = pipeline_folder(tmp_path / "toy-pipeline", text_width=100)
     with pytest.raises(MobiusError, match=r"width 100.*384"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 OLD = Path("tests") / "files" / "written-by-0.1.0"
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [pytest.mark.usefixtures("process_group"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +49,19 @@ def test_final_folders_sample(mode: str) -> None:
 
 
 def test_converted_folders_sample_what_final_does() -> None:
-    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent", "return_dict": False}
+    options: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+        "return_dict": False,
+    }
     latents = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for mode in ("parallel", "serial"):
         folder = str(OLD / f"{mode}-converted")
-        extra = {"custom_pipeline": folder, "trust_remote_code": True} if mode == "parallel" else {}
+        extra: dict[str, Any] = {"custom_pipeline": folder, "trust_remote_code": True} if mode == "parallel" else {}
         written = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **extra)
         assert isinstance(written, TextToVideoPipeline if mode == "parallel" else TextToVideoSDPipeline)
-        size = {} if mode == "parallel" else {"height": 32, "width": 32}
+        size: dict[str, Any] = {} if mode == "parallel" else {"height": 32, "width": 32}
         expected = load_pipeline(OLD / mode, "cpu")("dog", latents=latents.clone(), **options)[0]
         torch.testing.assert_close(
             written("dog", latents=latents.clone(), **options, **size)[0], expected, rtol=0, atol=1e-3

@@ -32,6 +32,7 @@ def test_a_cached_source_takes_the_encoders_off_the_device_after_every_use(monke
     assert moved.seen == ["cpu False", *("cuda False", "cpu False") * 3]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cache_has_them_on_the_device_only_while_it_validates(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
