@@ -43,11 +43,11 @@ def test_slurm_tasks_per_node_need_not_be_even() -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "0"}, "LOCAL_RANK, WORLD_SIZE not"),
+        ({"RANK": "0"}, "LOCAL_RANK, WORLD_SIZE"),
         ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "rank 2 of 2"),
         ({"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "3 of 2"),
-        ({"RANK": "zero", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "whole numbers"),
-        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "SLURM_NTASKS not"),
+        ({"RANK": "zero", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "zero"),
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "SLURM_NTASKS"),
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "srun did not start this process"),
     ],
 )

@@ -19,10 +19,10 @@ def test_each_step_may_fail_once(tmp_path: Path) -> None:
         _run(tmp_path, step)
         assert record(tmp_path, 137, "job") == step
     _run(tmp_path, 9)
-    with pytest.raises(MobiusError, match="failed after step 9 again"):
+    with pytest.raises(MobiusError, match=r"step 9\b"):
         record(tmp_path, 137, "job")
 
 
 def test_what_was_never_begun_is_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="was not begun"):
+    with pytest.raises(MobiusError, match=tmp_path.name):
         record(tmp_path, 1, "job")
