@@ -37,31 +37,31 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
     [
         ("learning_rat=1", "did you mean learning_rate"),
         ("data.num_frame=4", "did you mean num_frames"),
-        ("objective.zzz=1", "objective.zzz: no such key"),
+        ("objective.zzz=1", "objective.zzz:"),
         ("mixed_precision=bf17", "mixed_precision"),
         ("train_batch_size=0", "train_batch_size"),
-        ("data.num_frames=1", "num_frames of 2 or more"),
+        ("data.num_frames=1", "text-to-video .*data.num_frames"),
         ("stage=text-to-image", "random_frame"),
-        ("lr_warmup_steps=10", "leaves nothing"),
+        ("lr_warmup_steps=10", "lr_warmup_steps=10 .*max_train_steps=10"),
         ("nonsense", "key=value"),
-        ("output_dir.x=1", "no such place"),
-        ("gradient_checkpointing_kept=0.5", "gradient_checkpointing, which is off"),
+        ("output_dir.x=1", "output_dir.x=1"),
+        ("gradient_checkpointing_kept=0.5", "gradient_checkpointing_kept=0.5 .*gradient_checkpointing:"),
         ("activation_offload=1.5", "less than or equal to 1"),
-        ("activation_memory_budget=0.5", "set compile=true"),
+        ("activation_memory_budget=0.5", "activation_memory_budget .*compile=true"),
         ("attention_backend=xformers", "attention_backend"),
         ("frozen_dtype=fp8", "frozen_dtype"),
-        ("mode=serial frozen_dtype=bf16", "frozen_dtype belongs to stage text-to-video with mode parallel"),
-        ("mode=full activation_offload=0.2", "activation_offload belongs to"),
-        ("mode=serial compile=true", "compile belongs to"),
+        ("mode=serial frozen_dtype=bf16", "frozen_dtype .*text-to-video .*parallel"),
+        ("mode=full activation_offload=0.2", "activation_offload .*text-to-video"),
+        ("mode=serial compile=true", "compile .*text-to-video"),
         (
             "gradient_checkpointing=true gradient_checkpointing_kept=0.6 activation_offload=0.5",
             "gradient_checkpointing_kept=0.6 and activation_offload=0.5 .* more than 1",
         ),
         ("compile=true recompute_activations=true", "recompute_activations and compile"),
-        ("gradient_checkpointing=true recompute_activations=true", "recompute_activations is of no use"),
+        ("gradient_checkpointing=true recompute_activations=true", "recompute_activations .*gradient_checkpointing "),
         (
             "gradient_checkpointing=true compile=true activation_memory_budget=0.5",
-            "activation_memory_budget is of no use",
+            "activation_memory_budget .*gradient_checkpointing ",
         ),
     ],
 )
@@ -86,6 +86,21 @@ def test_memory_options_that_go_together(recipe: Path, overrides: str) -> None:
 def test_all_mistakes_are_listed_at_once(recipe: Path) -> None:
     with pytest.raises(MobiusError, match=r"(?s)learning_rat.*seeed"):
         load(recipe, ["learning_rat=1", "seeed=2"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.train=https://user:word@host/a.tar?sig=secret", "seeed=1"],
+        ["data.num_frames=https://user:word@host/a.tar?sig=secret"],
+        ["data.train.x=https://user:word@host/a.tar?sig=secret"],
+    ],
+)
+def test_credentials_and_signatures_are_not_printed(recipe: Path, overrides: list[str]) -> None:
+    with pytest.raises(MobiusError, match=r"https://host/a\.tar") as refused:
+        load(recipe, overrides)
+    assert "secret" not in str(refused.value)
+    assert "word" not in str(refused.value)
 
 
 def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:

@@ -244,20 +244,20 @@ def test_a_long_prompt_is_truncated_with_a_warning(
 
 
 def test_a_serial_model_has_no_spatial_branch(components: dict[str, object]) -> None:
-    with pytest.raises(MobiusError, match="no spatial branch of its own"):
+    with pytest.raises(MobiusError, match="SerialUNet"):
         pipeline_of(components, SerialUNet.from_unet2d(tiny_unet())).spatial_only()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": []}, "no prompt"),
+        ({"prompt": []}, "prompt"),
         ({"output_type": "gif"}, "output_type='gif' must be one of"),
         ({"height": 17}, "17 pixels: height and width must be multiples of 2"),
         ({"num_frames": 0}, "num_frames=0 must be 1 or more"),
-        ({"num_frames": 4}, "draws stills only"),
-        ({"generator": []}, "0 generators for 1 prompts"),
-        ({"latents": torch.zeros(1, 4, 8, 8)}, "latents must be"),
+        ({"num_frames": 4}, "num_frames=4"),
+        ({"generator": []}, r"\b0 generators"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents.*\(1, 4, 8, 8\)"),
         ({"num_inference_steps": 2000}, "num_inference_steps=2000"),
     ],
 )
@@ -270,23 +270,23 @@ def test_folders_that_hold_no_model(components: dict[str, object], tmp_path: Pat
     cpu = torch.device("cpu")
     with pytest.raises(MobiusError, match="there is no such folder"):
         load_pipeline(tmp_path / "missing", cpu)
-    with pytest.raises(MobiusError, match=r"holds a model_index\.json"):
+    with pytest.raises(MobiusError, match=r"model_index\.json"):
         load_pipeline(tmp_path, cpu)
 
     index = tmp_path / "model_index.json"
     index.write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(MobiusError, match="holds a StableDiffusionPipeline"):
+    with pytest.raises(MobiusError, match="StableDiffusionPipeline"):
         load_pipeline(tmp_path, cpu)
     index.write_text("{")
-    with pytest.raises(MobiusError, match="does not load"):
+    with pytest.raises(MobiusError, match=tmp_path.name):
         load_pipeline(tmp_path, cpu)
 
     pipeline_of(components, tiny_unet()).save_pretrained(tmp_path / "run" / "final")
     weights = tmp_path / "run" / "final" / "unet" / "diffusion_pytorch_model.safetensors"
     whole = copy.copy(weights.read_bytes())
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MobiusError, match="does not load"):
+    with pytest.raises(MobiusError, match="run/final"):
         load_pipeline(tmp_path / "run", cpu)
     weights.unlink()
-    with pytest.raises(MobiusError, match="does not load"):
+    with pytest.raises(MobiusError, match="run/final"):
         load_pipeline(tmp_path / "run", cpu)

@@ -62,7 +62,7 @@ def test_folders_of_others(tmp_path: Path) -> None:
     ]
     (tmp_path / "empty").mkdir()
     assert inspect(tmp_path / "empty")["kind"] == "unknown"
-    with pytest.raises(MobiusError, match="no folder"):
+    with pytest.raises(MobiusError, match="absent"):
         inspect(tmp_path / "absent")
 
 

@@ -102,7 +102,7 @@ def _preempted(job: Job) -> None:
     other = job.cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     job.wait_for_requeue(1, seconds=90)
     job.cluster.wait_for(other, "COMPLETED")
-    assert "as asked" in job.log()
+    assert "stopped at step" in job.log()
     _stopped_and_saved(job)
 
 
