@@ -1,4 +1,5 @@
-# make train: set up and run the embedded default.   make test: set up and run all checks.
+# make train: set up and run the embedded default.
+# make test: set up and run all checks.   make check: those of a few minutes, which start no processes.
 # make test-slurm: those on a two-node Slurm of this machine's own (apt-get install slurm-wlm munge shellcheck; root).
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,9 +9,12 @@ READY = $(VENV)/ready-$(shell cat setup.py pyproject.toml constraints.txt | cksu
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: train test test-slurm setup lint
+.PHONY: train check test test-slurm setup lint
 train: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
+
+check: $(READY) lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not distributed and not slurm and not gpu"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

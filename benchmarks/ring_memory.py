@@ -84,7 +84,8 @@ def measure(dtype: torch.dtype) -> Iterator[Row]:
     """All eager options with the ring in `dtype`."""
     for recompute in (False, True):
         unet = unet2d(dtype).requires_grad_(False)
-        serial = SerialUNet.from_unet2d(unet, gradient_checkpointing=recompute)
+        serial = SerialUNet.from_unet2d(unet)
+        serial.gradient_checkpointing = recompute
         option = f"mode serial{', gradient_checkpointing' if recompute else ''}"
         yield eager(option, serial, steps(serial, dtype))
     model = ParallelUNet.from_unet2d(unet2d(dtype))
@@ -94,7 +95,8 @@ def measure(dtype: torch.dtype) -> Iterator[Row]:
     if dtype == torch.float32:
         spatial = unet2d(torch.bfloat16)
         torch.set_default_dtype(dtype)
-        model = ParallelUNet.from_unet2d(spatial, gradient_checkpointing=True)
+        model = ParallelUNet.from_unet2d(spatial)
+        model.set_memory(LayerMemory(True))
         yield eager("gradient_checkpointing, frozen_dtype bf16", model, steps(model, dtype))
 
 

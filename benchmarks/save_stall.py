@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     launch = environment.prepare()
     from mobius_train.checkpoint.saver import Saver
+    from mobius_train.engine.spread import spread_of
     from mobius_train.run import train
     from mobius_train.trainer import Trainer
 
@@ -71,7 +72,8 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "validation.max_clips=4",
     ]
     overrides += [f"max_train_steps={arguments.steps}", "lr_warmup_steps=0", f"output_dir={output}"]
-    train(load(arguments.config, [*overrides, *arguments.overrides]), arguments.deepspeed, launch)
+    spread = spread_of("deepspeed", arguments.deepspeed, launch)
+    train(load(arguments.config, [*overrides, *arguments.overrides]), spread)
     size = sum(path.stat().st_size for path in next(output.glob("checkpoint-*")).iterdir())
     # The first save allocates the host memory, and the first step much else.
     steady, usual = stalls[1:], quiet[1:]

@@ -260,8 +260,8 @@ class RunConfig(Section):
             )
         if self.gradient_checkpointing and kept + offloaded > 1:
             raise ValueError(
-                f"gradient_checkpointing_kept={kept} and activation_offload={offloaded} are shares of the same layers, and"
-                " add up to more than 1: lower one"
+                f"gradient_checkpointing_kept={kept} and activation_offload={offloaded} are shares of the same layers"
+                " and add up to more than 1: lower one"
             )
         if self.activation_memory_budget is not None and not self.compile:
             raise ValueError(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing.process
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,52 @@ from tiny import save_clips, save_pipeline
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
+
+STARTS_PROCESSES = ("distributed", "slurm", "gpu")
+# Programs of a moment: what a run asks about the machine, and a linter.
+SHORT = ("git", "scontrol", "shellcheck", "uname", "which")
+_unmarked: list[str] = []
+
+
+def _refuse(program: str) -> None:
+    """Fail the running test if it may not start processes. pytest.fail is no Exception: nothing catches it."""
+    if _unmarked and Path(program).name not in SHORT:
+        pytest.fail(f"{_unmarked[0]} starts {program}: mark it as distributed")
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen":
+        _refuse(str(arguments[0]))
+    elif event in ("os.fork", "os.posix_spawn"):
+        _refuse(event)
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _spawned_processes() -> Iterator[None]:
+    """multiprocessing's spawn and forkserver raise no audit event."""
+    start = multiprocessing.process.BaseProcess.start
+
+    def checked(process: multiprocessing.process.BaseProcess) -> None:
+        _refuse(f"the process {process.name}")
+        start(process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.process.BaseProcess, "start", checked)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test without one of the marks STARTS_PROCESSES that starts a process fails: `make check` runs it."""
+    if not any(item.get_closest_marker(name) for name in STARTS_PROCESSES):
+        _unmarked.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        _unmarked.clear()
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +89,16 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def run(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_group: None
+    request: pytest.FixtureRequest,
+    tiny_pipeline: Path,
+    clips_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process_group: None,
 ) -> Run:
     """Train a recipe with changes in this process; returns its output folder."""
+    if not any(request.node.get_closest_marker(name) for name in ("slow", *STARTS_PROCESSES)):
+        pytest.fail("whole runs take seconds each: mark the test as slow")
     from mobius_train.config import load
     from mobius_train.engine.spread import spread_of
     from mobius_train.job import environment

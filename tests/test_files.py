@@ -52,9 +52,14 @@ def test_files_get_their_names_together_and_after_an_error_none_does(tmp_path: P
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = []
+    states: list[tuple[str, bool]] = []
     sync = files.sync
-    monkeypatch.setattr(files, "sync", lambda path: (states.append((path.name, (tmp_path / "a").exists())), sync(path)))
+
+    def seen(path: Path) -> None:
+        states.append((path.name, (tmp_path / "a").exists()))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", seen)
     files.replace_file(tmp_path / "a", "text")
     assert states == [(files.temporary_of(tmp_path / "a").name, False), (tmp_path.name, True)]
 

@@ -3,6 +3,7 @@ import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def tiny_unet() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def components() -> dict[str, object]:
+def components() -> dict[str, Any]:
     torch.manual_seed(1)
     vae = AutoencoderKL(
         block_out_channels=(16, 32),
@@ -49,7 +50,7 @@ def components() -> dict[str, object]:
     return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
 
 
-def pipeline_of(components: dict[str, object], unet: torch.nn.Module, **options: object) -> TextToVideoPipeline:
+def pipeline_of(components: dict[str, Any], unet: torch.nn.Module, **options: Any) -> TextToVideoPipeline:
     options = {"max_text_tokens": TOKENS, "num_frames": 3, "guidance_scale": 3.0} | options
     pipeline = TextToVideoPipeline(unet=unet, **components, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -57,7 +58,7 @@ def pipeline_of(components: dict[str, object], unet: torch.nn.Module, **options:
 
 
 @pytest.fixture
-def stills(components: dict[str, object]) -> TextToVideoPipeline:
+def stills(components: dict[str, Any]) -> TextToVideoPipeline:
     return pipeline_of(components, tiny_unet(), num_frames=1)
 
 
@@ -72,12 +73,13 @@ def moving_parallel() -> ParallelUNet:
 
 
 @pytest.fixture
-def clips(components: dict[str, object]) -> TextToVideoPipeline:
+def clips(components: dict[str, Any]) -> TextToVideoPipeline:
     return pipeline_of(components, moving_parallel())
 
 
-def sampled(pipeline: TextToVideoPipeline, prompt: str | list[str] = "red heart", **options: object) -> torch.Tensor:
-    return pipeline(prompt, **({"num_inference_steps": 3, "output_type": "latent"} | options)).frames
+def sampled(pipeline: TextToVideoPipeline, prompt: str | list[str] = "red heart", **options: Any) -> torch.Tensor:
+    defaults: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent"}
+    return pipeline(prompt, **(defaults | options)).frames
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -122,7 +124,7 @@ def test_a_scale_of_one_skips_the_unconditional_pass(stills: TextToVideoPipeline
 
 
 def test_output_types(clips: TextToVideoPipeline) -> None:
-    options = {"num_inference_steps": 2, "height": 16, "width": 32}
+    options: dict[str, Any] = {"num_inference_steps": 2, "height": 16, "width": 32}
     frames = {kind: clips(PROMPTS, output_type=kind, **options).frames for kind in ("uint8", "np", "pt", "pil")}
     assert frames["uint8"].shape == (2, 3, 3, 16, 32)
     assert frames["uint8"].dtype == torch.uint8
@@ -153,7 +155,7 @@ def test_generators_as_in_diffusers(clips: TextToVideoPipeline) -> None:
     assert not torch.equal(in_turn[1], listed[1])
 
 
-def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[str, object]) -> None:
+def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[str, Any]) -> None:
     model = moving_parallel()
     pipeline = pipeline_of(components, model)
     reference = sampled(pipeline)
@@ -165,11 +167,11 @@ def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[s
     assert True in modes
     assert False in modes
     gradients = [parameter.requires_grad for parameter in model.parameters()]
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy(), random.getstate()
 
     assert torch.equal(sampled(pipeline), reference), "no dropout while sampling"
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], states[1])
     assert random.getstate() == states[2]
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == gradients
@@ -178,7 +180,7 @@ def test_the_global_random_state_and_the_modes_are_left_alone(components: dict[s
     assert not torch.equal(torch.get_rng_state(), states[0]), "a training forward does draw: the check can fail"
 
 
-def test_a_new_parallel_model_draws_the_stills_of_its_spatial_branch(components: dict[str, object]) -> None:
+def test_a_new_parallel_model_draws_the_stills_of_its_spatial_branch(components: dict[str, Any]) -> None:
     new = pipeline_of(components, ParallelUNet.from_unet2d(tiny_unet()), frame_noise_correlation=0.5)
     spatial = new.spatial_only()
     assert type(spatial.unet) is UNet2DConditionModel
@@ -191,7 +193,7 @@ def test_a_new_parallel_model_draws_the_stills_of_its_spatial_branch(components:
     assert not torch.allclose(sampled(trained)[:, :, :1], still, atol=1e-2)
 
 
-def test_correlated_noise_makes_a_new_models_frames_alike(components: dict[str, object]) -> None:
+def test_correlated_noise_makes_a_new_models_frames_alike(components: dict[str, Any]) -> None:
     spread = {}
     for correlation in (0.0, 1.0):
         pipeline = pipeline_of(components, ParallelUNet.from_unet2d(tiny_unet()), frame_noise_correlation=correlation)
@@ -200,7 +202,7 @@ def test_correlated_noise_makes_a_new_models_frames_alike(components: dict[str, 
 
 
 @pytest.mark.parametrize("kind", [ParallelUNet, SerialUNet, UNet2DConditionModel])
-def test_saving_and_loading_gives_the_same_clip(components: dict[str, object], tmp_path: Path, kind: type) -> None:
+def test_saving_and_loading_gives_the_same_clip(components: dict[str, Any], tmp_path: Path, kind: type) -> None:
     unet = {
         ParallelUNet: moving_parallel,
         SerialUNet: lambda: SerialUNet.from_unet2d(tiny_unet()),
@@ -228,7 +230,7 @@ def test_saving_and_loading_gives_the_same_clip(components: dict[str, object], t
         assert torch.equal(sampled(loaded), sampled(pipeline))
 
 
-def test_prompts_are_padded_as_in_training(stills: TextToVideoPipeline, components: dict[str, object]) -> None:
+def test_prompts_are_padded_as_in_training(stills: TextToVideoPipeline, components: dict[str, Any]) -> None:
     longer = pipeline_of(components, stills.unet, num_frames=1, max_text_tokens=TOKENS + 8)
     assert not torch.equal(sampled(stills), sampled(longer))
 
@@ -243,7 +245,7 @@ def test_a_long_prompt_is_truncated_with_a_warning(
     assert "truncated to 12" in caplog.text
 
 
-def test_a_serial_model_has_no_spatial_branch(components: dict[str, object]) -> None:
+def test_a_serial_model_has_no_spatial_branch(components: dict[str, Any]) -> None:
     with pytest.raises(MobiusError, match="SerialUNet"):
         pipeline_of(components, SerialUNet.from_unet2d(tiny_unet())).spatial_only()
 
@@ -252,23 +254,23 @@ def test_a_serial_model_has_no_spatial_branch(components: dict[str, object]) -> 
     ("arguments", "message"),
     [
         ({"prompt": []}, "prompt"),
-        ({"output_type": "gif"}, "output_type='gif' must be one of"),
-        ({"height": 17}, "17 pixels: height and width must be multiples of 2"),
-        ({"num_frames": 0}, "num_frames=0 must be 1 or more"),
+        ({"output_type": "gif"}, "output_type='gif'"),
+        ({"height": 17}, r"\b17\b.*height.*width"),
+        ({"num_frames": 0}, "num_frames=0"),
         ({"num_frames": 4}, "num_frames=4"),
         ({"generator": []}, r"\b0 generators"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents.*\(1, 4, 8, 8\)"),
         ({"num_inference_steps": 2000}, "num_inference_steps=2000"),
     ],
 )
-def test_what_does_not_fit_is_refused(stills: TextToVideoPipeline, arguments: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_is_refused(stills: TextToVideoPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MobiusError, match=message):
         sampled(stills, **({"prompt": "red heart"} | arguments))
 
 
-def test_folders_that_hold_no_model(components: dict[str, object], tmp_path: Path) -> None:
+def test_folders_that_hold_no_model(components: dict[str, Any], tmp_path: Path) -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(MobiusError, match="there is no such folder"):
+    with pytest.raises(MobiusError, match="missing"):
         load_pipeline(tmp_path / "missing", cpu)
     with pytest.raises(MobiusError, match=r"model_index\.json"):
         load_pipeline(tmp_path, cpu)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
-from mobius_train.models.families import DEFAULT, FAMILIES, family_of, video_models
+from mobius_train.models.families import DEFAULT, family_of, parts, video_models
 
 Part = TypeVar("Part")
 
@@ -28,14 +28,14 @@ def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: s
     if new_config is not None:
         family = family_of(new_config["_class_name"]) if "_class_name" in new_config else DEFAULT
         return load_part(family.image_model, family.part, new_config, None)
-    for family in FAMILIES:
-        folder = Path(name_or_path or "") / family.part
+    for part in parts():
+        folder = Path(name_or_path or "") / part
         if name_or_path is not None and (folder / "config.json").is_file():
             kind = _class_in(folder)
             if kind in video_models():
                 made: Any = video_models()[kind]
                 return made.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-            return load_part(family_of(kind).image_model, family.part, None, name_or_path)
+            return load_part(family_of(kind).image_model, part, None, name_or_path)
     return load_part(DEFAULT.image_model, DEFAULT.part, None, name_or_path)
 
 

@@ -15,7 +15,7 @@ from mobius_train.assembly.known_models import KNOWN
 from mobius_train.config import RunConfig
 from mobius_train.encoders.text_encoder import package_folder
 from mobius_train.errors import MobiusError
-from mobius_train.models.families import video_models
+from mobius_train.models.families import DEFAULT, parts, video_models
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple
         raise MobiusError(f"no {part}: set {key}")
     if source.startswith("package:"):
         source = package_folder(source.removeprefix("package:"))
-    found = _in_folder(Path(source), part) or _in_cache(source, part)
+    folders = parts() if part == DEFAULT.part else (part,)
+    local = (_in_folder(Path(source), folder) for folder in folders)
+    found = next(filter(None, local), None) or _in_cache(source, part)
     if found is None:
         found = _in_sibling(source, part, recipe)
     if found is None:

@@ -30,6 +30,11 @@ def family_of(class_name: str) -> Family:
     raise MobiusError(f"a {class_name} cannot be a backbone: the text-to-image models that can are {known}")
 
 
+def parts() -> tuple[str, ...]:
+    """Subfolders of a pipeline that may hold its denoiser; pipelines of this project call it unet, whatever it is."""
+    return tuple(dict.fromkeys((DEFAULT.part, *(family.part for family in FAMILIES))))
+
+
 def video_models() -> dict[str, type[Composite]]:
     """The classes of all video models, by name."""
     return {kind.__name__: kind for family in FAMILIES for kind in family.video_models}

@@ -28,6 +28,8 @@ class ParallelUNet(ParallelModel):
     """
 
     parts: ClassVar = {"spatial": UNet2DConditionModel, "ring": Ring}
+    spatial: UNet2DConditionModel
+    ring: Ring
 
     def __init__(self, spatial: UNet2DConditionModel, ring: Ring) -> None:
         backbone = UNetBackbone(spatial)

@@ -15,7 +15,6 @@ from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, RING, SPATIAL
 from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.units import layer_units
 
 
 class RingModule(Protocol):
@@ -28,6 +27,9 @@ class RingModule(Protocol):
         """The layers of the backbone that the ring was made for."""
 
     def set_memory(self, memory: LayerMemory) -> None:
+        """See Denoiser."""
+
+    def units(self) -> list[list[nn.Module]]:
         """See Denoiser."""
 
     def layers_to_compile(self) -> list[nn.Module]:
@@ -106,7 +108,7 @@ class ParallelModel(Composite):
         cast(RingModule, self.ring).set_memory(memory)
 
     def units(self) -> list[list[nn.Module]]:
-        return layer_units(self.ring)
+        return cast(RingModule, self.ring).units()
 
     def layers_to_compile(self) -> list[nn.Module]:
         return cast(RingModule, self.ring).layers_to_compile()

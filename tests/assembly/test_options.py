@@ -13,7 +13,7 @@ from mobius_train.assembly.options import apply_attention_backend, apply_memory_
 from mobius_train.config import RunConfig
 from mobius_train.dtypes import Dtypes
 from mobius_train.errors import MobiusError
-from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
+from mobius_train.models import build_denoiser
 from mobius_train.models.choose_attention import Machine
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate({"data": {"train": "x"}, "output_dir": "y", "max_train_steps": 1} | changes)
 
 
-def model(mode: Any = "parallel") -> Denoiser:
+def model(mode: Any = "parallel") -> Any:
     unet = UNet2DConditionModel(sample_size=8, **KINDS["emoji"])
     return build_denoiser(unet, "text-to-video", mode)
 
@@ -53,7 +53,6 @@ def test_the_frozen_branch_follows_the_mixed_precision_unless_told_otherwise() -
 
 def test_the_ring_gets_its_treatments() -> None:
     parallel = model()
-    assert isinstance(parallel, ParallelUNet)
     apply_memory_options(parallel, config(gradient_checkpointing=True, activation_offload=0.34))
     layers = len(parallel.ring.treatments) - 2
     assert parallel.ring.treatments.count("offload") == round(0.34 * layers)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_a_renamed_checkpoint(tmp_path: Path) -> None:
     assert problems(folder) == [f"{folder}/manifest.json: it belongs to step 4"]
 
 
-def _edit(folder: Path, change: Callable[[dict], object]) -> str:  # type: ignore[type-arg]
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
@@ -153,7 +154,7 @@ def _edit(folder: Path, change: Callable[[dict], object]) -> str:  # type: ignor
         (lambda m: m.update(more=2), "manifest.json"),
     ],
 )
-def test_an_edited_manifest(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_an_edited_manifest(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
     assert message in _edit(make(tmp_path, 4), change)
 
 
@@ -220,7 +221,7 @@ def test_when_all_are_damaged_all_are_named(tmp_path: Path, alone: Distributed) 
 
 def test_an_unfinished_checkpoint_is_none(tmp_path: Path, alone: Distributed) -> None:
     make(tmp_path, 4).rename(tmp_path / ".checkpoint-4.tmp")
-    with pytest.raises(MobiusError, match="no such checkpoint"):
+    with pytest.raises(MobiusError, match="resume_from_checkpoint=latest"):
         find(tmp_path, "latest", alone)
 
 
@@ -229,9 +230,9 @@ def test_an_unfinished_checkpoint_is_none(tmp_path: Path, alone: Distributed) ->
     [
         (Numbers(), replace(IDENTITY, frozen_sha256="1" * 64, frozen_source="other/backbone"), "other/backbone"),
         (Numbers(precision="bf16"), IDENTITY, "mixed_precision='no'"),
-        (Numbers(shapes={"ring.a": [5, 3], "ring.c": [7]}), IDENTITY, "the first is ring.b"),
-        (Numbers(shapes={"ring.a": [3, 5], "ring.b": [7]}), IDENTITY, "the first is ring.a"),
-        (Numbers(), replace(IDENTITY, global_batch_size=6), "gradient_accumulation_steps = 8"),
+        (Numbers(shapes={"ring.a": [5, 3], "ring.c": [7]}), IDENTITY, r"ring\.b"),
+        (Numbers(shapes={"ring.a": [3, 5], "ring.b": [7]}), IDENTITY, r"ring\.a"),
+        (Numbers(), replace(IDENTITY, global_batch_size=6), "gradient_accumulation_steps.*8"),
     ],
 )
 def test_a_good_checkpoint_of_another_run_is_refused_and_nothing_is_loaded(

@@ -28,6 +28,7 @@ def test_a_checkpoint_and_a_run(tmp_path: Path) -> None:
     assert [inside["step"] for inside in run["folders"]] == [2, 4]
 
 
+@pytest.mark.distributed
 def test_damage_is_told_and_exits_1(tmp_path: Path) -> None:
     folder = make(tmp_path, 4)
     (folder / "state.json").write_text("{}")

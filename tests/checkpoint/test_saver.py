@@ -42,7 +42,9 @@ def test_training_goes_on_while_it_is_written_and_what_is_written_is_the_state_a
     assert _names(tmp_path) == ["checkpoint-3", "latest"]
     assert (tmp_path / "latest").read_text() == "checkpoint-3\n"
     fresh = Numbers()
-    assert resume(find(tmp_path, "latest", alone), fresh, IDENTITY, alone) == {"step": 3}
+    saved = find(tmp_path, "latest", alone)
+    assert saved is not None
+    assert resume(saved, fresh, IDENTITY, alone) == {"step": 3}
     assert fresh.step == 3
     assert all(torch.equal(fresh.state[name], tensor) for name, tensor in Numbers(3).state.items())
 
@@ -147,7 +149,7 @@ def test_a_manifest_that_cannot_be_written_publishes_nothing(
             saver.wait()
         assert "No space left on device" in caplog.text
         assert _names(tmp_path) == ["checkpoint-1", "latest"]
-        assert find(tmp_path, "latest", alone).name == "checkpoint-1"
+        assert find(tmp_path, "latest", alone) == tmp_path / "checkpoint-1"
 
 
 def test_after_an_error_of_the_training_a_save_on_its_way_is_finished(tmp_path: Path, alone: Distributed) -> None:

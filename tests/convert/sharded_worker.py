@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": os.environ["WORLD_SIZE"]}
 
@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from mobius_train.cli import run_rank
 
@@ -84,7 +85,7 @@ def fsdp(folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model(torch.randn(2, 7)).square().mean().backward()
     optimizer.step()
-    weights, state = get_state_dict(model, optimizer)
+    weights, state = cast(tuple[dict[str, DTensor], Any], get_state_dict(model, optimizer))
     # Spelled as an average, to have a second entry with weights.
     average = {name: tensor * 0.5 for name, tensor in weights.items()}
     dcp.save({"model": weights, "ema": average, "optim": state, "step": 4}, checkpoint_id=folder)

@@ -67,7 +67,7 @@ def test_is_split_above_a_size(sharded: Path, tmp_path: Path) -> None:
     assert files[0] == f"whole-00001-of-{len(files) - 1:05d}.safetensors"
     assert len(files) > 4
     assert max((tmp_path / name).stat().st_size for name in files[:-1]) < 11e6
-    written = {}
+    written: dict[str, Tensor] = {}
     for name in files[:-1]:
         shard = load_file(tmp_path / name)
         assert {index["weight_map"][tensor] for tensor in shard} == {name}
@@ -89,7 +89,7 @@ def test_fsdp(sharded: Path, tmp_path: Path) -> None:
     assert {what.split()[0] for what, _ in report.left_out} == {"optim", "ema", "step"}
     consolidate(sharded / "fsdp", tmp_path / "ema.safetensors", weights="ema")
     assert same(load_file(tmp_path / "ema.safetensors"), {name: t * 0.5 for name, t in expected.items()})
-    with pytest.raises(MobiusError, match="holds ema, model, optim, step, and no 'raw'"):
+    with pytest.raises(MobiusError, match=r"ema, model, optim, step.*'raw'"):
         consolidate(sharded / "fsdp", tmp_path / "raw.safetensors", weights="raw")
 
 
@@ -109,16 +109,16 @@ def test_a_write_that_went_wrong_is_found_out(sharded: Path, tmp_path: Path, mon
 
 def test_refuses_what_is_no_checkpoint_and_writes_over_nothing(sharded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, complaint in ((tmp_path / "empty", "no checkpoint of a known kind"), (tmp_path / "no", "no folder")):
+    for source, complaint in ((tmp_path / "empty", "empty"), (tmp_path / "no", "/no$")):
         with pytest.raises(MobiusError, match=complaint):
             consolidate(source, tmp_path / "whole.safetensors")
-    with pytest.raises(MobiusError, match="saves no 'ema'"):
+    with pytest.raises(MobiusError, match="'ema'"):
         consolidate(sharded / "zero2", tmp_path / "whole.safetensors", weights="ema")
-    with pytest.raises(MobiusError, match="is no size"):
+    with pytest.raises(MobiusError, match="max_shard_size='big'"):
         consolidate(sharded / "zero2", tmp_path / "whole.safetensors", max_shard_size="big")
     assert not list(tmp_path.glob("*whole*"))
     (tmp_path / "whole.safetensors").write_text("mine")
-    with pytest.raises(MobiusError, match="exists"):
+    with pytest.raises(MobiusError, match=r"whole\.safetensors"):
         consolidate(sharded / "zero2", tmp_path / "whole.safetensors")
     assert (tmp_path / "whole.safetensors").read_text() == "mine"
 
@@ -139,7 +139,7 @@ def test_a_file_cut_short_is_named(small: Path, name: str, kept: float) -> None:
     path = small / "global_step1" / name
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(MobiusError, match=f"{name} cannot be read"):
+    with pytest.raises(MobiusError, match=name):
         consolidate(small, small / "whole.safetensors")
     assert not list(small.glob("*whole*"))
 
@@ -147,15 +147,15 @@ def test_a_file_cut_short_is_named(small: Path, name: str, kept: float) -> None:
 def test_missing_and_foreign_files_are_named(small: Path, sharded: Path) -> None:
     tag = small / "global_step1"
     (tag / RANK_1).unlink()
-    with pytest.raises(MobiusError, match="written by 2 ranks and holds the optim_states of 1"):
+    with pytest.raises(MobiusError, match=r"\b2 ranks.*optim_states.*\b1\b"):
         consolidate(small, small / "whole.safetensors")
     # Rank 1 of another stage's checkpoint.
     shutil.copy(sharded / "zero3" / "global_step1" / RANK_1, tag / RANK_1)
-    with pytest.raises(MobiusError, match="do not fit together"):
+    with pytest.raises(MobiusError, match=r"global_step1\b.*Error"):
         consolidate(small, small / "whole.safetensors")
     (tag / "mp_rank_00_model_states.pt").unlink()
-    with pytest.raises(MobiusError, match="holds no model_states"):
+    with pytest.raises(MobiusError, match="model_states"):
         consolidate(small, small / "whole.safetensors")
     (small / "latest").write_text("../../somewhere")
-    with pytest.raises(MobiusError, match=r"latest holds '\.\./\.\./somewhere'"):
+    with pytest.raises(MobiusError, match=r"latest .*'\.\./\.\./somewhere'"):
         consolidate(small, small / "whole.safetensors")

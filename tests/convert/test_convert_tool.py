@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import torch
-from launching import REPOSITORY, clean_environment
+from launching import convert
 
-
-def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-    )
+pytestmark = pytest.mark.distributed
 
 
 def test_a_conversion_reports_and_one_that_fails_says_why(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

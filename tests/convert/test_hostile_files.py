@@ -53,8 +53,7 @@ def test_deepspeed(sharded: Path, tmp_path: Path, marker: Path, name: str, proto
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
-    refusal = "is refused" if protocol == "zip" else "cannot be read"
-    with pytest.raises(MobiusError, match=f"{name} {refusal}"):
+    with pytest.raises(MobiusError, match=name):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
     assert not marker.exists()
 
@@ -84,13 +83,13 @@ def test_fsdp_metadata_stays_in_its_folder_and_makes_no_other_types(sharded: Pat
     for info in found.storage_data.values():
         info.relative_path = "../copy/__0_0.distcp"
     path.write_bytes(pickle.dumps(found))
-    with pytest.raises(MobiusError, match=r"\.metadata cannot be read: it names '\.\./copy"):
+    with pytest.raises(MobiusError, match=r"\.metadata.*'\.\./copy"):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(pickle.dumps(pickle.loads(honest).planner_data))
-    with pytest.raises(MobiusError, match="it describes no checkpoint"):
+    with pytest.raises(MobiusError, match=r"\.metadata"):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(honest[: len(honest) // 2])
-    with pytest.raises(MobiusError, match=r"\.metadata cannot be read"):
+    with pytest.raises(MobiusError, match=r"\.metadata"):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
 
 
@@ -126,7 +125,7 @@ def test_cut_weights_are_named(stable_diffusion: dict[str, Path], tmp_path: Path
 
 
 def test_folders_of_something_else_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="holds a UNet2DConditionModel: a serial model is"):
+    with pytest.raises(MobiusError, match=r"UNet2DConditionModel.*SerialUNet"):
         serial_to_parallel(stable_diffusion["sd15"], tmp_path / "out")
-    with pytest.raises(MobiusError, match=r"no/config\.json does not say"):
+    with pytest.raises(MobiusError, match=r"no/config\.json"):
         serial_to_parallel(tmp_path / "no", tmp_path / "out")

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from mobius_train.assembly.load_model import load_unet
+from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
@@ -19,14 +20,14 @@ from mobius_train.pipeline import load_pipeline
 @pytest.mark.parametrize("mode", ["parallel", "serial"])
 @pytest.mark.parametrize("kind", ["sd15", "sd21"])
 def test_every_frame_is_what_the_image_model_draws(
-    stable_diffusion: dict[str, Path], kind: str, mode: str, tmp_path: Path
+    stable_diffusion: dict[str, Path], kind: str, mode: Any, tmp_path: Path
 ) -> None:
     source = stable_diffusion[kind]
     report = from_image_model(source, tmp_path / "video", mode, num_frames=3)
     assert len(report.checks) == 2
     assert not report.problems
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    options = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
+    options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
     video = load_pipeline(tmp_path / "video", "cpu")
     assert isinstance(video.unet, ParallelUNet if mode == "parallel" else SerialUNet)
     clip = video("dog", latents=noise, **options).frames
@@ -38,9 +39,10 @@ def test_every_frame_is_what_the_image_model_draws(
 
 
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    for mode, kind in (("parallel", ParallelUNet), ("serial", SerialUNet)):
+    modes: dict[Any, type] = {"parallel": ParallelUNet, "serial": SerialUNet}
+    for mode, kind in modes.items():
         from_image_model(stable_diffusion["sd15"], tmp_path / mode, mode)
-        assert isinstance(load_unet(None, str(tmp_path / mode)), kind)
+        assert isinstance(load_image_or_video_model(None, str(tmp_path / mode)), kind)
 
 
 def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
@@ -49,8 +51,8 @@ def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dic
     whole = load_file(path)
     without = {name: tensor for name, tensor in whole.items() if name != "conv_in.bias"}
     for state, complaint in (
-        (without, "conv_in.bias is missing"),
-        (whole | {"extra": torch.ones(1)}, "extra is no weight of this model"),
+        (without, r"conv_in\.bias"),
+        (whole | {"extra": torch.ones(1)}, r"\bextra\b"),
     ):
         save_file(state, path)
         with pytest.raises(MobiusError, match=complaint):
@@ -62,8 +64,8 @@ def test_what_cannot_be_a_backbone_is_refused(stable_diffusion: dict[str, Path],
     folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
-    with pytest.raises(MobiusError):
+    with pytest.raises(MobiusError, match=r"unet/config\.json"):
         from_image_model(folder, tmp_path / "out", "parallel")
-    with pytest.raises(MobiusError, match="not empty"):
+    with pytest.raises(MobiusError, match=folder.name):
         from_image_model(stable_diffusion["sd15"], folder, "parallel")
     assert not (tmp_path / "out").exists()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusers import UNet3DConditionModel
 
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.models import ParallelUNet, SerialUNet
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_names_map_there_and_back() -> None:

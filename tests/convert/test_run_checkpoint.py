@@ -9,10 +9,10 @@ import pytest
 import torch
 from consolidation_memory import peak_over_output
 from diffusers import UNet2DConditionModel
+from launching import convert
 from made_checkpoints import make
 from recipes import Run
 from safetensors.torch import load_file
-from test_convert_tool import convert
 
 from mobius_train.convert.consolidate import consolidate
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers
@@ -27,6 +27,7 @@ def _same(one: Path, other: Path) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) -> None:
     output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []})
     report = checkpoint_to_diffusers(output / "checkpoint-4", tmp_path / "last")
@@ -37,6 +38,7 @@ def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) 
         assert not _same(tmp_path / name / RING, output / "final" / RING)
 
 
+@pytest.mark.distributed
 def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
     output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []}, ds_config="zero1")
     # The run's folder means its latest checkpoint.
@@ -54,6 +56,7 @@ def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> 
     assert _same(tmp_path / "typed" / RING, output / "final" / RING)
 
 
+@pytest.mark.slow
 def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
     backbone = shutil.copytree(tiny_pipeline, tmp_path / "backbone")
     output = run(
@@ -65,11 +68,12 @@ def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_p
     unet = UNet2DConditionModel.from_pretrained(backbone / "unet")
     torch.nn.init.zeros_(unet.conv_in.bias)
     unet.save_pretrained(backbone / "unet")
-    with pytest.raises(MobiusError, match="not those that the trained ones were trained beside"):
+    with pytest.raises(MobiusError, match="backbone"):
         checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline")
     assert not (tmp_path / "pipeline").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> None:
     output = run(checkpointing_steps=1, max_train_steps=1, validation={"prompts": []})
     shard = output / "checkpoint-1" / "rank-00000-of-00001.safetensors"
@@ -82,6 +86,7 @@ def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> No
             attempt()
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_consolidating_peaks_at_no_more_than_twice_the_weights(tmp_path: Path, ranks: int) -> None:
     # 16 tensors of 4 MB, and as much again of each moment and the average, which stay on the disk.

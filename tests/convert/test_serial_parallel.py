@@ -13,6 +13,8 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.pipeline import load_pipeline
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_go_to_a_ring_and_back_hash_for_hash(tmp_path: Path) -> None:
     original = unet3d()
@@ -36,7 +38,7 @@ def test_a_trained_ring_takes_its_weights_along(tmp_path: Path) -> None:
     serial_to_parallel(tmp_path / "serial", tmp_path / "parallel")
     parallel = ParallelUNet.from_pretrained(tmp_path / "parallel")
     with torch.no_grad():
-        parallel.ring.mid_block.temp_convs[0].conv1[-1].weight += 1
+        parallel.ring.get_parameter("mid_block.temp_convs.0.conv1.2.weight").add_(1)
         # Without a say of the ring, any other topology would go unseen.
         parallel.ring.fusion.weight += 0.1
     parallel.save_pretrained(tmp_path / "trained")
@@ -83,6 +85,6 @@ def test_our_serial_model_goes_too(stable_diffusion: dict[str, Path], tmp_path: 
     ring = ParallelUNet.from_pretrained(tmp_path / "parallel").ring.state_dict()
     assert all(torch.equal(ring[name], tensor) for name, tensor in model.temporal.state_dict().items())
     # Its heads are of two sizes, which the class of diffusers cannot have.
-    with pytest.raises(MobiusError, match="heads of sizes"):
+    with pytest.raises(MobiusError, match=r"heads.*\b64\b"):
         parallel_to_serial(tmp_path / "parallel", tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def noise(frames: int) -> torch.Tensor:
     return torch.randn(1, 4, frames, 16, 16, generator=torch.Generator().manual_seed(9))
 
 
+@pytest.mark.slow
 def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     run = save_final(serial(stable_diffusion["sd21"]), stable_diffusion["sd21"], tmp_path / "run")
     report = to_diffusers(run, tmp_path / "plain")
@@ -46,6 +48,7 @@ def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str,
     assert "mobius" not in text
 
 
+@pytest.mark.slow
 def test_diffusers_makes_our_pipeline_when_it_is_trusted(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     run = save_final(parallel(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
     to_diffusers(run, tmp_path / "out")
@@ -71,7 +74,7 @@ def test_a_serial_model_that_diffusers_cannot_express_is_refused(
     stable_diffusion: dict[str, Path], tmp_path: Path
 ) -> None:
     run = save_final(serial(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
-    with pytest.raises(MobiusError, match="heads of sizes"):
+    with pytest.raises(MobiusError, match=r"heads.*\b64\b"):
         to_diffusers(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -96,9 +99,9 @@ def test_trained_weights_and_a_recipe_make_the_pipeline(
 
     name, tensor = next(iter(state.items()))
     for wrong, complaint in (
-        ({n: t for n, t in state.items() if n != name}, f"{name} is missing"),
-        (state | {"extra": tensor.clone()}, "extra is no trained weight"),
-        (state | {name: torch.ones(3, 5)}, f"{name} is \\(3, 5\\)"),
+        ({n: t for n, t in state.items() if n != name}, re.escape(name)),
+        (state | {"extra": tensor.clone()}, r"\bextra\b"),
+        (state | {name: torch.ones(3, 5)}, rf"{re.escape(name)}.*\(3, 5\)"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
         with pytest.raises(MobiusError, match=complaint):

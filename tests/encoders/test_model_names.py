@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from launching import clean_environment
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
 from tiny import save_pipeline
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+pytestmark = pytest.mark.distributed
 
 
 def _save_text_encoder(pipeline: Path, width: int) -> None:

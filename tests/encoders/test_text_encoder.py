@@ -104,7 +104,7 @@ def test_the_text_tower_of_chinese_clip_keeps_its_weights(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match=r"no model folder .*absent"):
+    with pytest.raises(MobiusError, match="absent"):
         load_text_encoder(str(tmp_path / "absent"), CPU)
     for source in (str(tmp_path), "no-such-model", "package:no_such_package", "package:yaml"):
         with pytest.raises(MobiusError, match="text encoder"):
@@ -124,5 +124,5 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
         max_position_embeddings=32,
     )
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(MobiusError, match="32 positions"):
+    with pytest.raises(MobiusError, match=r"max_text_tokens=64\b.*\b32\b"):
         load_text_encoder(str(tmp_path), CPU, max_tokens=64)

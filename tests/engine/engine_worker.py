@@ -3,7 +3,7 @@
     engine_worker.py <ds_configs> <folder> <name>[,<name>...]
 
 A name is <engine>:<precision>, and an engine a file of <ds_configs> or one of FSDP. Rank 0 writes
-<folder>/<world size>-ranks.json: what each case saw, by its name.
+<folder>/<world size>-ranks.json: the numbers that each case saw, by its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ launch = environment.prepare()  # before torch and DeepSpeed are imported
 # ruff: noqa: E402
 import torch
 from deepspeed.accelerator import get_accelerator
+from engine_settings import settings
 from torch import Tensor, nn
 
 from mobius_train.checkpoint.folders import folder_of
@@ -30,11 +31,10 @@ from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.cli import run_rank
 from mobius_train.config import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
-from mobius_train.engine.ds_config import read, resolve
+from mobius_train.engine.ds_config import read_ds_json, resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh, shard_size
 from mobius_train.engine.protocol import Engine
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 
@@ -61,33 +61,16 @@ class Layered(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.offset: Tensor
         self.register_buffer("offset", torch.full((WIDTH,), 0.1))
 
     def forward(self, stream: Iterator[Tensor], num_frames: int) -> Tensor:
         h: Tensor | None = None
         for layer, feature in zip(self.layers, stream, strict=True):
-            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + self.offset.to(feature.dtype)
+            offset = self.get_buffer("offset").to(feature.dtype)
+            h = torch.tanh(layer(feature if h is None else self.frozen(h) + feature)) + offset
         assert h is not None
         return h * num_frames
-
-
-def settings(precision: Any, world_size: int, max_grad_norm: float = 0.5) -> EngineSettings:
-    accumulation = 2
-    return EngineSettings(
-        micro_batch_size=GLOBAL_BATCH // accumulation // world_size,
-        gradient_accumulation_steps=accumulation,
-        mixed_precision=precision,
-        optimizer="adamw",
-        learning_rate=1e-2,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_epsilon=1e-8,
-        adam_weight_decay=0.01,
-        max_grad_norm=max_grad_norm,
-        seed=0,
-        use_ema=True,
-        ema_decay=DECAY,
-    )
 
 
 def module(seed: int) -> Layered:
@@ -101,13 +84,25 @@ def module(seed: int) -> Layered:
 
 
 def make(name: str, precision: Any, distributed: Distributed, seed: int) -> Engine:
-    chosen, trained = settings(precision, distributed.world_size), module(seed)
+    accumulation = 2
+    chosen = settings(
+        micro_batch_size=GLOBAL_BATCH // accumulation // distributed.world_size,
+        gradient_accumulation_steps=accumulation,
+        mixed_precision=precision,
+        learning_rate=1e-2,
+        adam_beta2=0.99,
+        adam_weight_decay=0.01,
+        max_grad_norm=0.5,
+        use_ema=True,
+        ema_decay=DECAY,
+    )
+    trained = module(seed)
     if name in FSDP:
         size = shard_size(FSDP[name], distributed.world_size, distributed.world_size)
         mesh = make_mesh(size, distributed.world_size, distributed.device)
         units = [[trained.layers[0]], [trained.layers[1], trained.frozen]]
         return FsdpEngine(trained, units, chosen, FSDP[name], mesh, distributed)
-    ds_json = read(Path(sys.argv[1]) / f"{name}.json")
+    ds_json = read_ds_json(Path(sys.argv[1]) / f"{name}.json")
     ds_json["fp16"] |= {"initial_scale_power": SCALE_POWER}
     return DeepSpeedEngine(trained, chosen, resolve(ds_json, chosen, distributed.world_size), distributed)
 
@@ -131,8 +126,10 @@ def step(engine: Engine, number: int, distributed: Distributed, bad: float | Non
     return distributed.mean({"loss": total})["loss"], report
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest of all elements; 0 if and only if they are equal, and NaN if one is NaN."""
+    assert one.keys() == other.keys()
+    return float(torch.stack([(one[name] - other[name]).abs().max() for name in one]).max())
 
 
 def average(average: dict[str, Tensor], weights: dict[str, Tensor], update: int) -> dict[str, Tensor]:
@@ -140,16 +137,12 @@ def average(average: dict[str, Tensor], weights: dict[str, Tensor], update: int)
     return {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
 
 
-def flat(weights: dict[str, Tensor]) -> list[float]:
-    return torch.cat([weights[name].flatten() for name in sorted(weights)]).tolist()
-
-
 def case(name: str, precision: str, folder: Path, distributed: Distributed) -> dict[str, Any]:
-    seen: dict[str, Any] = {"losses": [], "norms": [], "kept": [], "not_applied": [], "ema_error": 0.0}
+    seen: dict[str, Any] = {"losses": [], "norms": [], "bad_steps": [], "ema_errors": []}
     # Ranks that start from other weights: rank 0's count.
     engine = make(name, precision, distributed, seed=distributed.rank)
     given = {n: p.detach().clone() for n, p in module(0).named_parameters() if p.requires_grad}
-    seen["starts_from_given_weights"] = same(engine.weights(), given)
+    seen["start_difference"] = difference(engine.weights(), given)
     plain = engine.weights()
     saver = Saver(folder, engine, IDENTITY, Retention(), distributed)
     for number in range(STEPS):
@@ -157,40 +150,43 @@ def case(name: str, precision: str, folder: Path, distributed: Distributed) -> d
             for bad in (float("nan"), float("inf")):
                 weights, averaged = engine.weights(), engine.averaged_weights()
                 _, report = step(engine, number, distributed, bad)
-                seen["not_applied"].append(not report.applied and not report.gradient_norm < float("inf"))
-                seen["kept"].append(same(engine.weights(), weights) and same(engine.averaged_weights(), averaged))
+                seen["bad_steps"].append(
+                    {
+                        "applied": report.applied,
+                        "norm": report.gradient_norm,
+                        "weights_difference": difference(engine.weights(), weights),
+                        "average_difference": difference(engine.averaged_weights(), averaged),
+                    }
+                )
         loss, report = step(engine, number, distributed)
         assert report.applied
         assert (report.loss_scale is None) == (precision != "fp16")
         seen["losses"].append(loss)
         seen["norms"].append(report.gradient_norm)
         plain = average(plain, engine.weights(), update=number + 1)
-        seen["ema_error"] = max(
-            seen["ema_error"], *(float((plain[n] - a).abs().max()) for n, a in engine.averaged_weights().items())
-        )
+        seen["ema_errors"].append(difference(plain, engine.averaged_weights()))
         if number + 1 == SAVED_STEP:
             # Training goes on while it is written.
             saver.save({"step": number + 1})
         saver.poll()
     saver.wait()
     last, last_average = engine.weights(), engine.averaged_weights()
-    seen["weights"] = flat(last)
-    seen["moved"] = not same(last, given)
+    seen["moved"] = difference(last, given)
     engine.close()
 
     engine = make(name, precision, distributed, seed=7)
-    seen["differs_before_loading"] = not same(engine.weights(), last)
+    seen["difference_before_loading"] = difference(engine.weights(), last)
     saved = find(folder, "latest", distributed)
     assert saved == folder_of(folder, SAVED_STEP)
     seen["progress"] = resume(saved, engine, IDENTITY, distributed)
+    resumed: dict[str, Any] = {"losses": [], "norms": []}
     for number in range(SAVED_STEP, STEPS):
         loss, report = step(engine, number, distributed)
-        seen.setdefault("resumed", []).append((loss, report.gradient_norm))
-    seen["resumed_exactly"] = (
-        same(engine.weights(), last)
-        and same(engine.averaged_weights(), last_average)
-        and [tuple(pair) for pair in zip(seen["losses"], seen["norms"], strict=True)][SAVED_STEP:] == seen["resumed"]
-    )
+        resumed["losses"].append(loss)
+        resumed["norms"].append(report.gradient_norm)
+    resumed["weights_difference"] = difference(engine.weights(), last)
+    resumed["average_difference"] = difference(engine.averaged_weights(), last_average)
+    seen["resumed"] = resumed
     try:
         resume(saved, engine, replace(IDENTITY, frozen_sha256="other"), distributed)
     except MobiusError as error:

@@ -3,7 +3,7 @@
     moves_worker.py <ds_configs> <folder> <move>[,<move>...]
 
 A move is <source>><engine>, and a source <ranks>-<engine>-<precision>, a run folder that engine_worker.py left. Rank 0
-writes <folder>/<world size>-moves.json: what was seen, by the move.
+writes <folder>/<world size>-moves.json: the numbers that were seen, by the move.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from engine_worker import IDENTITY, SAVED_STEP, STEPS, launch, make, same, step  # first: it sets the environment
+from engine_worker import IDENTITY, SAVED_STEP, STEPS, difference, launch, make, step  # first: it sets the environment
 
 import torch
 
@@ -25,10 +26,10 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.engine.protocol import Piece
 
 
-def _saved(checkpoint: Checkpoint, name: str, piece: Piece) -> bool:
+def _piece_difference(checkpoint: Checkpoint, name: str, piece: Piece) -> float:
     saved = piece._replace(data=torch.full_like(piece.data, torch.nan))
     checkpoint.fill(name, saved)
-    return torch.equal(saved.data, piece.data)
+    return float((saved.data - piece.data).abs().max())
 
 
 def main() -> None:
@@ -38,17 +39,17 @@ def main() -> None:
     for move in moves:
         source, _, name = move.partition(">")
         saved = find(folder / source, "latest", distributed)
+        assert saved is not None
         checkpoint = open_checkpoint(saved)
         weights, averages = dict(checkpoint.weights()), dict(checkpoint.weights(averaged=True))
         engine = make(name, source.rpartition("-")[2], distributed, seed=7)
-        before = same(engine.weights(), weights)
+        mine: dict[str, Any] = {"difference_before_loading": difference(engine.weights(), weights)}
         resume(saved, engine, IDENTITY, distributed)
-        mine = {
-            "differs_before_loading": not before,
-            "same_weights": same(engine.weights(), weights) and same(engine.averaged_weights(), averages),
-            "same_pieces": all(_saved(checkpoint, n, piece) for n, piece in engine.pieces().items()),
-            "scalars": engine.scalars() == checkpoint.state.scalars,
-        }
+        mine["weights_difference"] = difference(engine.weights(), weights)
+        mine["average_difference"] = difference(engine.averaged_weights(), averages)
+        pieces = {n: _piece_difference(checkpoint, n, piece) for n, piece in engine.pieces().items()}
+        mine["piece_differences"] = pieces
+        mine["scalars"], mine["saved_scalars"] = engine.scalars(), checkpoint.state.scalars
         mine["losses"] = [step(engine, number, distributed)[0] for number in range(SAVED_STEP, STEPS)]
         seen[move] = mine
         engine.close()

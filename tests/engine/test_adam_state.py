@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_settings import settings
 from recipes import DS_CONFIGS
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from mobius_train.engine.ds_config import resolve
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh
 from mobius_train.engine.protocol import Engine, Piece
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.job import environment
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import Launch
@@ -35,16 +35,16 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _engine(name: str, optimizer: Any) -> Engine:
-    settings = EngineSettings(2, 1, "no", optimizer, 1e-2, 0.9, 0.99, 1e-8, 0.01, 1.0, 0, False, 0.9)
+    chosen = settings(micro_batch_size=2, optimizer=optimizer, learning_rate=1e-2, adam_weight_decay=0.01)
     distributed = Distributed(Launch(0, 0, 1, 1))
     torch.manual_seed(0)
     # The first weight has two blocks of 8-bit moments and a bit; what is smaller than 4096 elements stays float32.
     module = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 8))
     if name == "fsdp":
         mesh = make_mesh(1, 1, distributed.device)
-        return FsdpEngine(module, [[module[0]]], settings, FsdpConfig(), mesh, distributed)
+        return FsdpEngine(module, [[module[0]]], chosen, FsdpConfig(), mesh, distributed)
     ds_json = json.loads((DS_CONFIGS / f"{name}.json").read_text())
-    return DeepSpeedEngine(module, settings, resolve(ds_json, settings, 1), distributed)
+    return DeepSpeedEngine(module, chosen, resolve(ds_json, chosen, 1), distributed)
 
 
 def _steps(engine: Engine, numbers: range) -> list[float]:
@@ -94,5 +94,9 @@ def test_the_control_float32_moments_come_back_to_the_last_bit(name: str) -> Non
     saved, scalars = _saved(engine), engine.scalars()
     further = _steps(engine, range(4, 6))
     other = _engine(name, "adamw")
-    other.restore(lambda name, piece: piece.data.copy_(saved[name]), scalars)
+
+    def fill(name: str, piece: Piece) -> None:
+        piece.data.copy_(saved[name])
+
+    other.restore(fill, scalars)
     assert _steps(other, range(4, 6)) == further

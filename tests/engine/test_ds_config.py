@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_settings import settings
+from recipes import DS_CONFIGS
 
 from mobius_train.engine.ds_config import LARGEST_BUCKET, read_ds_json, resolve, with_bucket_sizes
-from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-SETTINGS = EngineSettings(
-    micro_batch_size=2,
-    gradient_accumulation_steps=3,
-    mixed_precision="bf16",
-    optimizer="adamw",
-    learning_rate=1e-4,
-    adam_beta1=0.9,
-    adam_beta2=0.999,
-    adam_epsilon=1e-8,
-    adam_weight_decay=0.01,
-    max_grad_norm=1.0,
-    seed=0,
-    use_ema=False,
-    ema_decay=0.999,
-)
+SETTINGS = settings(micro_batch_size=2, gradient_accumulation_steps=3, mixed_precision="bf16", learning_rate=1e-4)
 
 
 def autos(values: dict[str, Any]) -> list[str]:
@@ -128,16 +114,16 @@ def test_what_agrees_with_the_recipe_is_accepted() -> None:
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}},
     }
     assert resolve(ds_json, SETTINGS, 1)["train_batch_size"] == 6
-    with pytest.raises(MobiusError, match=r"2 rank\(s\)"):
+    with pytest.raises(MobiusError, match=r"train_batch_size.*\b2 rank"):
         resolve(ds_json, SETTINGS, 2)
     with pytest.raises(MobiusError, match="gradient_clipping"):
         resolve(ds_json, replace(SETTINGS, max_grad_norm=0.0), 1)
 
 
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="cannot read"):
+    with pytest.raises(MobiusError, match=r"missing\.json"):
         read_ds_json(tmp_path / "missing.json")
-    for text, message in (("{", "is not JSON"), (json.dumps([1]), "not a list")):
+    for text, message in (("{", "JSON"), (json.dumps([1]), r"\blist\b")):
         path = tmp_path / "ds.json"
         path.write_text(text)
         with pytest.raises(MobiusError, match=message):

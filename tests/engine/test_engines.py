@@ -1,19 +1,20 @@
 """Both engines on one, two and four ranks: every ZeRO stage and sharding in every precision, on a small module.
 
-Each number of ranks is one launch of engine_worker.py, which goes through all cases; the tests read what it saw.
+Each number of ranks is one launch of engine_worker.py, which goes through all cases and writes the numbers that it saw,
+and one of moves_worker.py, which goes on from states that other engines and numbers of ranks saved.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from launching import launch
+from recipes import DS_CONFIGS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp", "fsdp_offload")
 PRECISIONS = ("no", "bf16", "fp16")
 RANKS = (1, 2, 4)
@@ -21,23 +22,73 @@ RANKS = (1, 2, 4)
 HYBRID = "fsdp_hybrid"
 # Relative. float32 differs in the order of sums; in 16 bits gradients are rounded before they are summed over ranks.
 TOLERANCE = {"no": 1e-6, "bf16": 1e-2, "fp16": 1e-3}
+SAVED_STEP = 4
 
 pytestmark = pytest.mark.distributed
 
 
-def _engines(ranks: int) -> tuple[str, ...]:
-    return (*ENGINES, HYBRID) if ranks == 4 else ENGINES
+class Case(NamedTuple):
+    engine: str
+    precision: str
+    ranks: int
+
+    def __str__(self) -> str:
+        return f"{self.ranks}-{self.engine}-{self.precision}"
 
 
-def _cases(ranks: int) -> list[str]:
-    return [f"{engine}:{precision}" for engine in _engines(ranks) for precision in PRECISIONS]
+CASES = [
+    Case(engine, precision, ranks)
+    for ranks in RANKS
+    for engine in ENGINES + (HYBRID,) * (ranks == 4)
+    for precision in PRECISIONS
+]
 
 
-def _each(seen: dict[int, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for ranks, cases in seen.items():
-        assert set(cases) == set(_cases(ranks))
-        for case, mine in cases.items():
-            yield f"{case} on {ranks} rank(s)", mine
+class Move(NamedTuple):
+    source: Case
+    engine: str
+    ranks: int
+
+    def __str__(self) -> str:
+        return f"{self.source}>{self.ranks}-{self.engine}"
+
+
+# In float32 from each engine to each; each change of ranks has every engine as its source and as its target.
+PLAIN = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+CHANGES = ((2, 4), (4, 2), (2, 1), (2, 4), (4, 2))
+MOVES = [
+    Move(Case(engine, "no", before), PLAIN[(number + shift) % len(PLAIN)], after)
+    for shift, (before, after) in enumerate(CHANGES)
+    for number, engine in enumerate(PLAIN)
+]
+MOVES += [Move(Case(HYBRID, "no", 4), engine, ranks) for engine, ranks in zip(PLAIN, (2, 1, 4, 2, 1), strict=True)]
+MOVES += [Move(Case("zero2", "no", 1), HYBRID, 4), Move(Case("fsdp", "no", 2), HYBRID, 4)]
+# In 16 bits the engine keeps float32 weights beside the ones it computes with; each does that in its own way.
+MOVES += [
+    Move(Case("zero1", "bf16", 2), "zero3", 4),
+    Move(Case("zero1", "bf16", 2), "zero0", 1),
+    Move(Case("zero2_offload", "bf16", 4), "zero3", 2),
+    Move(Case("zero2_offload", "bf16", 4), "fsdp_offload", 1),
+    Move(Case(HYBRID, "bf16", 4), "zero2_offload", 2),
+    Move(Case("zero0", "fp16", 1), "zero1", 2),
+    Move(Case("zero0", "fp16", 1), "zero3_offload", 4),
+    Move(Case("zero3_offload", "fp16", 4), "zero2", 2),
+    Move(Case("zero3_offload", "fp16", 4), "fsdp", 1),
+    Move(Case("fsdp", "fp16", 2), "zero2", 4),
+    Move(Case("fsdp", "fp16", 2), "fsdp", 1),
+]
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_move = pytest.mark.parametrize("move", MOVES, ids=str)
+
+
+def _launch(worker: str, ranks: int, folder: Path, names: list[str], result: str) -> dict[str, Any]:
+    arguments = (str(DS_CONFIGS), str(folder), ",".join(names))
+    finished = launch(ranks, Path(__file__).parent / worker, *arguments)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    found: dict[str, Any] = json.loads((folder / f"{ranks}-{result}.json").read_text())
+    assert list(found) == names
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -46,87 +97,94 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path) -> dict[int, dict[str, Any]]:
-    """What the worker saw, by number of ranks and case."""
-    worker = Path(__file__).parent / "engine_worker.py"
+def seen(folder: Path) -> dict[Case, dict[str, Any]]:
+    """The numbers that engine_worker.py saw."""
+    found: dict[Case, dict[str, Any]] = {}
     for ranks in RANKS:
-        result = launch(ranks, worker, str(REPOSITORY / "ds_configs"), str(folder), ",".join(_cases(ranks)))
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return {ranks: json.loads((folder / f"{ranks}-ranks.json").read_text()) for ranks in RANKS}
-
-
-def test_weights_guard_and_average(seen: dict[int, dict[str, Any]]) -> None:
-    for where, mine in _each(seen):
-        # The first step is from the weights that were given, not from their 16-bit roundings, and they move.
-        assert mine["starts_from_given_weights"], where
-        assert mine["moved"], where
-        # A NaN gradient and an infinite loss, on one rank's last micro-batch: nowhere applied, nothing changed.
-        assert mine["not_applied"] == [True, True], where
-        assert mine["kept"] == [True, True], where
-        # The average is that of a plain implementation over the whole float32 weights.
-        assert mine["ema_error"] < 1e-6, where
-        assert all(0 < norm < float("inf") for norm in mine["norms"]), where
-
-
-def test_a_loaded_engine_goes_on_bit_for_bit(seen: dict[int, dict[str, Any]]) -> None:
-    for where, mine in _each(seen):
-        assert mine["differs_before_loading"], where
-        assert mine["resumed_exactly"], where
-        assert mine["progress"] == {"step": 4}, where
-        assert "other frozen weights" in mine["refused"], where
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_global_batch_decides_and_not_how_it_is_spread(seen: dict[int, dict[str, Any]], precision: str) -> None:
-    reference = seen[1][f"zero0:{precision}"]
-    tolerance = TOLERANCE[precision]
-    assert len(set(reference["losses"])) == len(reference["losses"])
-    for ranks in RANKS:
-        for engine in _engines(ranks):
-            mine = seen[ranks][f"{engine}:{precision}"]
-            assert mine["losses"] == pytest.approx(reference["losses"], rel=tolerance), (ranks, engine)
-            assert mine["norms"] == pytest.approx(reference["norms"], rel=tolerance), (ranks, engine)
-
-
-# All to all in float32; in 16 bits each stage from the one before it and from fewer or more ranks.
-ALL = ("zero0", "zero1", "zero2", "zero3", "fsdp")
-MOVES = [f"{ranks}-{engine}-no>{target}" for ranks in RANKS for engine in ALL for target in ALL]
-MOVES += [f"4-{HYBRID}-no>{target}" for target in ALL]
-MOVES += ["2-zero1-bf16>zero3", "2-zero1-bf16>zero0", "4-zero3_offload-fp16>zero2", "4-zero3_offload-fp16>fsdp"]
-MOVES += ["1-zero0-fp16>zero1", "1-zero0-fp16>zero3_offload", "2-fsdp-fp16>zero2", "2-fsdp-fp16>fsdp"]
-MOVES += ["4-zero2_offload-bf16>zero3", "4-zero2_offload-bf16>fsdp_offload", f"4-{HYBRID}-bf16>zero2_offload"]
-
-
-@pytest.fixture(scope="module")
-def moved(seen: dict[int, dict[str, Any]], folder: Path) -> dict[int, dict[str, Any]]:
-    """What went on from each saved state of `seen` on each number of ranks, by number of ranks and move."""
-    worker, found = Path(__file__).parent / "moves_worker.py", {}
-    for ranks in RANKS:
-        result = launch(ranks, worker, str(REPOSITORY / "ds_configs"), str(folder), ",".join(MOVES))
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-        found[ranks] = json.loads((folder / f"{ranks}-moves.json").read_text())
+        cases = [case for case in CASES if case.ranks == ranks]
+        names = [f"{case.engine}:{case.precision}" for case in cases]
+        numbers = _launch("engine_worker.py", ranks, folder, names, "ranks")
+        found |= dict(zip(cases, numbers.values(), strict=True))
     return found
 
 
+@pytest.fixture(scope="module")
+def moved(seen: dict[Case, dict[str, Any]], folder: Path) -> dict[Move, dict[str, Any]]:
+    """The numbers that moves_worker.py saw, which starts from the states that `seen` left."""
+    found: dict[Move, dict[str, Any]] = {}
+    for ranks in RANKS:
+        moves = [move for move in MOVES if move.ranks == ranks]
+        numbers = _launch("moves_worker.py", ranks, folder, [f"{m.source}>{m.engine}" for m in moves], "moves")
+        found |= dict(zip(moves, numbers.values(), strict=True))
+    return found
+
+
+@each_case
+def test_training_starts_from_the_given_weights(seen: dict[Case, dict[str, Any]], case: Case) -> None:
+    mine = seen[case]
+    # Not from their 16-bit roundings.
+    assert mine["start_difference"] == 0
+    assert mine["moved"] > 1e-3
+    assert all(0 < norm < math.inf for norm in mine["norms"]), mine["norms"]
+
+
+@each_case
+def test_a_non_finite_step_changes_nothing(seen: dict[Case, dict[str, Any]], case: Case) -> None:
+    """A NaN gradient and an infinite loss, on one rank's last micro-batch."""
+    bad_steps = seen[case]["bad_steps"]
+    assert len(bad_steps) == 2
+    for bad in bad_steps:
+        assert not bad["applied"]
+        assert not math.isfinite(bad["norm"])
+        assert bad["weights_difference"] == 0
+        assert bad["average_difference"] == 0
+
+
+@each_case
+def test_the_average_is_a_plain_implementations(seen: dict[Case, dict[str, Any]], case: Case) -> None:
+    """Over the whole float32 weights, after each step."""
+    assert seen[case]["ema_errors"] == pytest.approx([0.0] * 6, abs=1e-6)
+
+
+@each_case
+def test_a_loaded_engine_goes_on_bit_for_bit(seen: dict[Case, dict[str, Any]], case: Case) -> None:
+    mine = seen[case]
+    assert mine["difference_before_loading"] > 1e-3
+    assert mine["progress"] == {"step": SAVED_STEP}
+    assert mine["resumed"] == {
+        "losses": mine["losses"][SAVED_STEP:],
+        "norms": mine["norms"][SAVED_STEP:],
+        "weights_difference": 0,
+        "average_difference": 0,
+    }
+    assert "frozen" in mine["refused"]
+
+
+@each_case
+def test_the_global_batch_decides_and_not_how_it_is_spread(seen: dict[Case, dict[str, Any]], case: Case) -> None:
+    mine, reference = seen[case], seen[Case("zero0", case.precision, 1)]
+    tolerance = TOLERANCE[case.precision]
+    assert len(set(reference["losses"])) == len(reference["losses"])
+    assert mine["losses"] == pytest.approx(reference["losses"], rel=tolerance)
+    assert mine["norms"] == pytest.approx(reference["norms"], rel=tolerance)
+
+
+@each_move
 def test_a_state_moves_to_any_number_of_ranks_and_any_engine(
-    seen: dict[int, dict[str, Any]], moved: dict[int, dict[str, Any]]
+    seen: dict[Case, dict[str, Any]], moved: dict[Move, dict[str, Any]], move: Move
 ) -> None:
-    for ranks, moves in moved.items():
-        assert list(moves) == MOVES
-        for move, mine in moves.items():
-            where = f"{move} on {ranks} rank(s)"
-            then, stage, precision = move.partition(">")[0].split("-")
-            # The state itself moves bit for bit; what follows differs as on other ranks from the start.
-            assert mine["differs_before_loading"], where
-            assert mine["same_weights"], where
-            assert mine["same_pieces"], where
-            # Stage 0's loss scaler has no hysteresis to save.
-            assert mine["scalars"] or precision == "fp16", where
-            assert mine["losses"] == pytest.approx(
-                seen[int(then)][f"{stage}:{precision}"]["losses"][4:], rel=TOLERANCE[precision]
-            ), where
+    mine, precision = moved[move], move.source.precision
+    # The state itself moves bit for bit; what follows differs as on other ranks from the start.
+    assert mine["difference_before_loading"] > 1e-3
+    assert mine["weights_difference"] == 0
+    assert mine["average_difference"] == 0
+    assert set(mine["piece_differences"].values()) == {0.0}, mine["piece_differences"]
+    # Stage 0's loss scaler has no hysteresis to save.
+    if precision != "fp16":
+        assert mine["scalars"] == mine["saved_scalars"]
+    assert mine["losses"] == pytest.approx(seen[move.source]["losses"][SAVED_STEP:], rel=TOLERANCE[precision])
 
 
-def test_the_control_precisions_differ(seen: dict[int, dict[str, Any]]) -> None:
-    full, half = seen[1]["zero2:no"]["losses"], seen[1]["zero2:bf16"]["losses"]
+def test_the_control_precisions_differ(seen: dict[Case, dict[str, Any]]) -> None:
+    full, half = seen[Case("zero2", "no", 1)]["losses"], seen[Case("zero2", "bf16", 1)]["losses"]
     assert full != pytest.approx(half, rel=1e-6)

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 
 def pictures(frames: int, size: tuple[int, int] = (16, 16)) -> list[Image.Image]:
@@ -37,7 +38,7 @@ def video(frames: int, suffix: str = ".mp4", size: tuple[int, int] = (32, 32)) -
     return buffer.getvalue()
 
 
-def numbers(frames: np.ndarray) -> list[int]:
+def numbers(frames: np.ndarray | Tensor) -> list[int]:
     """Which frame each of (F, 3, H, W) is, by its grey."""
     return [round(float(frame.mean()) / 20) for frame in np.asarray(frames, dtype=float)]
 

@@ -249,7 +249,7 @@ def _of_node(conf: Path, node: str) -> list[int]:
 
 def _processes() -> dict[int, tuple[int, Mapping[str, str]]]:
     """Parent and variables by process."""
-    found = {}
+    found: dict[int, tuple[int, Mapping[str, str]]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])

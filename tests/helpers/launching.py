@@ -39,3 +39,14 @@ def launch(
         env=clean_environment(**changes),
         check=False,
     )
+
+
+def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """tools/convert_checkpoint.py, as a person types it."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+    )

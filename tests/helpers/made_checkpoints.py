@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mobius_train.checkpoint import folders, random_states
 from mobius_train.checkpoint.format import CONFIG, MANIFEST, STATE, Manifest, State, random_file, shard_file
@@ -22,13 +22,17 @@ SHAPES = {"ring.a": [5, 3], "ring.b": [7]}
 IDENTITY = Identity("seed: 2\n", 8, "0" * 64, "some/backbone", {"torch": "2"})
 
 
-class Numbers:
+# Checkpoints need a part of an engine only, and their signatures say Engine.
+_PartOfEngine: Any = object
+
+
+class Numbers(_PartOfEngine):
     """The part of an engine that checkpoints need: `step` decides every number of its state."""
 
     def __init__(self, step: int = 0, precision: str = "no", use_ema: bool = True, shapes: Any = None) -> None:
         self._contents = Contents("numbers", 1, precision, use_ema, SHAPES if shapes is None else shapes)
         self.state = {
-            name: torch.arange(Tensor(shape).prod().int(), dtype=torch.float32) + 100 * step + number / 8
+            name: torch.arange(math.prod(shape), dtype=torch.float32) + 100 * step + number / 8
             for number, (name, shape) in enumerate(self._contents.tensors().items())
         }
         self.step = step

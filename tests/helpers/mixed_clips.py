@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_files import animation, write_tar
 
-BUCKETS = [
+BUCKETS: list[dict[str, Any]] = [
     {"num_frames": 4, "width": 48, "height": 32},
     {"num_frames": 4, "width": 32, "height": 32},
     {"num_frames": 1, "width": 32, "height": 48, "share": 0.25},

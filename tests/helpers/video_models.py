@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DDPMScheduler, TextToVideoSDPipeline, UNet2DConditionModel, UNet3DConditionModel
@@ -31,11 +32,14 @@ def unet3d() -> UNet3DConditionModel:
     )
 
 
-def moved(model: nn.Module) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def moved(model: Model) -> Model:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 

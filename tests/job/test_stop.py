@@ -15,6 +15,7 @@ from mobius_train.errors import MobiusError, Stopped
 from mobius_train.job.stop import SIGNALS, Stop
 
 
+@pytest.mark.slow
 def test_a_touched_file_stops_a_run_which_then_resumes_by_itself(run: Run, tmp_path: Path) -> None:
     options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}}
     whole = losses(run("whole", **options))
@@ -32,6 +33,7 @@ def test_a_touched_file_stops_a_run_which_then_resumes_by_itself(run: Run, tmp_p
     assert [loss.hex() for loss in losses(output)] == [loss.hex() for loss in whole]
 
 
+@pytest.mark.slow
 def test_auto_is_not_content_with_damaged_checkpoints_alone(run: Run, tmp_path: Path) -> None:
     options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}, "checkpointing_steps": 4}
     output = run(**options)
@@ -40,6 +42,7 @@ def test_auto_is_not_content_with_damaged_checkpoints_alone(run: Run, tmp_path: 
         run(**options)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_sets_a_flag_and_only_of_the_process_that_listens(number: signal.Signals) -> None:
     stop = Stop(None)
@@ -70,7 +73,11 @@ class _Numbers:
     def __getitem__(self, index: int) -> int:
         return index
 
+    def read(self, index: int, caption: int) -> int:
+        return index
 
+
+@pytest.mark.distributed
 def test_a_data_worker_outlives_the_signals_of_a_step() -> None:
     batches = training_batches(
         _Numbers(), list, batch_size=1, seed=0, rank=0, world_size=1, samples_seen=0, num_workers=1

@@ -22,6 +22,8 @@ from mobius_train.job.environment import Launch
 from mobius_train.measure import audit as auditing
 from mobius_train.measure.audit import Audit, audit
 
+pytestmark = pytest.mark.slow
+
 NODES = "no spatial module owns an autograd node"
 SAVED = "no spatial module has saved a tensor for the backward pass"
 LEAVES = "the graph ends in trained parameters outside of the spatial branch alone"
@@ -148,6 +150,7 @@ def test_the_tool_shows_the_proof_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.distributed
 def test_the_tool_exits_1_where_nothing_is_proven(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
     result = subprocess.run(

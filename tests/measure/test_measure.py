@@ -46,6 +46,7 @@ def tiny(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Path:
     return write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
     # The plan is of a GPU's attention kernels; which ones auto takes on a CPU is another matter.
     plan, found = measured(EMOJI, "attention_backend=sdpa")
@@ -57,6 +58,7 @@ def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
     assert all(row.planned == pytest.approx(row.measured, rel=0.01) for row in components)
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     # The control of the test above.
     plan, found = measured(tiny, "mode=serial")
@@ -66,6 +68,7 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     assert sum(other.saved.values()) > 1.2 * total
 
 
+@pytest.mark.slow
 def test_fsdp_keeps_what_is_planned_too(tiny: Path) -> None:
     plan, found = measured(tiny, ds_path=None)
     assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.02)
@@ -74,6 +77,7 @@ def test_fsdp_keeps_what_is_planned_too(tiny: Path) -> None:
     assert all(row.planned == pytest.approx(row.measured, rel=0.02) for row in components.values())
 
 
+@pytest.mark.slow
 def test_random_models_and_cached_batches_keep_as_much_as_real_ones(tiny: Path, tmp_path: Path) -> None:
     _, real = measured(tiny)
     _, random = measured(tiny, "data.train=/nowhere", "data.validation=null", random_models=True)
@@ -119,6 +123,7 @@ def test_a_variant_is_a_mode_and_changes() -> None:
             overrides_of(variant)
 
 
+@pytest.mark.distributed
 def test_a_variant_that_fails_is_named_and_the_others_are_measured(tiny: Path, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     options = ("--config", str(tiny), "--warmup", "0", "--steps", "1", "--json", str(record))

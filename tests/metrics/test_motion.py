@@ -31,10 +31,10 @@ def test_motion_adds_up_over_half_a_clip_and_flicker_does_not() -> None:
 
 @pytest.mark.parametrize("frames", [clip_of(1), clip_of(1, 2).float(), clip_of(1, 2)[0]])
 def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="more than 1 uint8 frames"):
+    with pytest.raises(ValueError, match=r"frame_difference.*uint8"):
         frame_difference(frames)
 
 
 def test_no_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match="no clips"):
+    with pytest.raises(ValueError, match="clips"):
         motion([])

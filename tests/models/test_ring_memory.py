@@ -21,6 +21,8 @@ from mobius_train.models.compiling import compile_layers
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
 from mobius_train.models.unet.layers import bytes_per_flop
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "recomputed": LayerMemory(gradient_checkpointing=True),
     "a third kept": LayerMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.34),

@@ -27,6 +27,8 @@ from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.walk import output_head, walk
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 

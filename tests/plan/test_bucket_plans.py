@@ -13,6 +13,8 @@ from mobius_train.plan import Plan, Planner, find_gpu
 from mobius_train.plan.advice import advise
 from mobius_train.plan.largest import QUANTITIES
 
+pytestmark = pytest.mark.slow
+
 LARGE = {"num_frames": 8, "width": 64, "height": 64}
 SMALL = {"num_frames": 8, "width": 32, "height": 64}
 

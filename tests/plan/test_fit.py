@@ -13,12 +13,12 @@ from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import Launch
-from mobius_train.plan import fit
-from mobius_train.plan import planner as plan
+from mobius_train.plan import fit, plan
 from mobius_train.plan.planner import CONTEXT
 
 pytestmark = pytest.mark.usefixtures("process_group")
-ZERO2 = DS_CONFIGS / "zero2.json"
+SPREADS = {"zero2": Spread.over(1, ds_json=read_ds_json(DS_CONFIGS / "zero2.json")), "fsdp": Spread.over(1, "fsdp")}
+ZERO2 = SPREADS["zero2"]
 
 
 @pytest.fixture
@@ -31,15 +31,14 @@ def config(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> RunConfig
     return load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out")))
 
 
-@pytest.mark.parametrize("ds_path", [ZERO2, None])
+@pytest.mark.parametrize("engine", SPREADS)
 def test_a_byte_too_little_is_named_and_enough_is_not(
-    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, ds_path: Path | None
+    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    layout = Spread.over(1, "fsdp") if ds_path is None else Spread.over(1, "deepspeed", read_ds_json(ds_path))
-    needed = plan(config, layout).peak - CONTEXT
+    needed = plan(config, SPREADS[engine]).peak - CONTEXT
     for free, count in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
-        told, problems = fit.fit(config, ds_path, distributed)
+        told, problems = fit.fit(config, SPREADS[engine], distributed)
         assert "GiB planned" in told
         assert len(problems) == count
     assert problems[0].startswith(f"rank 0 on {distributed.nodes[0]}: its GPU has 0.")

@@ -20,6 +20,8 @@ from mobius_train.plan.largest import QUANTITIES, Quantity, largest
 from mobius_train.plan.plan_text import as_text
 from mobius_train.plan.planner import MIB, Plan
 
+pytestmark = pytest.mark.slow
+
 PAPER = REPOSITORY / "configs" / "paper_sd21.yaml"
 OFFLOADED = Spread.over(4, ds_json=read_ds_json(DS_CONFIGS / "zero2_offload.json"))
 RECOMPUTED = ("gradient_checkpointing=true", "mixed_precision=bf16")

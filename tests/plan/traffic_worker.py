@@ -15,41 +15,27 @@ def main() -> None:
     launch = environment.prepare()
     import torch
     from counting import CountCollectives
+    from engine_settings import settings
     from torch import nn
 
     from mobius_train.engine.deepspeed import DeepSpeedEngine
     from mobius_train.engine.ds_config import resolve
-    from mobius_train.engine.settings import EngineSettings
     from mobius_train.job.distributed import Distributed
 
     width, precision, accumulation = 64, cast(Any, sys.argv[1]), int(sys.argv[2])
     found = {}
     with Distributed(launch) as distributed:
         for stage in range(4):
-            settings = EngineSettings(
-                micro_batch_size=1,
-                gradient_accumulation_steps=accumulation,
-                mixed_precision=precision,
-                optimizer="adamw",
-                learning_rate=1e-3,
-                adam_beta1=0.9,
-                adam_beta2=0.999,
-                adam_epsilon=1e-8,
-                adam_weight_decay=0.0,
-                max_grad_norm=1.0,
-                seed=0,
-                use_ema=False,
-                ema_decay=0.99,
-            )
+            chosen = settings(gradient_accumulation_steps=accumulation, mixed_precision=precision)
             # Parameters smaller than the threshold would stay whole on every rank.
             zero = {"stage3_param_persistence_threshold": 0, **json.loads(sys.argv[4])} if stage == 3 else {}
             ds_json = json.loads((Path(sys.argv[3]) / f"zero{stage}.json").read_text())
             ds_json["zero_optimization"] |= zero
-            config = resolve(ds_json, settings, launch.world_size)
+            config = resolve(ds_json, chosen, launch.world_size)
             torch.manual_seed(0)
             frozen = nn.Linear(width, width).requires_grad_(False)
             module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
-            engine = DeepSpeedEngine(module, settings, config, distributed)
+            engine = DeepSpeedEngine(module, chosen, config, distributed)
             for _ in range(3):
                 counted = CountCollectives()
                 with counted:

@@ -251,6 +251,7 @@ def test_a_model_that_does_not_serve_is_told_before_anything_is_done(tmp_path: P
         assert not (tmp_path / name).exists()
 
 
+@pytest.mark.distributed
 def test_a_whole_recipe_with_models(tmp_path: Path, folder: Path) -> None:
     inputs = made.heap(tmp_path / "heap", 2)
     for caption in inputs.glob("*.txt"):

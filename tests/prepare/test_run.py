@@ -105,6 +105,7 @@ def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Pa
     assert _files(tmp_path / "out") == _files(alone)
 
 
+@pytest.mark.distributed
 def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
     tasks = [_start(_recipe(inputs, tmp_path / "out"), task=Share(number, 3)) for number in range(3)]
     for task in tasks:
@@ -167,6 +168,7 @@ def test_another_seed_is_another_split(inputs: Path, alone: Path, tmp_path: Path
     assert made.result(tmp_path / "out") != made.result(alone)
 
 
+@pytest.mark.distributed
 def test_kills_at_any_time_neither_lose_nor_repeat(inputs: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     config = _recipe(inputs, output)
@@ -210,6 +212,7 @@ def test_a_finished_output_is_left_alone(inputs: Path, alone: Path) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
 
 
+@pytest.mark.distributed
 def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(_recipe(inputs, tmp_path / "out").dump())

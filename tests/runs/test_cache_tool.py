@@ -31,9 +31,9 @@ def test_a_cache_made_on_two_ranks_trains_as_online_encoding(
     assert "the nearest differs in text tokens\n" in capfd.readouterr().out
     run("again", data=data)
     assert "fits" not in capfd.readouterr().out
-    with pytest.raises(MobiusError, match=r"the nearest one differs in: num_frames\."):
+    with pytest.raises(MobiusError, match=r"cache.*\bnum_frames\b"):
         run("frames", data=required | {"num_frames": 2})
-    with pytest.raises(MobiusError, match=r"the nearest one differs in: text tokens\."):
+    with pytest.raises(MobiusError, match=r"cache.*\btext tokens\b"):
         run("tokens", data=required, max_text_tokens=5)
-    with pytest.raises(MobiusError, match=r"none is there"):
+    with pytest.raises(MobiusError, match="/empty"):
         run("empty", data={"cache_dir": str(tmp_path / "empty"), "cache_required": True})

@@ -9,10 +9,11 @@ from recipes import DS_CONFIGS, REPOSITORY
 from tiny import KINDS, save_chinese_clip, save_clips, save_pipeline
 
 from mobius_train.config import load
+from mobius_train.engine.spread import spread_of
 from mobius_train.job import environment
 from mobius_train.run import dry_run
 
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
 
 
@@ -52,6 +53,6 @@ def test_a_dry_run_passes(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     config = load(path, _overrides(path.stem, tmp_path))
-    dry_run(config, DS_CONFIGS / "zero2.json", environment.prepare())
+    dry_run(config, spread_of("deepspeed", DS_CONFIGS / "zero2.json", environment.prepare()))
     assert "nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

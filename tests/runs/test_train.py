@@ -15,10 +15,10 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 
 
-def test_a_run_leaves_what_the_documentation_says(run: Run) -> None:
+def test_a_run_leaves_what_the_documentation_says(run: Run, tiny_pipeline: Path) -> None:
     output = run(use_ema=True, checkpointing_steps=2, checkpoints_total_limit=1, validation_steps=2)
     assert {path.name for path in output.iterdir()} == {
         "config.yaml",
@@ -39,9 +39,7 @@ def test_a_run_leaves_what_the_documentation_says(run: Run) -> None:
     assert load(output / "config.yaml").output_dir == output
     assert any((output / "logs").iterdir())
 
-
-def test_checkpoints_and_final_hold_the_ring_apart_from_an_unchanged_backbone(run: Run, tiny_pipeline: Path) -> None:
-    output = run(checkpointing_steps=4)
+    # Checkpoints and final/ hold the ring apart from an unchanged backbone.
     backbone = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").state_dict()
     saved = load_file(output / "final" / "unet" / "spatial" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(saved[name], tensor) for name, tensor in backbone.items())
@@ -90,23 +88,6 @@ def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_
     assert online != other
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2", None])
-def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str | None) -> None:
-    options = {
-        "checkpointing_steps": 2,
-        "use_ema": True,
-        "gradient_accumulation_steps": 2,
-        "ds_config": ds_config,
-    }
-    whole = run("whole", max_train_steps=4, **options)
-    run("parts", max_train_steps=2, **options)
-    parts = run("parts", max_train_steps=4, resume_from_checkpoint="latest", **options)
-    assert losses(parts) == losses(whole)
-    ring = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
-    expected = load_file(whole / ring)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in load_file(parts / ring).items())
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -115,12 +96,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, ds_config: str | No
         {"mode": "serial"},
         {"mode": "full", "gradient_checkpointing": True},
         {"mode": "parallel", "gradient_checkpointing": True},
+        {"mode": "parallel", "mixed_precision": "bf16"},
     ],
+    ids=lambda changes: "-".join(map(str, changes.values()))[:30],
 )
 def test_fsdp_trains_every_stage_and_mode_as_deepspeed_does(run: Run, changes: dict[str, Any]) -> None:
-    options = {"max_train_steps": 2, "mixed_precision": "bf16", "validation": {"prompts": []}} | changes
+    options = {"max_train_steps": 2, "validation": {"prompts": []}} | changes
     zero0, fsdp = run("zero0", "zero0", **options), run("fsdp", None, **options)
-    assert losses(fsdp) == pytest.approx(losses(zero0), rel=1e-2)
+    assert losses(fsdp) == pytest.approx(losses(zero0), rel=1e-2 if "mixed_precision" in changes else 1e-5)
 
 
 def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
@@ -129,7 +112,7 @@ def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Pat
     UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tiny_pipeline / "unet")).save_pretrained(
         other / "unet"
     )
-    with pytest.raises(MobiusError, match="other frozen weights"):
+    with pytest.raises(MobiusError, match=r"frozen.*pretrained_model_name_or_path"):
         run(
             resume_from_checkpoint="latest",
             pretrained_model_name_or_path=str(tiny_pipeline),
@@ -141,7 +124,7 @@ def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Pat
 def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(MobiusError, match="3 steps in a row"):
+    with pytest.raises(MobiusError, match=r"\b3 steps.*learning_rate"):
         # A rate this high makes the weights, and so the loss, overflow after the first step.
         run(learning_rate=1e30, max_skipped_steps=3, max_train_steps=20, max_grad_norm=0.0, adam_epsilon=1.0)
     assert "the loss is nan on clip" in caplog.text or "the loss is inf on clip" in caplog.text
@@ -159,26 +142,28 @@ def _refused(run: Run, message: str, **changes: Any) -> None:
 
 
 def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    _refused(run, "there is no model folder", pretrained_model_name_or_path=str(tmp_path / "absent"))
-    _refused(run, "cannot load the unet", pretrained_model_name_or_path=str(tmp_path))
+    _refused(run, "absent", pretrained_model_name_or_path=str(tmp_path / "absent"))
+    _refused(run, r"\bunet\b.*UNet2DConditionModel", pretrained_model_name_or_path=str(tmp_path))
     _refused(
         run,
         "width 100.*384",
         unet_config={"cross_attention_dim": 100, "block_out_channels": [32, 32, 32, 32]},
     )
     _refused(run, "global_batch_size=7", global_batch_size=7)
-    _refused(run, "multiple of 4", data={"resolution": 30})
-    _refused(run, "4 frames|frames", data={"num_frames": 9})
-    _refused(run, "no such checkpoint", resume_from_checkpoint="latest")
+    _refused(run, r"resolution=30\b.*\b4\b", data={"resolution": 30})
+    _refused(run, r"\b4\b.*num_frames", data={"num_frames": 9})
+    _refused(run, "resume_from_checkpoint=latest", resume_from_checkpoint="latest")
     empty = tmp_path / "empty"
     empty.mkdir()
-    _refused(run, "no clip|empty", data={"train": str(empty)})
+    _refused(run, "empty", data={"train": str(empty)})
     assert not (tmp_path / "refused").exists()
 
 
-def test_a_folder_with_a_run_in_it_is_not_written_over(run: Run) -> None:
-    output = run(max_train_steps=1)
-    before = (output / "metrics.jsonl").read_text()
-    with pytest.raises(MobiusError, match="not empty"):
+def test_a_folder_with_a_run_in_it_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(MobiusError, match=r"out\b.*output_dir"):
         run(max_train_steps=1)
-    assert (output / "metrics.jsonl").read_text() == before
+    assert [path.name for path in output.iterdir()] == ["metrics.jsonl"]
+    assert (output / "metrics.jsonl").read_text() == "{}\n"

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from launching import REPOSITORY
 
-SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+SCRIPTS = [*sorted((REPOSITORY / "slurm").glob("*.sh")), REPOSITORY / ".ci" / "run"]
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -22,6 +22,7 @@ from mobius_train.models.backbone import Feature, LayerShape
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, bytes_per_flop, read_layout
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
+from mobius_train.models.units import layer_units
 
 HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
 
@@ -95,6 +96,10 @@ class Ring(ModelMixin, ConfigMixin):
     def layers(self) -> list[LayerShape]:
         """The layers of the UNet that the ring was made for."""
         return self._layers
+
+    def units(self) -> list[list[nn.Module]]:
+        """The (TC, TA) pairs and the samplers."""
+        return layer_units(self)
 
     def layers_to_compile(self) -> list[nn.Module]:
         """Every TC and TA."""

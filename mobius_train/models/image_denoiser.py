@@ -1,0 +1,100 @@
+"""Text-to-image as the first stage of training: an image model itself, on frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from torch import Tensor, nn
+
+from mobius_train.conditions import TEXT, Conditions
+from mobius_train.models.backbone import Backbone
+from mobius_train.models.denoiser import HEAD, SPATIAL
+from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.recompute import LayerMemory
+
+
+class ImageDenoiser(nn.Module):
+    """An image model that takes each frame of a clip for a picture of its own; see Denoiser.
+
+    It wraps the image model for training and sampling; what is saved is the image model.
+
+    Args:
+        model: the image model, with diffusers' switch for gradient checkpointing.
+        backbone: the same model as a backbone.
+        head: the modules of its output head.
+    """
+
+    frozen = None
+
+    def __init__(self, model: nn.Module, backbone: Backbone, head: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.image_model = model
+        self.backbone = backbone
+        self._head = tuple(head)
+
+    @property
+    def config(self) -> Any:
+        return cast(Any, self.image_model).config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return cast(Any, self.image_model).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return cast(Any, self.image_model).device
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.image_model
+
+    def set_memory(self, memory: LayerMemory) -> None:
+        """See Denoiser: of all options an image model has gradient checkpointing alone."""
+        model = cast(Any, self.image_model)
+        if memory.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        elif model.is_gradient_checkpointing:
+            model.disable_gradient_checkpointing()
+
+    def units(self) -> list[list[nn.Module]]:
+        return self.backbone.units()
+
+    def layers_to_compile(self) -> list[nn.Module]:
+        return []
+
+    def branches(self) -> Mapping[str, Sequence[nn.Module]]:
+        return {SPATIAL: [self.image_model], HEAD: self._head}
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        conditions: Conditions,
+        trained: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """See Denoiser. `trained` is called as the image model, on (B·F, C, H, W)."""
+        model = self.image_model if trained is None else trained
+        num_frames = sample.shape[2]
+        timestep, conditions = fold_conditions(timestep, conditions, num_frames)
+        # An engine computes in its own dtype; under FSDP the weights between its steps are float32.
+        dtype = getattr(trained, "dtype", self.dtype)
+        prediction = self.call(model, fold_frames(sample).to(dtype), timestep, conditions.to(dtype=dtype))
+        return unfold_frames(prediction, num_frames)
+
+    def call(self, model: Callable[..., Any], frames: Tensor, timestep: Timestep, conditions: Conditions) -> Tensor:
+        """The model's prediction, (B·F, C, H, W), called as UNet2DConditionModel is."""
+        return model(frames, timestep, conditions[TEXT], return_dict=False)[0]
+
+    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
+        """See Denoiser. The image model itself: stills are sampled from it as from any."""
+        return module
+
+    def forward(
+        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> UNet3DConditionOutput | tuple[Tensor]:
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
+        prediction = self.predict(sample, timestep, Conditions.of_text(encoder_hidden_states))
+        return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -1,0 +1,89 @@
+"""One recipe, one set of parts: whatever the tensors come from, names, shapes, dtypes and what is trained agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipes import REPOSITORY
+from tiny import KINDS, save_pipeline
+
+from mobius_train.assembly.model_configs import find_configs
+from mobius_train.assembly.parts import autoencoder_of, parts_of
+from mobius_train.assembly.weights import Pretrained, Random, WeightSource
+from mobius_train.config import RunConfig, load
+from mobius_train.dtypes import Dtypes
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+CONFIGS = REPOSITORY / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+Entry = tuple[str, torch.Size, torch.dtype, bool]
+
+
+def read(name: str, tiny: Path) -> tuple[RunConfig, Path]:
+    """A recipe; models that are not in this repository are replaced by tiny ones of their kind."""
+    path = CONFIGS / f"{name}.yaml"
+    config = load(path, ["data.train=x", "data.validation=null"])
+    changes: dict[str, object] = {}
+    if name == "emoji_t2i":
+        # What emoji_vae.yaml would have written.
+        changes = {"vae_name_or_path": str(REPOSITORY / "assets" / "emoji-backbone")}
+    elif not name.startswith("emoji"):
+        changes = {
+            "pretrained_model_name_or_path": str(tiny),
+            "vae_name_or_path": None,
+            "text_encoder_name_or_path": None,
+            "max_text_tokens": None,
+            "unet_config": None if config.unet_config is None else config.unet_config | KINDS["sd21"],
+        }
+    return config.model_copy(update=changes), path
+
+
+def entries(config: RunConfig, weights: WeightSource, device: torch.device) -> list[Entry]:
+    """All tensors of a recipe's models; the trained module as an engine casts it."""
+    return sorted(_entries(config, weights, device))
+
+
+def _entries(config: RunConfig, weights: WeightSource, device: torch.device) -> Iterator[Entry]:
+    if config.stage == "autoencoder":
+        models: dict[str, Any] = {"vae": autoencoder_of(config, weights, device)}
+    else:
+        parts = parts_of(config, weights, device)
+        parts.denoiser.trained.to(Dtypes.of(config).trained)
+        encoders = parts.encoders
+        models = {"denoiser": parts.denoiser, "vae": encoders.images.vae, "text": encoders.text.model}
+    for name, model in models.items():
+        for inner, tensor in (*model.named_parameters(), *model.named_buffers()):
+            yield f"{name}.{inner}", tensor.shape, tensor.dtype, tensor.requires_grad
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 2.x of a few channels."""
+    return save_pipeline(tmp_path_factory.mktemp("models") / "sd21", "sd21")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fake_random_and_pretrained_parts_agree(name: str, tiny: Path) -> None:
+    config, path = read(name, tiny)
+    configs = find_configs(config, path)
+    fake = entries(config, Random(configs, META), META)
+    assert entries(config, Random(configs, CPU), CPU) == fake
+    assert entries(config, Pretrained(), CPU) == fake
+    assert any(requires_grad for *_, requires_grad in fake)
+
+
+def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: Path) -> None:
+    config, path = read("emoji", tiny)
+    configs = find_configs(config, path)
+    expected = entries(config, Random(configs, META), META)
+    for changes in ({"frozen_dtype": "fp32"}, {"mode": "serial"}, {"mode": "full"}):
+        assert entries(config.model_copy(update=changes), Random(configs, META), META) != expected
