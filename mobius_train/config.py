@@ -86,7 +86,9 @@ class DataConfig(Section):
             if shapes.count(shape) > 1:
                 raise ValueError(f"two buckets have the size {'x'.join(map(str, shape))}: remove one")
         if self.buckets and self.random_frame:
-            raise ValueError("random_frame does not work with buckets: set random_frame=false, or remove the buckets")
+            raise ValueError(
+                "random_frame does not work with buckets: use buckets with num_frames=1 instead, or remove the buckets"
+            )
         return self
 
 

@@ -84,7 +84,7 @@ def _candidates(output_dir: Path, name: str) -> tuple[list[Path], str]:
     rest = [folder for folder in existing if folder.name != target]
     if first or not existing:
         return first + rest, ""
-    what = "is missing" if target is None else f"names {target!r}, which is no checkpoint here"
+    what = "is missing" if target is None else f"names {target!r}, which is not a checkpoint"
     if target is not None and NAME.fullmatch(target):
         what = f"names {target}, which does not exist"
     return rest, f"{output_dir / LATEST} {what}: using the newest good checkpoint"
@@ -106,7 +106,7 @@ def _check(folder: Path, state: State, identity: Identity, world_size: int) -> N
         )
         raise MobiusError(
             f"{folder} was trained with {state.global_batch_size} samples per step, but this run has"
-            f" {identity.global_batch_size}, which would change the data order and the learning rate: use {remedy}"
+            f" {identity.global_batch_size}, so samples and learning rates would be counted differently. Set {remedy}"
         )
 
 
