@@ -1,11 +1,11 @@
 # make train: set up and run the embedded default.
-# make test: set up and run all checks.   make check: those of a few minutes, which start no processes.
-# make test-slurm: those on a two-node Slurm of this machine's own (apt-get install slurm-wlm munge shellcheck; root).
+# make test: set up and run all checks.   make check: only quick tests, which start no processes.
+# make test-slurm: tests on a local two-node Slurm cluster (apt-get install slurm-wlm munge shellcheck; root).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready-$(shell cat setup.py pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-# Nothing of a run looks at a model hub; everything it needs lies here.
+# Runs access no model hub. All files they need are in the repository and the installed packages.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 

@@ -1,4 +1,4 @@
-"""What command-line entries share: how a mistake is told, the choice of an engine, that no output is written over."""
+"""Shared parts of the command-line entry points: exit codes, error output, engine options."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run an entry point and exit: 0 when it returns, 75 if it was stopped, 1 with the message alone on a MobiusError.
+    """Run an entry point and exit: 0 on return, 75 if stopped, 1 with only the message on a MobiusError.
 
-    Any other exception keeps its traceback, and exits non-zero too.
+    Any other exception prints its traceback and exits non-zero.
     """
     sys.exit(_exit_code(main))
 
@@ -26,8 +26,8 @@ def run(main: Callable[[], object]) -> NoReturn:
 def run_rank(main: Callable[[], object]) -> NoReturn:
     """As `run`, for a process that joins a job.
 
-    It leaves without the interpreter's shutdown: DeepSpeed keeps references to process groups, so that gloo's threads
-    outlive them, and one that lets go of a tensor during the shutdown aborts the process after all its work is done.
+    It skips the interpreter's shutdown. DeepSpeed keeps references to process groups, so gloo's threads stay alive, and
+    a thread that frees a tensor during the shutdown aborts the process after all work is done.
     """
     code = _exit_code(main)
     logging.shutdown()
@@ -49,22 +49,24 @@ def _exit_code(main: Callable[[], object]) -> int:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--engine and --deepspeed, which `deepspeed_json` reads."""
-    parser.add_argument("--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="what shards and steps")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON, by default ds_configs/zero2.json")
+    """Add --engine and --deepspeed, which `deepspeed_json` reads."""
+    parser.add_argument(
+        "--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="training engine (default: %(default)s)"
+    )
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
 
 
 def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
-    """The DeepSpeed JSON; None for the other engine.
+    """Return the path of the DeepSpeed JSON; None for other engines.
 
     Raises:
-        MobiusError: one was given to the other engine.
+        MobiusError: --deepspeed was given with another engine.
     """
     if arguments.engine == "deepspeed":
         return arguments.deepspeed or REPOSITORY / "ds_configs" / "zero2.json"
     if arguments.deepspeed is not None:
         raise MobiusError(
-            f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, and --engine is {arguments.engine}:"
-            " remove one of them; FSDP has its settings in the recipe, fsdp.sharding and others"
+            f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, but --engine is {arguments.engine}: remove"
+            " one of them. The recipe's fsdp section has the settings of FSDP"
         )
     return None

@@ -1,4 +1,4 @@
-"""The run configuration: typed, validated, unknown keys refused, written beside the run.
+"""The run configuration: typed and validated, without unknown keys, and stored in the run's folder.
 
 A configuration is a YAML file plus `key=value` overrides (`data.num_frames=16`, values parsed as YAML).
 Field names follow the Hugging Face training scripts.
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mobius_train.data.patterns import without_secrets
 from mobius_train.errors import MobiusError
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
@@ -20,7 +21,7 @@ Mode = Literal["parallel", "serial", "full"]
 LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
-# Fields that only a model with a ring has a use for.
+# Fields that apply only to models with a ring.
 RING_OPTIONS = (
     "gradient_checkpointing_kept",
     "recompute_activations",
@@ -32,7 +33,7 @@ RING_OPTIONS = (
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and an unknown key is an error."""
+    """A section of the configuration. It is immutable and rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -41,35 +42,39 @@ Recipe = TypeVar("Recipe", bound=Section)
 
 
 class BucketConfig(Section):
-    """A number of frames and a size that clips are trained at."""
+    """A combination of frame count and size for training."""
 
-    num_frames: int = Field(ge=1, description="1: for pictures, and the first frame of clips that fit no other")
-    width: int = Field(ge=8, description="pixels")
-    height: int = Field(ge=8, description="pixels")
-    share: float | None = Field(None, gt=0, le=1, description="of the batches; none: by its number of clips")
+    num_frames: int = Field(
+        ge=1, description="frames per clip; 1: images, and the first frame of clips that fit no other bucket"
+    )
+    width: int = Field(ge=8, description="width in pixels")
+    height: int = Field(ge=8, description="height in pixels")
+    share: float | None = Field(
+        None, gt=0, le=1, description="share of the batches; default: proportional to the number of clips"
+    )
 
 
 class DataConfig(Section):
-    """Where clips come from and what is taken from each of them."""
+    """The training clips, and the frames, size and caption used of each."""
 
-    train: str = Field(description="folder of clips, or webdataset shards as a path, glob or brace pattern")
-    validation: str | None = Field(None, description="held-out clips; none: no held-out loss")
-    download_dir: Path | None = Field(None, description="folder for shards named by URL, each of which is fetched once")
-    resolution: int = Field(256, ge=8, description="pixels, height and width")
-    num_frames: int = Field(8, ge=1, description="frames evenly over the clip; 1: its first frame")
+    train: str = Field(description="folder of clips, or webdataset shards as a path, URL, glob or brace pattern")
+    validation: str | None = Field(None, description="held-out clips, named like train; default: no held-out loss")
+    download_dir: Path | None = Field(None, description="folder for downloaded shards; each URL is downloaded once")
+    resolution: int = Field(256, ge=8, description="height and width in pixels")
+    num_frames: int = Field(8, ge=1, description="frames per clip, evenly spaced; 1: the first frame")
     buckets: tuple[BucketConfig, ...] | None = Field(
-        None, min_length=1, description="each clip is trained in the one that fits it, not at num_frames and resolution"
+        None, min_length=1, description="sizes that replace num_frames and resolution; each clip uses the best fit"
     )
-    random_frame: bool = Field(False, description="stages on images: any of a clip's num_frames, drawn anew")
-    caption_language: str = Field("en", description="key of a multilingual caption")
-    cache_dir: Path | None = Field(None, description="latents and text embeddings are computed once, here")
-    cache_required: bool = Field(False, description="train on a cache that is there (tools/cache_latents.py), or fail")
-    dataloader_num_workers: int = Field(0, ge=0)
+    random_frame: bool = Field(False, description="image stages: use a random one of a clip's num_frames each time")
+    caption_language: str = Field("en", description="key of the caption in multilingual captions")
+    cache_dir: Path | None = Field(None, description="folder for latents and text embeddings, which are computed once")
+    cache_required: bool = Field(False, description="fail if cache_dir has no matching cache (tools/cache_latents.py)")
+    dataloader_num_workers: int = Field(0, ge=0, description="data loading processes per rank; 0: none")
 
     @model_validator(mode="before")
     @classmethod
     def _of_version_0_1_0(cls, values: Any) -> Any:
-        """Its runs wrote allow_shell_commands: false into their config.yaml, which must stay readable."""
+        """Accept `allow_shell_commands: false`, which version 0.1.0 wrote to config.yaml."""
         if isinstance(values, dict) and values.get("allow_shell_commands") is False:
             return {name: value for name, value in values.items() if name != "allow_shell_commands"}
         return values
@@ -79,71 +84,73 @@ class DataConfig(Section):
         shapes = [(bucket.num_frames, bucket.width, bucket.height) for bucket in self.buckets or ()]
         for shape in shapes:
             if shapes.count(shape) > 1:
-                raise ValueError(f"two buckets are {'x'.join(map(str, shape))}: keep one")
+                raise ValueError(f"two buckets have the size {'x'.join(map(str, shape))}: remove one")
         if self.buckets and self.random_frame:
-            raise ValueError("random_frame draws from clips of one num_frames: use buckets of num_frames=1, or none")
+            raise ValueError(
+                "random_frame does not work with buckets: use buckets with num_frames=1 instead, or remove the buckets"
+            )
         return self
 
 
 class ObjectiveConfig(Section):
-    """What the loss is."""
+    """The training loss."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
-        None, description="none: what the pretrained scheduler says"
+        None, description="prediction target; default: that of the pretrained scheduler"
     )
-    snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
-    noise_offset: float = Field(0.0, ge=0, description="per-channel constant noise added, scaled by this")
+    snr_gamma: float | None = Field(None, gt=0, description="gamma of min-SNR weighting (arXiv 2303.09556); usually 5")
+    noise_offset: float = Field(0.0, ge=0, description="scale of additional noise that is constant within a channel")
     frame_noise_correlation: float = Field(
-        0.0, ge=0, le=1, description="share of the noise's variance that a clip's frames have in common"
+        0.0, ge=0, le=1, description="share of the noise variance that is common to all frames of a clip"
     )
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="probability that a caption is emptied, for guidance")
-    rescale_betas_zero_snr: bool = Field(False, description="zero terminal SNR (arXiv 2305.08891)")
-    kl_weight: float = Field(1e-4, ge=0, description="autoencoder: weight of the KL term")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="probability of an empty caption, for guidance")
+    rescale_betas_zero_snr: bool = Field(False, description="rescale betas to zero terminal SNR (arXiv 2305.08891)")
+    kl_weight: float = Field(1e-4, ge=0, description="stage autoencoder: weight of the KL term")
 
 
 class ValidationConfig(Section):
-    """The held-out loss and the samples that are made every `validation_steps` and at the end."""
+    """The held-out loss and the samples, computed every `validation_steps` and at the end."""
 
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
     num_inference_steps: int = Field(30, ge=1)
     guidance_scale: float = Field(7.5, ge=1)
     seed: int = 0
-    max_clips: int = Field(64, ge=1, description="held-out clips that the loss is measured on")
+    max_clips: int = Field(64, ge=1, description="maximum number of held-out clips for the loss")
     timestep_quantiles: tuple[float, ...] = Field(
-        (0.1, 0.3, 0.5, 0.7, 0.9), description="timesteps of the held-out loss, as shares of the schedule"
+        (0.1, 0.3, 0.5, 0.7, 0.9), description="timesteps of the held-out loss, as fractions of the schedule"
     )
 
 
 class FsdpConfig(Section):
-    """How `--engine fsdp` shards what is trained."""
+    """Sharding of the trained module with `--engine fsdp`."""
 
-    sharding: Literal["full", "hybrid"] = Field("full", description="over all ranks, or within groups of them")
-    shard_size: int | None = Field(None, ge=2, description="ranks of a group under hybrid; none: those of a node")
-    cpu_offload: bool = Field(False, description="weights, gradients and optimizer states in host memory")
-    reshard_after_forward: bool = Field(True, description="gather a layer's weights again for the backward pass")
-    initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: losses are scaled by 2 to this at first")
+    sharding: Literal["full", "hybrid"] = Field("full", description="shard over all ranks, or within groups")
+    shard_size: int | None = Field(None, ge=2, description="hybrid: ranks per group; default: ranks per node")
+    cpu_offload: bool = Field(False, description="keep weights, gradients and optimizer states in host memory")
+    reshard_after_forward: bool = Field(True, description="free a layer's weights between forward and backward pass")
+    initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: log2 of the initial loss scale")
 
 
 class RunConfig(Section):
-    """One training run. Every field can be overridden on the command line as `key=value`."""
+    """A training run. Every field can be overridden on the command line as `key=value`."""
 
     stage: Stage = "text-to-video"
-    mode: Mode = Field("parallel", description="of text-to-video: the ring, serial layers, or all weights")
+    mode: Mode = Field("parallel", description="text-to-video: train the ring, serial temporal layers, or all weights")
 
     pretrained_model_name_or_path: str | None = Field(
-        None, description="folder or hub name in diffusers layout: unet/, vae/, scheduler/ (and text encoder)"
+        None, description="model folder or hub name in diffusers layout: unet/, vae/, scheduler/, text encoder"
     )
-    vae_name_or_path: str | None = Field(None, description="another autoencoder")
+    vae_name_or_path: str | None = Field(None, description="autoencoder to use instead of the pretrained model's")
     text_encoder_name_or_path: str | None = Field(
         None,
-        description="another text encoder: folder, hub name, or package:NAME for one inside a Python package",
+        description="text encoder to use instead: folder, hub name, or package:NAME for one in a Python package",
     )
-    max_text_tokens: int | None = Field(None, ge=1, description="none: the tokenizer's own maximum")
-    unet_config: dict[str, Any] | None = Field(None, description="train a new UNet2DConditionModel like this")
-    vae_config: dict[str, Any] | None = Field(None, description="train a new AutoencoderKL like this")
+    max_text_tokens: int | None = Field(None, ge=1, description="tokens per caption; default: the tokenizer's maximum")
+    unet_config: dict[str, Any] | None = Field(None, description="configuration of a new UNet2DConditionModel")
+    vae_config: dict[str, Any] | None = Field(None, description="configuration of a new AutoencoderKL")
     scheduler_config: dict[str, Any] | None = Field(
-        None, description="DDPMScheduler of a new model; none: the pretrained one's"
+        None, description="configuration of a DDPMScheduler; default: the pretrained scheduler"
     )
 
     data: DataConfig
@@ -152,90 +159,90 @@ class RunConfig(Section):
 
     output_dir: Path
     seed: int = 0
-    deterministic: bool = Field(False, description="the same bits on every run on GPUs too, at some cost in speed")
+    deterministic: bool = Field(False, description="bit-identical results on every run, on GPUs too, but slower")
     max_train_steps: int = Field(ge=1, description="optimizer steps")
-    train_batch_size: int = Field(1, ge=1, description="clips of a micro-batch on one GPU")
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    train_batch_size: int = Field(1, ge=1, description="clips per micro-batch and rank")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     global_batch_size: int | None = Field(
-        None, ge=1, description="when given, must equal batch size x accumulation x ranks"
+        None, ge=1, description="if set, must equal batch size x accumulation x ranks"
     )
     gradient_checkpointing: bool = Field(False, description="recompute the trained layers in the backward pass")
     gradient_checkpointing_kept: float = Field(
-        0.0, ge=0, lt=1, description="share of the ring's layers that gradient_checkpointing spares, the cheapest first"
+        0.0, ge=0, lt=1, description="share of the ring's layers that are not recomputed, cheapest first"
     )
     recompute_activations: bool = Field(
-        False, description="where the ring's layers are not recomputed, recompute their norms and activations alone"
+        False, description="recompute norms and activation functions of ring layers that are not recomputed as a whole"
     )
     activation_offload: float = Field(
-        0.0, ge=0, le=1, description="share of the ring's layers whose saved tensors wait in host memory (CUDA)"
+        0.0, ge=0, le=1, description="share of the ring's layers whose saved tensors are moved to host memory (CUDA)"
     )
-    compile: bool = Field(False, description="torch.compile the ring's layers")
+    compile: bool = Field(False, description="compile the ring's layers with torch.compile")
     activation_memory_budget: float | None = Field(
-        None, ge=0, le=1, description="with compile: share of what its layers would save; 0 recomputes all"
+        None, ge=0, le=1, description="with compile: share of the saved tensors to keep; 0 recomputes all"
     )
     attention_backend: Literal["auto", "sdpa", "flash_attn", "eager"] = Field(
-        "auto", description="auto: flash-attn where it is installed and can run, else what was measured fastest"
+        "auto", description="auto: flash-attn if installed and supported, else the fastest measured backend"
     )
     frozen_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
-        None, description="of the frozen branch of mode parallel; none: as mixed_precision"
+        None, description="dtype of the frozen branch in mode parallel; default: as mixed_precision"
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     fsdp: FsdpConfig = FsdpConfig()
     shard_frozen: bool = Field(
-        False, description="frozen UNet and text encoder sharded over all ranks, gathered layer by layer"
+        False, description="shard the frozen UNet and text encoder over all ranks, gathering layer by layer"
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: of bitsandbytes, on GPUs")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit requires bitsandbytes and a GPU")
     learning_rate: float = Field(1e-4, gt=0)
-    scale_lr: bool = Field(False, description="times accumulation x batch x ranks")
+    scale_lr: bool = Field(False, description="multiply learning_rate by accumulation x batch size x ranks")
     lr_scheduler: LearningRateSchedule = "constant"
     lr_warmup_steps: int = Field(0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(1e-2, ge=0)
     adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm to clip at; 0: no clipping")
     use_ema: bool = False
     ema_decay: float = Field(0.9999, gt=0, lt=1)
-    max_skipped_steps: int = Field(10, ge=1, description="stop after so many non-finite steps in a row")
+    max_skipped_steps: int = Field(10, ge=1, description="end the run after this many consecutive non-finite steps")
 
-    checkpointing_steps: int | None = Field(None, ge=1)
-    checkpoints_total_limit: int | None = Field(None, ge=1, description="keep the newest; none: all")
+    checkpointing_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: none")
+    checkpoints_total_limit: int | None = Field(None, ge=1, description="newest checkpoints to keep; default: all")
     checkpoints_keep_every: int | None = Field(
-        None, ge=1, description="checkpoints at multiples of so many steps are kept for ever, beyond the limit"
+        None, ge=1, description="always keep checkpoints at multiples of this many steps, beyond the limit"
     )
     resume_from_checkpoint: str | None = Field(
-        None, description="latest, checkpoint-<n>, or auto: latest if there is any"
+        None, description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run"
     )
-    validation_steps: int | None = Field(None, ge=1, description="none: before and after only")
+    validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
     check_memory: bool = Field(
-        True, description="on several GPUs, refuse to start where the memory planned exceeds what one has free"
+        True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.stage != "text-to-video" and self.mode != "parallel":
-            raise ValueError(f"mode {self.mode!r} belongs to stage text-to-video, but stage is {self.stage!r}")
+            raise ValueError(f"mode={self.mode!r} requires stage=text-to-video, but stage is {self.stage!r}")
         if self.stage == "text-to-video" and self.data.num_frames < 2:
-            raise ValueError("stage text-to-video needs data.num_frames of 2 or more")
+            raise ValueError("stage text-to-video requires data.num_frames of 2 or more")
         if self.data.random_frame and self.stage == "text-to-video":
-            raise ValueError("data.random_frame makes single images, but stage is 'text-to-video'")
+            raise ValueError("data.random_frame selects single images, but stage is text-to-video: turn it off")
         frames = [bucket.num_frames for bucket in self.data.buckets or ()]
         if frames and self.stage == "text-to-video" and max(frames) < 2:
-            raise ValueError("stage text-to-video needs one of data.buckets with num_frames of 2 or more")
+            raise ValueError("stage text-to-video requires a bucket in data.buckets with num_frames of 2 or more")
         if frames and self.stage == "text-to-image" and max(frames) > 1:
-            raise ValueError("stage text-to-image trains on single frames: data.buckets must all have num_frames=1")
+            raise ValueError("stage text-to-image trains on single frames: all data.buckets must have num_frames=1")
         if self.stage == "text-to-image" and not frames and not self.data.random_frame and self.data.num_frames != 1:
-            raise ValueError("stage text-to-image needs data.num_frames=1 (first frames) or data.random_frame=true")
+            raise ValueError("stage text-to-image requires data.num_frames=1 (first frames) or data.random_frame=true")
         if self.stage == "autoencoder" and self.shard_frozen:
-            raise ValueError("shard_frozen shards frozen models, and stage autoencoder has none")
+            raise ValueError("shard_frozen=true shards frozen models, but stage autoencoder has none")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
-            raise ValueError("data.cache_dir caches what the autoencoder computes: stage autoencoder trains it")
+            raise ValueError("data.cache_dir caches latents, but stage autoencoder trains the autoencoder: remove it")
         if self.data.cache_required and self.data.cache_dir is None:
-            raise ValueError("data.cache_required wants a data.cache_dir")
+            raise ValueError("data.cache_required=true requires data.cache_dir: set it")
         if self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
-                f"lr_warmup_steps={self.lr_warmup_steps} leaves nothing of max_train_steps={self.max_train_steps}"
+                f"lr_warmup_steps={self.lr_warmup_steps} must be less than max_train_steps={self.max_train_steps}"
             )
         return self
 
@@ -245,48 +252,48 @@ class RunConfig(Section):
             parallel = self.stage == "text-to-video" and self.mode == "parallel"
             if getattr(self, name) != RunConfig.model_fields[name].default and not parallel:
                 raise ValueError(
-                    f"{name} belongs to stage text-to-video with mode parallel, but these are {self.stage!r} and"
-                    f" {self.mode!r}: leave it out"
+                    f"{name} requires stage text-to-video with mode parallel, but these are {self.stage!r} and"
+                    f" {self.mode!r}: remove it"
                 )
         kept, offloaded = self.gradient_checkpointing_kept, self.activation_offload
         if kept and not self.gradient_checkpointing:
             raise ValueError(
-                f"gradient_checkpointing_kept={kept} spares layers of gradient_checkpointing, which is off: turn it on"
+                f"gradient_checkpointing_kept={kept} has no effect without gradient_checkpointing: set it to true"
             )
         if self.gradient_checkpointing and kept + offloaded > 1:
             raise ValueError(
-                f"gradient_checkpointing_kept={kept} and activation_offload={offloaded} are shares of the same layers,"
-                " and make more than 1 together: lower one"
+                f"gradient_checkpointing_kept={kept} and activation_offload={offloaded} are shares of the same layers"
+                " and add up to more than 1: lower one"
             )
         if self.activation_memory_budget is not None and not self.compile:
             raise ValueError(
-                "activation_memory_budget is the compiler's: set compile=true, or use recompute_activations without it"
+                "activation_memory_budget requires compile=true: set it, or use recompute_activations instead"
             )
         if self.compile and self.recompute_activations:
             raise ValueError(
-                "recompute_activations and compile both choose what a layer saves: with compile, use"
-                " activation_memory_budget"
+                "recompute_activations and compile both select the tensors that a layer saves: with compile=true, use"
+                " activation_memory_budget instead"
             )
         spared = not self.gradient_checkpointing or kept
         for name in ("recompute_activations", "activation_memory_budget"):
             if getattr(self, name) not in (None, False) and not spared:
                 raise ValueError(
-                    f"{name} is of no use where gradient_checkpointing recomputes whole layers: turn one off, or spare"
-                    " some layers with gradient_checkpointing_kept"
+                    f"{name} has no effect, because gradient_checkpointing recomputes all layers: turn one off, or"
+                    " exempt some layers with gradient_checkpointing_kept"
                 )
         return self
 
     def samples_per_step(self, ranks: int) -> int:
-        """Samples of one optimizer step over so many ranks: the global batch size."""
+        """Return the global batch size: samples per optimizer step over all ranks."""
         return self.train_batch_size * self.gradient_accumulation_steps * ranks
 
     def dump(self) -> str:
-        """The resolved configuration as YAML that `load` reads back."""
+        """Return the resolved configuration as YAML, which `load` can read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a training recipe, as `load_as` does."""
+    """Read a training recipe; see `load_as`."""
     return load_as(RunConfig, path, overrides)
 
 
@@ -294,7 +301,7 @@ def load_as(kind: type[Recipe], path: Path, overrides: list[str] | tuple[str, ..
     """Read a recipe of this kind and apply `key=value` overrides.
 
     Raises:
-        MobiusError: the file is missing or no YAML mapping, a key is unknown, a value does not fit.
+        MobiusError: the file is missing or not a YAML mapping, a key is unknown, or a value is invalid.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -310,29 +317,29 @@ def load_as(kind: type[Recipe], path: Path, overrides: list[str] | tuple[str, ..
         return kind.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  - {_explain(problem, kind)}" for problem in error.errors())
-        raise MobiusError(f"the configuration ({path}{_listed(overrides)}) is not valid:\n{problems}") from error
+        raise MobiusError(f"the configuration ({path}{_listed(overrides)}) is invalid:\n{problems}") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise MobiusError(f"cannot read the override {override!r}: write key=value, for example seed=1")
+        raise MobiusError(without_secrets(f"override {override!r} is not of the form key=value, such as seed=1"))
     *sections, name = key.split(".")
     target: Any = values
     try:
         for section in sections:
             target = target[_place(target, section)] if isinstance(target, list) else target.setdefault(section, {})
-        # YAML 1.1 reads 1e-4 as a string; people mean the number.
+        # YAML 1.1 reads 1e-4 as a string.
         value = yaml.safe_load(text)
         target[_place(target, name)] = _number(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
-        raise MobiusError(f"override {override!r}: the value is not YAML") from error
+        raise MobiusError(without_secrets(f"override {override!r}: the value is not valid YAML")) from error
     except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise MobiusError(f"override {override!r}: the recipe has no such place") from error
+        raise MobiusError(without_secrets(f"override {override!r}: the recipe has no such field")) from error
 
 
 def _place(target: Any, name: str) -> Any:
-    """A key of a section, or the number of a list's item."""
+    """Return a section's key as it is, or a list's index as a number."""
     return int(name) if isinstance(target, list) else name
 
 
@@ -344,7 +351,7 @@ def _number(text: str) -> str | float:
 
 
 def _listed(overrides: list[str] | tuple[str, ...]) -> str:
-    return f" with {' '.join(overrides)}" if overrides else ""
+    return without_secrets(f" with {' '.join(overrides)}") if overrides else ""
 
 
 def _explain(problem: Any, kind: type[Section]) -> str:
@@ -353,11 +360,14 @@ def _explain(problem: Any, kind: type[Section]) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]), n=1)
         return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (got {problem['input']!r})" if where else message
+    return without_secrets(f"{where}: {message} (got {problem['input']!r})") if where else message
 
 
 def _fields(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section there; in a list of tagged sections the tag is followed by none, and [] is told."""
+    """Return the field names at this location; [] inside a list of discriminated unions.
+
+    The location does not identify the member of the union.
+    """
     section: Any = kind
     for part in location:
         if part not in getattr(section, "model_fields", {}):

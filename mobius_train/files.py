@@ -1,4 +1,4 @@
-"""Files and folders that appear whole on the disk or not at all, whenever the process is killed or the power fails."""
+"""Atomic writing of files and folders, which stay consistent if the process is killed or the power fails."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 
 from mobius_train.errors import MobiusError
 
-# Bytes. Hashing and writing a part at a time leave the interpreter to training.
+# Bytes. Hashing and writing in parts releases the interpreter to the training thread.
 PART = 16 * 2**20
-# How temporary names begin; the node, the process and the final name follow.
+# Prefix of temporary names, followed by the node, the process and the final name.
 TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as it was written."""
+    """Size and hash of a written file."""
 
     bytes: int
     sha256: str
@@ -33,7 +33,7 @@ def write_file(path: Path, contents: Sequence[bytes | memoryview]) -> File:
     """Write and sync a file.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: writing failed, for example on a full disk.
     """
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
@@ -44,17 +44,17 @@ def write_file(path: Path, contents: Sequence[bytes | memoryview]) -> File:
                 digest.update(part)
                 size += len(part)
                 while part:
-                    # A disk that fills up may take some of it first.
+                    # A write to a disk that is almost full can be partial.
                     part = part[file.write(part) :]
         os.fsync(file.fileno())
     return File(size, digest.hexdigest())
 
 
 def sync(path: Path) -> None:
-    """Put a file, or a folder's list of names, on the disk.
+    """Flush a file, or the entries of a folder, to the disk.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: flushing failed.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -64,17 +64,17 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal digits.
+    """Return the SHA-256 of a file in hexadecimal.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_of(path: Path) -> Path:
-    """The name beside `path` under which this process makes it: no other process, here or on another node, has it."""
+    """Return a temporary path in the folder of `path`, unique to this process on this node."""
     return path.with_name(f"{_own_prefix()}{os.getpid()}-{path.name}")
 
 
@@ -83,25 +83,25 @@ def _own_prefix() -> str:
 
 
 def remove_killed(folder: Path) -> None:
-    """Remove the temporary files and folders directly in `folder` of this node's processes that are no more."""
+    """Remove temporary files and folders in `folder`, not below it, of this node's ended processes."""
     for path in folder.glob(f"{glob.escape(_own_prefix())}*"):
         process = path.name.removeprefix(_own_prefix()).partition("-")[0]
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
             _remove(path)
-        except (PermissionError, ValueError):  # another user's process, or a node whose name begins like this one's
+        except (PermissionError, ValueError):  # another user's process, or a node with a longer name
             continue
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove every temporary file and folder in a tree: nothing may be writing to it any more."""
+    """Remove every temporary file and folder in a tree. No process may still write to it."""
     for path in list(folder.rglob(f"{TEMPORARY}*")):
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, as far as that is possible."""
+    """Remove a file, a link or a folder, ignoring errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -111,9 +111,9 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def finished_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names for files, which get their own names once all are complete and on the disk.
+    """Yield temporary paths, which are renamed to `paths` at the end, after all files are flushed to the disk.
 
-    After an error no file gets its name, and the temporary ones are removed.
+    After an error no file is renamed, and the temporary files are removed.
 
     Raises:
         OSError: a file cannot be written.
@@ -133,10 +133,10 @@ def finished_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file under a temporary name, and give it its own once it is on the disk.
+    """Let `write` create a file under a temporary name, flush it to the disk, then rename it to `path`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with finished_files([path]) as [temporary]:
@@ -144,16 +144,16 @@ def publish(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a small file: a reader sees the old or the new one, and never a part.
+    """Replace a small file atomically: readers see either the old or the new contents.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def publish_lines(path: Path, records: Iterable[Any], ascii_only: bool = False) -> None:
-    """Publish one JSON text a line.
+    """Publish a file of one JSON text per line.
 
     Raises:
         OSError: the file cannot be written.
@@ -168,11 +168,11 @@ def publish_lines(path: Path, records: Iterable[Any], ascii_only: bool = False) 
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The records that `publish_lines` wrote.
+    """Yield the records that `publish_lines` wrote.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is no JSON.
+        ValueError: a line is not JSON.
     """
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -180,23 +180,23 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def check_output_folder(folder: Path, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something already; nothing is created or deleted.
+    """Refuse an output folder that is not empty. Nothing is created or deleted.
 
     Raises:
-        MobiusError: it is a file, or a folder with files in it and overwrite was not asked for.
+        MobiusError: the path is a file, or a folder that is not empty and `overwrite` is false.
     """
     if folder.exists() and not folder.is_dir():
-        raise MobiusError(f"the output folder {folder} is a file: give another one")
+        raise MobiusError(f"the output folder {folder} is a file: choose another path")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise MobiusError(f"the output folder {folder} is not empty: give another one, or --overwrite")
+        raise MobiusError(f"the output folder {folder} is not empty: choose another one, or add --overwrite")
 
 
 @contextmanager
 def temporary_folder(destination: Path) -> Iterator[Path]:
-    """A folder to make what `destination` will hold in; what is left under its temporary name is removed."""
+    """Yield a temporary folder for the contents of `destination`; if it is not published, it is removed."""
     remove_killed(destination.parent)
     temporary = temporary_of(destination)
-    # In a container that is started again, a killed process may have had this one's number.
+    # In a restarted container, a killed process can have had the same process id.
     _remove(temporary)
     temporary.mkdir(parents=True)
     try:
@@ -206,13 +206,13 @@ def temporary_folder(destination: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, destination: Path, replace: bool = False) -> None:
-    """Put a folder and all its files on the disk, and give it its name.
+    """Flush a folder and all its files to the disk, then rename it to `destination`.
 
     Args:
-        replace: a folder of that name is moved away first and removed last.
+        replace: move an existing destination away first, and remove it last.
 
     Raises:
-        OSError: it cannot be renamed, or `destination` holds something and is not to be replaced.
+        OSError: renaming failed, for example because `destination` is not empty and `replace` is false.
     """
     for folder, _, names in os.walk(temporary):
         for path in (Path(folder, name) for name in names):
@@ -227,10 +227,10 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; a kill on the way leaves no part of it under its name.
+    """Remove a folder. If the process is killed meanwhile, no partial folder keeps its name.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: the folder cannot be removed.
     """
     shutil.rmtree(_moved_away(folder))
 
@@ -243,10 +243,10 @@ def _moved_away(folder: Path) -> Path:
 
 @contextmanager
 def finished_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder, which becomes `destination` at the end; after an error it is removed.
+    """Yield a temporary folder, which is renamed to `destination` at the end; after an error it is removed.
 
     Raises:
-        MobiusError: the destination holds something already and may not be overwritten, or cannot be written.
+        MobiusError: the destination is not empty and `overwrite` is false, or it cannot be written.
     """
     check_output_folder(destination, overwrite)
     try:

@@ -11,9 +11,9 @@ from mobius_train.config import RunConfig
 
 
 def learning_rates(config: RunConfig, world_size: int) -> Callable[[int], float]:
-    """step (from 0) → learning rate, by diffusers' schedules.
+    """Return a function from the step (from 0) to the learning rate of diffusers' schedule.
 
-    With `scale_lr`, times accumulation × batch × ranks, as the Hugging Face scripts do.
+    With `scale_lr` the rate is multiplied by accumulation × batch × ranks, as in the Hugging Face scripts.
     """
     base = config.learning_rate
     if config.scale_lr:
@@ -23,7 +23,7 @@ def learning_rates(config: RunConfig, world_size: int) -> Callable[[int], float]
         config.lr_scheduler,
         unused,
         num_warmup_steps=config.lr_warmup_steps,
-        # Counted from one, so that the first step is not wasted at a rate of 0, nor the last.
+        # Counting from one avoids a rate of 0 in the first and the last step.
         num_training_steps=config.max_train_steps + 1,
     ).lr_lambdas[0]
     return lambda step: base * float(factor(step + 1))

@@ -1,6 +1,6 @@
-"""The training entry: `deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json [key=value …]`.
+"""The training entry point: `deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json [key=value …]`.
 
-`torchrun` and `srun` start the same file, and plain `python` trains on one process.
+`torchrun` and `srun` start the same file. Plain `python` trains in one process.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Started as a script, Python puts this folder first on the path, where its modules would shadow others.
+# When this file runs as a script, Python puts its folder first on the path, where its modules shadow others.
 if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
     del sys.path[0]
 
@@ -26,11 +26,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     add_engine_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="check everything, run one micro-batch, write nothing")
-    parser.add_argument("--preflight", action="store_true", help="check the nodes against each other, train nothing")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
+    parser.add_argument("--dry-run", action="store_true", help="check all settings, run one micro-batch, write nothing")
+    parser.add_argument("--preflight", action="store_true", help="compare and test the nodes without training")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by old launchers
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    # Overrides may stand before, between and after the options.
+    # Overrides can be before, between and after the options.
     return parser.parse_intermixed_args()
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     ds_path = deepspeed_json(arguments)
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
-    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    # Heavy imports follow the cheap checks and the environment variables that they read.
     from mobius_train.engine.spread import spread_of
     from mobius_train.run import check_nodes, dry_run, train
 

@@ -1,7 +1,7 @@
-"""Text to video: the trained models as a diffusers pipeline.
+"""The trained text-to-video models as a diffusers pipeline.
 
-The path of this module, `mobius_train.pipeline`, is a file format: converted folders hold a pipeline.py that imports
-TextToVideoPipeline from here.
+Do not move this module: converted folders contain a pipeline.py that imports TextToVideoPipeline from
+`mobius_train.pipeline`.
 
 Legend: B prompts, C latent channels, F frames, h, w latent size, H, W pixels; L text tokens, D their width.
 """
@@ -50,7 +50,7 @@ class TextToVideoPipelineOutput(BaseOutput):
 
 
 def convert_frames(frames: Tensor, output_type: str) -> Any:
-    """uint8 (B, F, 3, H, W) to what TextToVideoPipelineOutput says of output_type."""
+    """Convert uint8 (B, F, 3, H, W) to the output_type, see TextToVideoPipelineOutput."""
     if output_type == "uint8":
         return frames
     if output_type == "pt":
@@ -62,16 +62,16 @@ def convert_frames(frames: Tensor, output_type: str) -> Any:
 
 
 class TextToVideoPipeline(DiffusionPipeline):
-    """Samples clips from prompts by DDIM; saved and loaded like any diffusers pipeline.
+    """Samples clips from prompts with DDIM. Saving and loading work as for any diffusers pipeline.
 
     Args:
-        unet: a video model (ParallelUNet, SerialUNet); an image model (UNet2DConditionModel) gives stills.
-        scheduler: a diffusers scheduler over the trained noise schedule; DDIM takes its configuration.
-        max_text_tokens: prompts are padded and truncated to so many tokens, as captions were in training.
-        num_frames: frames of a clip, when the call does not say.
-        resolution: pixels, when the call does not say; none: the UNet's sample_size.
-        guidance_scale: when the call does not say.
-        frame_noise_correlation: of the initial noise, as in training.
+        unet: a video model (ParallelUNet, SerialUNet), or an image model (UNet2DConditionModel) for stills.
+        scheduler: a diffusers scheduler with the trained noise schedule; DDIM uses its configuration.
+        max_text_tokens: number of tokens that prompts are padded and truncated to, as captions in training.
+        num_frames: default number of frames per clip.
+        resolution: default height and width in pixels; None uses the UNet's sample_size.
+        guidance_scale: default guidance scale.
+        frame_noise_correlation: correlation of the initial noise between frames, as in training.
     """
 
     def __init__(
@@ -120,29 +120,29 @@ class TextToVideoPipeline(DiffusionPipeline):
         output_type: str = "np",
         return_dict: bool = True,
     ) -> Any:
-        """One clip for each prompt.
+        """Sample one clip per prompt.
 
-        Prompts are sampled one after the other, so that a clip is the same alone or among others, to the
-        last bit, and memory is that of one clip. The global random state is neither used nor changed.
+        Prompts are sampled one after the other. A clip is therefore bit-identical alone or among others, and memory is
+        that of one clip. The global random state is neither used nor changed.
 
         Args:
-            height, width: pixels, multiples of the autoencoder's downsampling.
-            guidance_scale: of classifier-free guidance; 1 or less runs the model on the prompt alone.
+            height, width: pixels, multiples of the autoencoder's downsampling factor.
+            guidance_scale: scale of classifier-free guidance; at 1 or less the model runs on the prompt only.
             guidance_rescale: see `guided`.
-            seed: with the prompt it fixes the clip's noise.
-            generator: takes the seed's place, as in diffusers: one for all in turn, or one for each prompt.
-            latents: the initial noise itself, (B, C, F, h, w).
+            seed: determines, together with the prompt, the clip's initial noise.
+            generator: replaces the seed, as in diffusers: one for all prompts in turn, or one per prompt.
+            latents: the initial noise, (B, C, F, h, w).
             output_type: "np", "pil", "pt", "uint8" or "latent".
 
         Returns:
-            TextToVideoPipelineOutput, or a tuple of its frames alone when return_dict is false.
+            TextToVideoPipelineOutput, or a tuple of only its frames if return_dict is false.
 
         Raises:
-            MobiusError: an argument does not fit.
+            MobiusError: an argument is invalid.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
-            raise MobiusError("no prompt: give at least one")
+            raise MobiusError("prompt is empty: give at least one")
         if output_type not in OUTPUT_TYPES:
             raise MobiusError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -166,18 +166,18 @@ class TextToVideoPipeline(DiffusionPipeline):
         return TextToVideoPipelineOutput(frames) if return_dict else (frames,)
 
     def spatial_only(self) -> TextToVideoPipeline:
-        """A pipeline of the frozen spatial branch alone, which draws stills; all weights are shared.
+        """Return a pipeline of only the frozen spatial branch, which samples stills. It shares all weights.
 
-        A still begins with the noise of the first frame that the same prompt and seed give a clip.
+        A still starts from the noise of the first frame of the clip with the same prompt and seed.
 
         Raises:
-            MobiusError: the model has no spatial branch of its own (serial).
+            MobiusError: the model has no separate spatial branch (serial).
         """
         unet = as_denoiser(self.unet).frozen if is_video_model(self.unet) else self.unet
         if unet is None:
             raise MobiusError(
-                f"{type(self.unet).__name__} has no spatial branch of its own, as parallel models have."
-                " Sample with num_frames=1, or from the text-to-image model that the training started from"
+                f"{type(self.unet).__name__} has no separate spatial branch, unlike parallel models."
+                " Sample with num_frames=1, or from the text-to-image model that training started from"
             )
         return TextToVideoPipeline(
             **(self.components | {"unet": unet}),
@@ -198,18 +198,18 @@ class TextToVideoPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None,
     ) -> list[Tensor]:
-        """For each prompt (1, C, F, h, w), where its generator lives."""
+        """Return the initial noise of each prompt, (1, C, F, h, w), on its generator's device."""
         if latents is not None:
             if latents.ndim != 5 or len(latents) != len(prompts):
                 raise MobiusError(
-                    f"latents must be (B, C, F, h, w) for {len(prompts)} prompts, got {tuple(latents.shape)}"
+                    f"latents must have shape (B, C, F, h, w) with B={len(prompts)}, got {tuple(latents.shape)}"
                 )
             return list(latents.split(1))
         frames = self.config.num_frames if num_frames is None else num_frames
         if frames < 1:
             raise MobiusError(f"num_frames={frames} must be 1 or more")
         if not is_video_model(self.unet) and frames != 1:
-            raise MobiusError(f"num_frames={frames}: a text-to-image model draws stills only, set num_frames=1")
+            raise MobiusError(f"num_frames={frames}, but a text-to-image model samples only stills: set num_frames=1")
         channels = as_denoiser(self.unet).backbone.latent_channels
         shape = (channels, frames, self._latent_size(height), self._latent_size(width))
         if generator is None:
@@ -219,8 +219,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         else:
             generators = list(generator)
         if len(generators) != len(prompts):
-            raise MobiusError(f"{len(generators)} generators for {len(prompts)} prompts: give one for each, or one")
-        return [initial_noise(shape, one, self.config.frame_noise_correlation) for one in generators]
+            raise MobiusError(f"{len(generators)} generators for {len(prompts)} prompts: give one per prompt, or one")
+        correlation = self.config.frame_noise_correlation
+        return [initial_noise(shape, prompt_noise, correlation) for prompt_noise in generators]
 
     def _latent_size(self, pixels: int | None) -> int:
         factor = LatentSpace.of(self.vae.config).reduction
@@ -235,7 +236,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     def _guided_prediction(
         self, condition: Conditions, unconditional: Conditions | None, scale: float, rescale: float
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy latents (1, C, F, h, w), timestep) → prediction; condition and unconditional: of one clip."""
+        """Return (noisy latents (1, C, F, h, w), timestep) → prediction, for the conditions of one clip."""
         model = as_denoiser(self.unet)
         if unconditional is None:
             return partial(model.predict, conditions=condition.unsqueeze())
@@ -250,10 +251,10 @@ class TextToVideoPipeline(DiffusionPipeline):
 
 
 def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeline:
-    """The pipeline of a run's folder (its final/), or of a pipeline folder itself.
+    """Load the pipeline of a run's folder (its final/), or of a pipeline folder.
 
     Raises:
-        MobiusError: no pipeline lies there, or it does not load, or there is no such device.
+        MobiusError: the folder has no pipeline, loading fails, or the device is not available.
     """
     try:
         torch.empty(0, device=device)
@@ -263,21 +264,21 @@ def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeli
     if found is None:
         raise MobiusError(
             f"no model in {folder}: "
-            + ("neither it nor its final/ holds a model_index.json" if folder.is_dir() else "there is no such folder")
-            + ". Give a finished run's output_dir, or a folder that TextToVideoPipeline.save_pretrained wrote"
+            + ("neither it nor its final/ contains model_index.json" if folder.is_dir() else "there is no such folder")
+            + ". Give the output_dir of a finished run, or a folder written by TextToVideoPipeline.save_pretrained"
         )
     try:
         kind = TextToVideoPipeline.load_config(str(found)).get("_class_name")
         if kind != TextToVideoPipeline.__name__:
-            raise MobiusError(f"{found} holds a {kind}, not a {TextToVideoPipeline.__name__}")
+            raise MobiusError(f"{found} contains a {kind}, not a {TextToVideoPipeline.__name__}")
         return TextToVideoPipeline.from_pretrained(str(found)).to(device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MobiusError(f"the model in {found} does not load: {str(error).splitlines()[0]}") from error
+        raise MobiusError(f"cannot load the model in {found}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, for dropout draws random numbers; at the end every module gets its own mode back."""
+    """Set evaluation mode, which disables dropout, and restore every module's own mode at the end."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Before the models load, in seconds: are all nodes alike, and able to work together? Those that are not are named."""
+"""Checks of all nodes before the models load. They take seconds and name the nodes that differ or fail."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
 from mobius_train.job.versions import versions
 
-# Seconds. Checkpoints and logs are ordered by their times.
+# Seconds. Checkpoints and logs are ordered by time stamps.
 CLOCKS = 5.0
-# NFS may take so long to show a file of another node.
+# Seconds that NFS can take to show a file from another node.
 SHARED = 20.0
-# Bytes of the all-reduce: enough to fill the network, little enough for a moment.
+# Bytes of the all-reduce: enough to saturate the network, but quick.
 BYTES = {"cuda": 256 * 2**20, "cpu": 8 * 2**20}
 REPETITIONS = 3
 LIMIT = 60
 
 
 class Facts(NamedTuple):
-    """What one rank says of itself; all but the clock must be the same everywhere."""
+    """The report of one rank."""
 
     alike: dict[str, str]
-    """By what it is called in the message."""
+    """Values that must be equal on all ranks, by their names in messages."""
     clock: float
     """Seconds since 1970, right after a barrier."""
     complaint: str
-    """What this rank alone finds wrong; else empty."""
+    """Error of this rank; empty if there is none."""
 
 
 def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> str:
-    """Check all ranks against each other; returns a line about them. All ranks call it.
+    """Check all ranks against each other and return a summary line. All ranks call it.
 
     Raises:
-        MobiusError: ranks differ, or one cannot do its part; rank 0's message names each.
+        MobiusError: ranks differ or fail a check; rank 0's message names each of them.
     """
     started = time.monotonic()
     facts = _gather(config, distributed)
     _refuse(differences(facts, distributed.nodes) + _unshared(output_dir, distributed), distributed)
-    # A second of imports, which a start on one rank does not need.
+    # These imports take a second, which a start on one rank does not need.
     from mobius_train.plan.fit import fit
 
     memory, too_small = fit(config, spread, distributed)
@@ -86,17 +86,17 @@ def _gather(config: RunConfig, distributed: Distributed) -> list[Facts]:
 
 
 def differences(facts: list[Facts], nodes: list[str]) -> list[str]:
-    """What is not the same on all ranks, and what single ranks complain of; the odd ones are named."""
+    """Return the differences between ranks and the errors of single ranks, with the names of these ranks."""
     problems = []
-    for what in dict.fromkeys(name for fact in facts for name in fact.alike):
-        # A rank that could not find it out complains instead.
-        values = {rank: fact.alike[what] for rank, fact in enumerate(facts) if what in fact.alike}
+    for name in dict.fromkeys(name for fact in facts for name in fact.alike):
+        # A rank that cannot determine a value reports an error instead.
+        values = {rank: fact.alike[name] for rank, fact in enumerate(facts) if name in fact.alike}
         usual = Counter(values.values()).most_common(1)[0][0]
         odd = defaultdict(list)
         for rank, value in values.items():
             if value != usual:
                 odd[value].append(rank)
-        problems += [f"{_names(ranks, nodes)}: {what} is {value}, elsewhere {usual}" for value, ranks in odd.items()]
+        problems += [f"{_names(ranks, nodes)}: {name} is {value}, elsewhere {usual}" for value, ranks in odd.items()]
     clocks = sorted(fact.clock for fact in facts)
     usual_clock = clocks[len(clocks) // 2]
     for rank, fact in enumerate(facts):
@@ -132,12 +132,12 @@ def _data(config: RunConfig) -> dict[str, str]:
     return describe_data(config.data)
 
 
-# What a rank finds out by itself: facts to be alike everywhere, or a MobiusError.
+# Checks of a single rank. They return values that must be equal on all ranks, or raise MobiusError.
 CHECKS: tuple[Callable[[RunConfig], dict[str, str]], ...] = (_models, _data)
 
 
 def _unshared(output_dir: Path, distributed: Distributed) -> list[str]:
-    """The ranks that cannot write where rank 0 reads; nothing stays behind."""
+    """Return a problem for each rank that does not share the output folder with rank 0. Leaves no files."""
     above = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
     folder = above / distributed.broadcast_object(f".preflight-{secrets.token_hex(4)}")
     if distributed.is_main:
@@ -152,15 +152,15 @@ def _unshared(output_dir: Path, distributed: Distributed) -> list[str]:
         shutil.rmtree(folder)
     unseen = distributed.broadcast_object(unseen)
     problems = [
-        f"{name_of(rank, distributed.nodes)}: cannot write beside rank 0 in {above} ({text}): all nodes must share it"
+        f"{name_of(rank, distributed.nodes)}: cannot write to rank 0's {above}: all nodes must share it ({text})"
         for rank, text in enumerate(complaints)
         if text is not None
     ]
-    return problems + ([f"what others wrote in {above} cannot be seen on rank 0: {unseen}"] if unseen else [])
+    return problems + ([f"rank 0 cannot see what other ranks wrote to {above}: {unseen}"] if unseen else [])
 
 
 def _until_shared(act: Callable[[], None]) -> str | None:
-    """Try for a while; returns the reason in the end, or None."""
+    """Retry for SHARED seconds; return None on success, else the last error."""
     deadline = time.monotonic() + SHARED
     while True:
         try:
@@ -179,7 +179,7 @@ def _see(folder: Path, ranks: list[int]) -> None:
 
 
 def _all_reduce(distributed: Distributed) -> str:
-    """Bus bandwidth as nccl-tests define it: what every rank sends, 2 (n-1)/n of the bytes, over the time."""
+    """Measure the bus bandwidth as defined by nccl-tests: each rank sends 2 (n-1)/n of the bytes."""
     ranks, size = distributed.world_size, BYTES[distributed.device.type]
     if ranks == 1:
         return "nothing to reduce"
@@ -190,11 +190,11 @@ def _all_reduce(distributed: Distributed) -> str:
         started = time.perf_counter()
         _within_limit(dist.all_reduce(values, async_op=True))
         right = bool((values == ranks * (ranks + 1) / 2).all())
-        # The first one connects the ranks.
+        # The first repetition establishes connections and is not timed.
         seconds += (time.perf_counter() - started) if repetition else 0.0
         wrong = [rank for rank, fine in enumerate(distributed.gather_objects(right)) if not fine]
         if wrong:
-            raise MobiusError(f"an all-reduce gave a wrong sum on {_names(wrong, distributed.nodes)}")
+            raise MobiusError(f"an all-reduce returned a wrong sum on {_names(wrong, distributed.nodes)}")
     bandwidth = 2 * (ranks - 1) / ranks * size * REPETITIONS / seconds
     return f"all-reduce of {size >> 20} MiB right, {bandwidth / 1e9:.2f} GB/s"
 
@@ -204,6 +204,6 @@ def _within_limit(work: Any) -> None:
         work.wait(timedelta(seconds=LIMIT))
     except RuntimeError as error:
         raise MobiusError(
-            f"all ranks answer, but an all-reduce of theirs did not come back within {LIMIT} s: on several nodes, see"
+            f"all ranks respond, but an all-reduce did not finish within {LIMIT} s: on several nodes, check"
             f" NCCL_SOCKET_IFNAME and NCCL_IB_HCA in slurm/site.sh ({str(error).splitlines()[0]})"
         ) from error

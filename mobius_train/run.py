@@ -1,4 +1,4 @@
-"""One run from its configuration to its end: put the parts together, resume, train, say where things are."""
+"""One run from its configuration to its results: assemble the parts, resume, train, report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mobius_train.trainer import Progress, Trainer
 
 
 def train(config: RunConfig, spread: Spread) -> None:
-    """Train, and print where the results are."""
+    """Train, and print the paths of the results."""
     started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
@@ -48,7 +48,7 @@ def train(config: RunConfig, spread: Spread) -> None:
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
-        # The folder is made when nothing in the input can be wrong any more.
+        # The folder is created only after all input has been checked.
         _claim(output_dir, identity.config, distributed)
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         stop = Stop(output_dir if distributed.is_main else None)
@@ -56,12 +56,12 @@ def train(config: RunConfig, spread: Spread) -> None:
             shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
-        # Together: srun gives the last ranks a few seconds after the first.
+        # All ranks end together, because srun kills the others a few seconds after the first.
         distributed.barrier()
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:
-    """The preflight alone. Writes nothing that stays."""
+    """Run only the preflight. Leaves no files."""
     quiet_libraries()
     with Distributed(spread.launch) as distributed:
         choose_engine(config, spread)
@@ -69,7 +69,7 @@ def check_nodes(config: RunConfig, spread: Spread) -> None:
 
 
 def dry_run(config: RunConfig, spread: Spread) -> None:
-    """Everything that a run does up to its first step: load, check, one forward and backward. Writes nothing."""
+    """Load, check and run one forward and backward pass. Writes nothing."""
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
@@ -99,17 +99,17 @@ def _count(task: Task, trained: bool) -> int:
 
 
 def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
-    """`{time}` in output_dir is the start of the run, the same on every rank."""
+    """Return output_dir with `{time}` replaced by the start time of the run, equal on every rank."""
     if config.resume_from_checkpoint is not None and "{time}" in str(config.output_dir):
         raise MobiusError(
             f"resume_from_checkpoint={config.resume_from_checkpoint}, but output_dir={config.output_dir} is a new"
-            " folder at each start: give the output_dir of the run to go on with"
+            " folder at each start: set output_dir to the folder of the run to resume"
         )
     stamp = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
     output_dir = Path(str(config.output_dir).replace("{time}", stamp))
     if config.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
         raise MobiusError(
-            f"{output_dir} is not empty: choose another output_dir, or go on with it by resume_from_checkpoint=latest"
+            f"{output_dir} is not empty: choose another output_dir, or resume with resume_from_checkpoint=latest"
         )
     return output_dir
 
@@ -125,7 +125,7 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
 
 
 def _claim(output_dir: Path, config: str, distributed: Distributed) -> None:
-    """Make the output folder, with the resolved configuration in it."""
+    """Create the output folder and write the resolved configuration to it."""
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         replace_file(output_dir / "config.yaml", config)

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, for writers that cannot hold all tensors of a file at once.
+"""The header of a safetensors file, for writers that do not have all tensors in memory at once.
 
-A file is the length of the JSON text (8 bytes, little-endian), the JSON text with each tensor's dtype, shape and place,
-padded with spaces to a multiple of 8, and the tensors' bytes without gaps (huggingface.co/docs/safetensors).
+A file has three parts (huggingface.co/docs/safetensors): the length of the JSON text (8 bytes, little-endian), the JSON
+text with each tensor's dtype, shape and offsets, padded with spaces to a multiple of 8, and the tensors without gaps.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ DTYPES = {
 
 
 class Layout(NamedTuple):
-    """A file's first bytes, and where its tensors lie."""
+    """A file's header and the positions of its tensors."""
 
     header: bytes
     places: dict[str, int]
-    """The byte of the file at which each tensor begins."""
+    """Offset in the file of each tensor."""
     size: int
-    """Bytes of the whole file."""
+    """Size of the file in bytes."""
 
 
 def lay_out(
     tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str], compact: bool = True
 ) -> Layout:
-    """Lay tensors out in the order given.
+    """Lay out the tensors in the given order.
 
     Args:
         tensors: dtype and shape by name.
-        metadata: texts that the file carries.
-        compact: JSON without spaces, as the library writes it. Checkpoints of runs have them.
+        metadata: texts stored in the header.
+        compact: write JSON without spaces, as the library does. Checkpoints of runs have spaces.
 
     Raises:
-        KeyError: a dtype that the format has no name for.
+        KeyError: the format does not support a dtype.
     """
     records: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts, end = {}, 0

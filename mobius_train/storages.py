@@ -1,7 +1,7 @@
-"""When the storages of tensors are made and freed, and by which module; for real and for fake tensors.
+"""Tracking of tensor storages: when and by which module they are created and freed, for real and fake tensors.
 
-torch.distributed._tools.mem_tracker.MemTracker follows storages by module as well. It is not enough: it is private,
-keeps peaks and snapshots but no time line, and crashes on modules with frozen parameters.
+torch.distributed._tools.mem_tracker.MemTracker also tracks storages by module, but it is private, keeps peaks and
+snapshots without a time line, and crashes on modules with frozen parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-# Work outside of all watched modules: the loss, a task's own arithmetic.
+# Name for work outside of all watched modules, such as the loss.
 OUTSIDE = "(outside of modules)"
 NEVER = np.iinfo(np.int64).max
 
@@ -30,12 +30,12 @@ class Storage:
     """The record of one storage.
 
     Attributes:
-        nbytes: its bytes when it was first seen.
-        maker: the innermost watched module that ran then.
-        holder: the innermost one that was called with gradients enabled: the storage can be in its graph.
-        on_host: it is room in host memory, as `models.offload` makes it.
-        freed: the time when it was freed.
-        completed: the time when it became the complete gradient of a parameter.
+        nbytes: size in bytes when the storage was first seen.
+        maker: the innermost watched module running at that time.
+        holder: the innermost one called with gradients enabled; its graph can hold the storage.
+        on_host: True for host memory allocated by `models.offload`.
+        freed: time at which the storage was freed.
+        completed: time at which the storage became the complete gradient of a parameter.
         reference: returns the storage, or None once it is freed.
     """
 
@@ -49,10 +49,10 @@ class Storage:
 
 
 class StorageFollower(TorchDispatchMode):
-    """Follows the storages of all operators' results while it is entered, without keeping them alive.
+    """A mode that tracks the storages of all operators' results, without keeping them alive.
 
     Attributes:
-        made: the storages that operators made, in order. Time is counted in allocations: `made[i]` is made at time i.
+        made: storages created by operators, in order. Time is counted in allocations: `made[i]` is created at time i.
 
     Args:
         outside: the name for work outside of all watched modules.
@@ -66,7 +66,7 @@ class StorageFollower(TorchDispatchMode):
         self._handles: list[RemovableHandle] = []
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Name the storages that the module makes in its forward passes."""
+        """Assign the storages created in the module's forward passes to `name`."""
 
         def enter(*_: object) -> None:
             self._running.append((name, torch.is_grad_enabled()))
@@ -75,7 +75,7 @@ class StorageFollower(TorchDispatchMode):
             self._running.pop()
 
         self._handles.append(module.register_forward_pre_hook(enter))
-        # A forward pass can end in an exception that is caught further out, as recomputation's does.
+        # A forward pass can end in an exception that is caught outside, as in recomputation.
         self._handles.append(module.register_forward_hook(leave, always_call=True))
 
     def close(self) -> None:
@@ -85,11 +85,11 @@ class StorageFollower(TorchDispatchMode):
 
     @property
     def running(self) -> str:
-        """The innermost watched module whose forward pass runs."""
+        """Name of the innermost watched module whose forward pass is running."""
         return self._running[-1][0]
 
     def follow(self, storage: UntypedStorage, on_host: bool = False) -> Storage:
-        """The record of a storage; a storage that is not followed yet is from now on."""
+        """Return the record of a storage, and start tracking it if it is new."""
         key = storage._cdata
         if key not in self._followed:
             holder = next(name for name, differentiated in reversed(self._running) if differentiated)
@@ -98,7 +98,7 @@ class StorageFollower(TorchDispatchMode):
         return self._followed[key]
 
     def alive(self) -> list[tuple[UntypedStorage, Storage]]:
-        """The followed storages that are not freed, with their records."""
+        """Return the tracked storages that are not freed, with their records."""
         found = ((record.reference(), record) for record in self._followed.values())
         return [(storage, record) for storage, record in found if storage is not None]
 
@@ -109,7 +109,7 @@ class StorageFollower(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         new = {storage._cdata: storage for storage in _storages(result) if storage._cdata not in self._followed}
         if new:
-            # The result can be a view of a storage that existed before, or such a storage changed in place.
+            # The result can share an existing storage, as a view or by an in-place operation.
             given = {storage._cdata for storage in _storages((args, kwargs))}
             for key, storage in new.items():
                 record = self.follow(storage, _is_host_copy(func, kwargs))
@@ -119,7 +119,7 @@ class StorageFollower(TorchDispatchMode):
 
 
 def module_storages(module: nn.Module) -> set[int]:
-    """The addresses (`UntypedStorage._cdata`) of the storages of a module's parameters and buffers."""
+    """Return the addresses (`UntypedStorage._cdata`) of a module's parameter and buffer storages."""
     return {tensor.untyped_storage()._cdata for tensor in chain(module.parameters(), module.buffers())}
 
 
@@ -128,5 +128,5 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
 
 
 def _is_host_copy(func: Any, kwargs: dict[str, Any] | None) -> bool:
-    """Whether this is room in host memory, as `models.offload` makes it: the device is given by name."""
+    """True for an allocation of host memory by `models.offload`, which names the device."""
     return func is torch.ops.aten.empty_like.default and (kwargs or {}).get("device") == torch.device("cpu")

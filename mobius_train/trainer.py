@@ -1,4 +1,4 @@
-"""The one training loop, for every stage, mode and engine."""
+"""The training loop of all stages, modes and engines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run stands; a checkpoint holds it, and the rest follows from it."""
+    """Progress of a run. Checkpoints store it; data order and learning rate follow from it."""
 
     step: int = 0
     samples_seen: int = 0
@@ -60,16 +60,16 @@ class Trainer:
         self._samples_per_step = config.samples_per_step(distributed.world_size)
 
     def train(self) -> Shown:
-        """Train to the end; returns what the last validation showed.
+        """Train to the end and return the results of the last validation.
 
         Raises:
-            Stopped: a rank was asked to stop; a checkpoint of the last step is there.
+            Stopped: a rank was asked to stop, and a checkpoint of the last step was saved.
         """
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
             batches = self.task.training_batches(progress.samples_seen)
             while progress.step < config.max_train_steps:
-                # After the save, which outlives what may fail here; a resumed run validates again.
+                # Validation follows the save, so a failure here loses no step. A resumed run validates again.
                 if progress.step == 0 or _due(config.validation_steps, progress.step):
                     self._validate()
                     if self._to:
@@ -84,7 +84,7 @@ class Trainer:
                 if stopping:
                     self._end_early()
             self.saver.wait()
-            # The last validation's pictures are what the run ends with.
+            # The run's final samples come from this validation.
             shown = self._validate()
             weights = self._weights()
             final = self.output_dir / "final"
@@ -94,7 +94,7 @@ class Trainer:
         return shown
 
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
-        """One optimizer step; the metrics are means over all ranks and micro-batches."""
+        """Run one optimizer step and return metrics averaged over all ranks and micro-batches."""
         started, waited = time.perf_counter(), 0.0
         learning_rate = self._learning_rate(self.progress.step)
         losses: list[Tensor] = []
@@ -107,7 +107,7 @@ class Trainer:
             losses.append(micro_batch(self.task, self.engine, batch))
             keys.append(batch.keys)
             report = self.engine.step(learning_rate)
-        # One wait for the device in a step, instead of one in a micro-batch.
+        # One synchronization with the device per step instead of one per micro-batch.
         values = torch.stack(losses).tolist()
         self._report_bad(values, keys)
         self.progress.step += 1
@@ -122,7 +122,7 @@ class Trainer:
                 "data_wait_share": waited / seconds,
                 "memory_gb": peak_memory_gb(self.distributed.device),
                 "step_applied": float(report.applied),
-                # It travels with these, so that all ranks stop at the same step.
+                # Averaged with the metrics, so that all ranks stop at the same step.
                 "stopping": float(self.stop.asked()),
             }
         )
@@ -139,7 +139,7 @@ class Trainer:
         if self.distributed.is_main:
             self.stop.done(self.progress.step)
             print(
-                f"\nstopped at step {self.progress.step} as asked: go on by output_dir={self.output_dir}"
+                f"\nstopped at step {self.progress.step} on request: resume with output_dir={self.output_dir}"
                 " resume_from_checkpoint=latest",
                 flush=True,
             )
@@ -147,9 +147,9 @@ class Trainer:
         raise Stopped
 
     def _count_skipped(self, report: StepReport, loss: float) -> None:
-        """A non-finite step was not applied; too many in a row end the run.
+        """Count consecutive skipped steps; too many end the run.
 
-        Overflow under fp16 with a finite loss is the loss scaler at work, as long as it can go down.
+        An fp16 overflow with a finite loss is not counted while the loss scale can still decrease.
         """
         scaling = report.loss_scale is not None and report.loss_scale > 1 and math.isfinite(loss)
         if report.applied or scaling:
@@ -160,15 +160,15 @@ class Trainer:
             self.saver.wait()
             raise MobiusError(
                 f"{self.progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient (the last at step"
-                f" {self.progress.step}); none was applied. The samples are named above; lower learning_rate, or"
-                " use mixed_precision=bf16"
+                f" {self.progress.step}) and were skipped. Samples with a non-finite loss are named above: check them,"
+                " lower learning_rate, or set mixed_precision=bf16"
             )
 
     def _weights(self) -> dict[str, Any]:
         return self.engine.averaged_weights() if self.config.use_ema else self.engine.weights()
 
     def _validate(self) -> Shown:
-        """Held-out loss and samples under the weights that would be exported now."""
+        """Compute the held-out loss and samples with the weights that an export would use."""
         weights = self._weights()
         total = self.task.heldout_loss(weights)
         if total is not None:
@@ -178,7 +178,7 @@ class Trainer:
                 self._to.write(self.progress.step, {"heldout_loss": heldout})
                 self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
         shown = Shown()
-        # Untrained, the pictures would say nothing new: the model draws what its backbone draws.
+        # An untrained model only reproduces its backbone's images.
         if self.progress.step > 0:
             try:
                 shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
@@ -201,7 +201,7 @@ class Trainer:
 
 
 class _Silent:
-    """No sinks: the ranks beside the first."""
+    """No sinks, for all ranks except rank 0."""
 
     def __enter__(self) -> None:
         return None

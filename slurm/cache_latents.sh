@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Encode a recipe's clips into its data.cache_dir before training, each task of the array its share of them:
+# Encode a recipe's clips into its data.cache_dir before training. Each task of the array encodes its share:
 #
 #     sbatch --array=0-15 --gpus=1 slurm/cache_latents.sh --config configs/sd21.yaml data.train=/data/clips
 #
-# Submitted again after a failure, with any array or none, it does what is missing.
+# After a failure, submit it again, with any array or none, to complete what is missing.
 #SBATCH --job-name=mobius-latents
 #SBATCH --output=logs/%x-%A-%a.out
 #SBATCH --open-mode=append

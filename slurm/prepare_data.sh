@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From a heap of files to shards for training, each task of the array its share of them (docs/data.md):
+# Convert media files to shards for training (docs/data.md). Each task of the array converts its share:
 #
 #     sbatch --array=0-15 --cpus-per-task=8 slurm/prepare_data.sh --config configs/data/emoji.yaml
 #
-# Submitted again after a failure, with any array or none, it does what is missing.
+# After a failure, submit it again, with any array or none, to complete what is missing.
 #SBATCH --job-name=mobius-data
 #SBATCH --output=logs/%x-%A-%a.out
 #SBATCH --open-mode=append

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sample clips from a run on one GPU; the arguments are those of tools/sample.py:
+# Sample clips from a run on one GPU. The arguments are those of tools/sample.py:
 #
 #     sbatch --gpus=1 slurm/sample.sh runs/mobius-4711 --prompt "a rocket" --output samples
 #SBATCH --job-name=mobius-sample

@@ -1,27 +1,27 @@
 # shellcheck shell=bash
-# What is the same for every job on a cluster; the one file to edit. The environment of sbatch goes before it.
-# Partition, account and the like are sbatch's own variables, exported before submitting:
+# Site settings that all jobs share; the only file to edit. Variables set in sbatch's environment take precedence.
+# Partition, account and similar options are sbatch's own variables, exported before submitting:
 #     export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=my-project SBATCH_TIMELIMIT=24:00:00
 
-# Modules, if the site has them:
+# Environment modules, if the site uses them:
 # module load cuda/12.6
 
-# The Python that the package is installed in: that of `make setup`, else the first on the path.
+# The Python with the package: the one of `make setup`, else the first python3 on the path.
 : "${PYTHON:=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}"
 
-# In front of Python, if it lives in a container:
+# Command prefix for Python in a container:
 # CONTAINER=(apptainer exec --nv --bind /data mobius.sif)
-# shellcheck disable=SC2034  # of those who source this
+# shellcheck disable=SC2034  # used by the scripts that source this file
 CONTAINER=()
 
-# Nothing of a run looks at a model hub unless the recipe names a model there.
+# Runs use only local files and the Hugging Face cache. Set this to 0 to allow downloads.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
-# NCCL, which carries all traffic between GPUs. It finds out by itself what a node has; its warnings say if it could not.
+# NCCL carries all traffic between GPUs and detects the network by itself. Its warnings report failures.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The network card of the first contact, where it takes the wrong one (docker0, or an administration network):
+# Network interface for setup, if NCCL chooses the wrong one (docker0, or an administration network):
 # export NCCL_SOCKET_IFNAME=ib0
-# The InfiniBand cards for the data, where some belong to storage:
+# InfiniBand adapters for data, if some are reserved for storage:
 # export NCCL_IB_HCA=mlx5_0,mlx5_1
-# Without InfiniBand, or to see whether it is the fault: traffic goes over the socket, some ten times slower.
+# Disable InfiniBand, if there is none or for debugging. Traffic then uses sockets, about ten times slower.
 # export NCCL_IB_DISABLE=1

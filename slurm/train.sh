@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What train_parallel.sh and train_serial.sh have in common: one task per GPU, and what follows when they end.
+# Shared part of train_parallel.sh and train_serial.sh: starts one task per GPU and handles stops and failures.
 set -euo pipefail
 source slurm/site.sh
 
-# Where the run goes: the same folder after a requeue, so that it finds its checkpoints.
+# The run's folder. It is the same after a requeue, so that the run finds its checkpoints.
 output_dir_of() {
     local folder="runs/$SLURM_JOB_NAME-$SLURM_JOB_ID" argument
     for argument in "$@"; do
@@ -16,16 +16,16 @@ train() {
     local output_dir nodes tasks_per_node cpus_per_task
     output_dir="$(output_dir_of "$@")"
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # One task per GPU; without GPUs, as many as were asked for.
+    # One task per GPU; without GPUs, the requested number.
     tasks_per_node="${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}"
-    # srun does not take it over from sbatch since Slurm 22.05, and would give each task one CPU.
+    # Since Slurm 22.05 srun does not inherit --cpus-per-task from sbatch, and would give each task one CPU.
     cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node))
     if ((cpus_per_task < 1)); then
-        echo "error: $tasks_per_node tasks and $SLURM_CPUS_ON_NODE CPUs on a node: ask for more by --cpus-per-task" >&2
+        echo "error: $SLURM_CPUS_ON_NODE CPUs per node for $tasks_per_node tasks: request more with --cpus-per-task" >&2
         exit 1
     fi
     export MASTER_ADDR="${nodes[0]}"
-    # Jobs that share a node get ports of their own.
+    # Jobs that share a node need different ports.
     export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
     local command=(
@@ -39,12 +39,12 @@ train() {
     echo "output     $output_dir"
     echo "command    ${command[*]}"
 
-    # A request that the last start has left must not stop this one.
+    # Remove stop requests of an earlier start.
     rm -f "$output_dir/stop" "$output_dir/stopped"
     signalled=
     trap 'signalled=yes; mkdir -p "'"$output_dir"'" && touch "'"$output_dir"'/stop"' USR1 TERM
-    # In the background, or bash would run the trap only after srun has ended. --wait: when a node is dead the other ranks
-    # end, but srun would wait for its tasks until Slurm has given the node up (SlurmdTimeout, often 5 minutes).
+    # srun runs in the background, because bash would otherwise delay the trap until srun ends. Without --wait, srun
+    # would wait for a dead node's tasks until Slurm declares the node down (SlurmdTimeout, often 5 minutes).
     srun --kill-on-bad-exit=1 --wait=5 --nodes="${#nodes[@]}" --ntasks=$((${#nodes[@]} * tasks_per_node)) \
         --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" "${command[@]}" &
     local srun_pid=$! status
@@ -52,17 +52,17 @@ train() {
         signalled=
         status=0
         wait "$srun_pid" || status=$?
-        # A signal has ended the waiting, and not srun.
+        # If a signal interrupted the wait, srun is still running.
         [[ -n $signalled ]]
     do :; done
     finish "$status" "$output_dir"
 }
 
-# Requeue what was stopped, and once at each step what has failed.
+# Requeue a stopped job, and a failed one unless it failed at the same step before.
 finish() {
     local status="$1" output_dir="$2"
     if ((status == 0)); then exit 0; fi
-    # Slurm requeues a job itself that it preempts, and one that was cancelled must stay so.
+    # Slurm requeues preempted jobs by itself, and a cancelled job must not be requeued.
     if [[ "$(squeue --noheader --format=%T --job="$SLURM_JOB_ID")" != RUNNING ]]; then exit "$status"; fi
     if [[ ! -e "$output_dir/stopped" ]]; then
         "${CONTAINER[@]}" "$PYTHON" tools/record_failure.py "$output_dir" \

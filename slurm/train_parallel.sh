@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Train the ring beside the frozen backbone, on any number of nodes:
+# Train the ring next to the frozen backbone, on any number of nodes:
 #
 #     sbatch [sbatch's flags] slurm/train_parallel.sh [--config recipe.yaml] [--deepspeed ds.json] [key=value …]
 #     sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=6 --ntasks-per-node=8 --partition=gpu --time=12:00:00 \
 #         slurm/train_parallel.sh --config configs/sd21.yaml data.train=/data/clips
 #
-# Submit it from the repository's root. What is the same for every job on a cluster goes into slurm/site.sh.
+# Submit it from the repository's root. Settings for all jobs on a cluster belong in slurm/site.sh.
 #SBATCH --job-name=mobius
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# This long before the end of the time limit, the run saves and the job requeues itself: a step and a save must fit in.
+# Seconds before the time limit at which the run saves and the job requeues itself. Allow for one step and one save.
 #SBATCH --signal=B:USR1@180
 
 cd "$SLURM_SUBMIT_DIR" && source slurm/train.sh

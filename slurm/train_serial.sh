@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the usual way, temporal layers between the frozen spatial ones; as train_parallel.sh in everything else.
+# Train temporal layers between the frozen spatial layers. See train_parallel.sh for usage.
 #SBATCH --job-name=mobius-serial
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append

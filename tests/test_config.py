@@ -100,6 +100,21 @@ def test_all_mistakes_are_listed_at_once(recipe: Path) -> None:
         load(recipe, ["learning_rat=1", "seeed=2"])
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.train=https://user:word@host/a.tar?sig=secret", "seeed=1"],
+        ["data.num_frames=https://user:word@host/a.tar?sig=secret"],
+        ["data.train.x=https://user:word@host/a.tar?sig=secret"],
+    ],
+)
+def test_credentials_and_signatures_are_not_printed(recipe: Path, overrides: list[str]) -> None:
+    with pytest.raises(MobiusError, match=r"https://host/a\.tar") as refused:
+        load(recipe, overrides)
+    assert "secret" not in str(refused.value)
+    assert "word" not in str(refused.value)
+
+
 def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(MobiusError, match=r"nowhere\.yaml"):
         load(tmp_path / "nowhere.yaml")

@@ -1,6 +1,7 @@
-"""Prove on real steps of a recipe that the backward pass leaves out the frozen spatial branch.
+"""Check on real steps of a recipe that the backward pass excludes the frozen spatial branch.
 
-It says which modules keep what for the backward pass, and exits 1 where the proof fails, as it does in mode=serial.
+The report lists the bytes that each module saves for the backward pass. The exit code is 1 if the check fails, as it
+does for mode=serial.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def parse() -> argparse.Namespace:
         "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
     )
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--top", type=int, default=20, help="modules to list by saved bytes (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
+    parser.add_argument("--top", type=int, default=20, help="modules to list, by saved bytes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the full report as JSON, sizes in bytes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -36,14 +37,14 @@ def main() -> None:
     arguments = parse()
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
-    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    # Heavy imports follow the cheap checks and the environment variables that they read.
     from mobius_train.engine.spread import spread_of
     from mobius_train.job.quiet import quiet_libraries
     from mobius_train.job.versions import versions
     from mobius_train.measure.audit import Audit, audit
 
     quiet_libraries()
-    # What is said while models are built is no part of the report.
+    # Output during model loading is not part of the report.
     with redirect_stdout(sys.stderr):
         found: Audit = audit(config, spread_of("deepspeed", arguments.deepspeed, launch), arguments.steps)
     if launch.rank == 0 and arguments.json:
@@ -64,7 +65,7 @@ def main() -> None:
         for name, nbytes in list(found.saved.nbytes.items())[: arguments.top]:
             print(f"{nbytes / 2**20:10.2f} MiB  {name}")
         if len(found.saved.nbytes) > arguments.top:
-            print(f"and {len(found.saved.nbytes) - arguments.top} modules more (--top)")
+            print(f"and {len(found.saved.nbytes) - arguments.top} more modules (--top)")
     failed = [claim for claim in found.claims if not claim.proven]
     if failed:
         raise MobiusError("\n".join(["not proven:"] + [f"  - {c.what}, but: {_first(c.offenders)}" for c in failed]))

@@ -1,8 +1,8 @@
-"""Compute the latents and text embeddings of a training recipe's clips once, over all ranks, without training.
+"""Compute the latents and text embeddings of a training recipe's clips on all ranks, without training.
 
-`torchrun --nproc_per_node 8 tools/cache_latents.py --config recipe.yaml`, or `srun python …`, or python alone; in a
-Slurm array (or with --task) each task does its share. An interrupted build goes on where it stopped. Training with the
-same recipe reads it; with data.cache_required=true it refuses any other.
+Start it with `torchrun --nproc_per_node 8 tools/cache_latents.py --config recipe.yaml`, with `srun python …`, or with
+python. In a Slurm array, or with --task, each task processes its share. An interrupted build resumes where it stopped.
+Training with the same recipe uses the cache. With data.cache_required=true it fails if the cache does not match.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from mobius_train.job import environment
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a training recipe with data.cache_dir")
-    parser.add_argument("--task", metavar="I/N", help="do share I of N, from 0 (default: the Slurm array's, or all)")
+    parser.add_argument(
+        "--task", metavar="I/N", help="share I of N to process, from 0 (default: Slurm array, else all)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -28,10 +30,10 @@ def main() -> None:
     arguments = parse()
     config = load(arguments.config, [*arguments.overrides, "data.cache_required=false"])
     if config.data.cache_dir is None:
-        raise MobiusError("nowhere to put latents: give data.cache_dir=FOLDER")
+        raise MobiusError("the recipe has no data.cache_dir: add data.cache_dir=FOLDER")
     task, tasks = environment.array_task(arguments.task)
     launch = environment.prepare()
-    # Heavy imports come after the cheap checks, and after the environment that they read is set.
+    # Heavy imports follow the cheap checks and the environment variables that they read.
     from mobius_train.job.distributed import Distributed
     from mobius_train.job.quiet import quiet_libraries
     from mobius_train.tasks.build_task import build_task
@@ -41,7 +43,7 @@ def main() -> None:
     with Distributed(launch) as distributed:
         model = build_task(config, distributed)
         if not isinstance(model, DiffusionTask):
-            raise MobiusError(f"stage {config.stage} caches nothing")
+            raise MobiusError(f"stage {config.stage} has nothing to cache: use a recipe of another stage")
         size = distributed.world_size
         model.fill_cache(task * size + distributed.rank, tasks * size)
         distributed.barrier()

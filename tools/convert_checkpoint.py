@@ -1,4 +1,4 @@
-"""Convert models and checkpoints; each command checks what it wrote and reports all that it did not carry over."""
+"""Convert models and checkpoints. Each command verifies its output and reports everything that it omits."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "from-image-model", help="a Stable Diffusion 1.x or 2.x folder of diffusers → a new text-to-video pipeline"
+        "from-image-model", help="a diffusers folder of Stable Diffusion 1.x or 2.x → a new text-to-video pipeline"
     )
     command.add_argument("--mode", choices=("parallel", "serial"), default="parallel", help="default: %(default)s")
-    command.add_argument("--num-frames", type=int, default=8, help="of a clip (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the new layers (default: %(default)s)")
+    command.add_argument("--num-frames", type=int, default=8, help="frames per clip (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the new layers (default: %(default)s)")
     _add_paths(command, "pipeline folder", "pipeline folder", text_encoder=True)
 
     command = commands.add_parser(
-        "serial-to-parallel", help="a UNet3DConditionModel (ModelScope's) or SerialUNet → its weights in a ring"
+        "serial-to-parallel", help="a UNet3DConditionModel (ModelScope) or SerialUNet → a ring with its weights"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the ring's other layers (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the ring's other layers (default: %(default)s)")
     _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
 
-    command = commands.add_parser("parallel-to-serial", help="a ParallelUNet → its weights in a UNet3DConditionModel")
+    command = commands.add_parser("parallel-to-serial", help="a ParallelUNet → a UNet3DConditionModel with its weights")
     _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
 
     command = commands.add_parser("consolidate", help="a sharded checkpoint → one safetensors file")
     command.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s")
-    command.add_argument("--weights", default=MODEL, help="model, or ema (default: %(default)s)")
-    command.add_argument("--tag", help="of a folder with several (default: what its file latest says)")
-    command.add_argument("--max-shard-size", default="5GB", help="of one file (default: %(default)s)")
+    command.add_argument("--weights", default=MODEL, help="model or ema (default: %(default)s)")
+    command.add_argument("--tag", help="checkpoint in a folder with several (default: the one named by latest)")
+    command.add_argument("--max-shard-size", default="5GB", help="maximum size of a file (default: %(default)s)")
     _add_paths(command, "a run's, DeepSpeed's or FSDP's checkpoint", "NAME.safetensors")
 
-    command = commands.add_parser("to-diffusers", help="what a run made → a pipeline folder for diffusers")
-    command.add_argument("--config", type=Path, help="config.yaml of the run, in the place of the checkpoint's own")
-    command.add_argument("--weights", choices=(MODEL, EMA), help="of a checkpoint (default: ema where it has it)")
-    _add_paths(command, "a run's folder, its final/, a checkpoint of it, or consolidated weights", "pipeline folder")
+    command = commands.add_parser("to-diffusers", help="the result of a run → a pipeline folder for diffusers")
+    command.add_argument("--config", type=Path, help="config.yaml of the run, instead of the checkpoint's own")
+    command.add_argument("--weights", choices=(MODEL, EMA), help="weights of a checkpoint (default: ema if present)")
+    _add_paths(command, "a run's folder, its final/, a checkpoint, or consolidated weights", "pipeline folder")
 
-    command = commands.add_parser("from-single-file", help="a .safetensors or .ckpt of Stable Diffusion → a folder")
+    command = commands.add_parser("from-single-file", help="a Stable Diffusion .safetensors or .ckpt → a pipeline")
     command.add_argument("--config", type=Path, required=True, help="local pipeline folder of the same family")
     _add_paths(command, "the file", "pipeline folder")
     return parser.parse_args()
@@ -63,7 +63,7 @@ def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_
     command.add_argument("source", type=Path, help=source)
     command.add_argument("output", type=Path, help=output)
     if text_encoder:
-        command.add_argument("--text-encoder", help="folder or package:NAME, in the place of the pipeline's own")
+        command.add_argument("--text-encoder", help="folder or package:NAME, instead of the pipeline's own")
 
 
 def convert(arguments: argparse.Namespace) -> Report:
@@ -79,7 +79,7 @@ def convert(arguments: argparse.Namespace) -> Report:
             return parallel_to_serial(source, output, arguments.text_encoder)
         case "to-diffusers" if source.name.endswith((".safetensors", ".safetensors.index.json")):
             if arguments.config is None:
-                raise MobiusError(f"{source} are weights alone: give --config, the config.yaml of their run")
+                raise MobiusError(f"{source} contains only weights: add --config with the config.yaml of their run")
             return write_pipeline(pipeline_of(load(arguments.config), open_safetensors(source)), source, output)
         case "to-diffusers" if (source / MANIFEST).is_file():
             return checkpoint_to_diffusers(source, output, arguments.weights, arguments.config)

@@ -1,6 +1,6 @@
-"""Say what a folder is: a checkpoint, a run, a pipeline …, its step and parts, and whether it verifies.
+"""Identify a folder (a checkpoint, a run, a pipeline …), list its step and parts, and verify it.
 
-No tensor is loaded and nothing is unpickled. It exits 1 if something is damaged.
+No tensor is loaded and nothing is unpickled. The exit code is 1 if something is damaged.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mobius_train.errors import MobiusError
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", action="store_true", help="print everything, shapes included, as JSON")
+    parser.add_argument("folder", type=Path, help="checkpoint, run or model folder")
+    parser.add_argument("--json", action="store_true", help="print the full report as JSON, including shapes")
     return parser.parse_args()
 
 
@@ -37,7 +37,7 @@ def show(report: dict[str, Any], indent: str = "") -> None:
     for folder in report.get("folders", []):
         show(folder, indent + "  ")
     if report["kind"] == "checkpoint":
-        print(f"{indent}  {'DAMAGED' if report['problems'] else 'verified: every file is as it was written'}")
+        print(f"{indent}  {'DAMAGED' if report['problems'] else 'verified: all files are intact'}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Run real steps of a recipe in several modes, and print the measured memory beside the planned one.
+"""Run real steps of a recipe in several modes and compare the measured with the planned memory.
 
-On a GPU: peaks of the allocator. On a CPU: the exact bytes that are saved for the backward pass.
+On a GPU it measures the allocator's peaks, on a CPU the exact bytes saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def parse() -> argparse.Namespace:
         "--modes",
         nargs="+",
         metavar="MODE[+recompute][+key=value…]",
-        help="what to measure, each in a process of its own (default: the recipe as it is)",
+        help="variants to measure, each in a separate process (default: the recipe unchanged)",
     )
-    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before measuring (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="measured optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--random-models",
         action="store_true",
-        help="random weights of full size and random clips: needs neither model files nor data",
+        help="use random weights of full size and random clips, without model files or data",
     )
-    parser.add_argument("--snapshot", type=Path, metavar="FILE", help="with one mode on a GPU: the allocator's history")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, sizes in bytes")
+    parser.add_argument("--snapshot", type=Path, metavar="FILE", help="write the allocator's history (one mode, GPU)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report, sizes in bytes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -44,9 +44,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     if arguments.warmup < 0 or arguments.steps < 1:
-        raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: give at least 0 and 1")
+        raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: they must be at least 0 and 1")
     choose_accelerator()
-    # It imports torch and DeepSpeed, which reads what was chosen.
+    # This imports DeepSpeed, which reads the chosen accelerator.
     from mobius_train.measure.side_by_side import Job, failures, measure_apart, overrides_of
 
     ds_path, given = deepspeed_json(arguments), tuple(arguments.overrides)
@@ -55,7 +55,7 @@ def main() -> None:
     for overrides in variants.values():
         load(arguments.config, overrides)
     if arguments.snapshot is not None and len(variants) > 1:
-        raise MobiusError("--snapshot is of one mode: give --modes one")
+        raise MobiusError("--snapshot supports only one mode: give one to --modes")
     records = {}
     for name, overrides in variants.items():
         job = Job(

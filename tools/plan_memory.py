@@ -1,4 +1,4 @@
-"""Predict each rank's peak memory of a training run, and what it is made of; needs no GPU and allocates no model."""
+"""Predict the peak memory per rank of a training run and its parts, without a GPU and without allocating a model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def parse() -> argparse.Namespace:
         "--engine",
         choices=("deepspeed", "fsdp", "ddp"),
         default="deepspeed",
-        help="fsdp: with the recipe's fsdp section; ddp: torch's DDP, to compare with published figures",
+        help="fsdp uses the recipe's fsdp section; ddp is torch's DDP, for comparison with published figures",
     )
-    parser.add_argument("--gpu", help="V100-16, A100-40, …, or a size in GB")
-    parser.add_argument("--ranks", type=int, default=1, help="GPUs of the job (default: %(default)s)")
+    parser.add_argument("--gpu", help="GPU to check against: V100-16, A100-40, …, or a size in GB")
+    parser.add_argument("--ranks", type=int, default=1, help="number of GPUs (default: %(default)s)")
     parser.add_argument("--ranks-per-node", type=int, help="for fsdp.sharding=hybrid (default: all on one node)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, sizes in bytes")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar (.png, .svg, .pdf)")
-    parser.add_argument("--no-search", action="store_true", help="skip what fits at most, and what to change")
+    parser.add_argument("--json", action="store_true", help="print the full plan as JSON, sizes in bytes")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar chart (.png, .svg, .pdf)")
+    parser.add_argument("--no-search", action="store_true", help="skip the search for limits and for changes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parse()
     choose_accelerator()
     quiet_libraries()
-    # These import torch and DeepSpeed, which takes seconds: after the arguments are checked.
+    # These import torch and DeepSpeed, which takes seconds, so the arguments are checked first.
     from mobius_train.engine.ds_config import read_ds_json
     from mobius_train.engine.spread import Spread
     from mobius_train.plan import Planner, find_gpu
@@ -64,7 +64,7 @@ def main() -> None:
         draw({arguments.config.stem: plan}, arguments.picture)
     if gpu is not None and not plan.fits:
         over = (plan.peak - gpu.bytes) / 2**20
-        raise MobiusError(f"{over:.0f} MiB too much for a {gpu.name}")
+        raise MobiusError(f"the run needs {over:.0f} MiB more than a {gpu.name} has")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""From folders, lists, archives or shards of pictures and videos to webdataset shards for training, as a recipe says.
+"""Convert folders, lists, archives or shards of images and videos to webdataset shards for training, by a recipe.
 
-Start it again after an interruption, and it goes on. In a Slurm array (or with --task) each task does its share first,
-and then what others have not done.
+After an interruption, start it again to continue. In a Slurm array, or with --task, each task processes its own share
+first, and then the unfinished parts of other shares.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mobius_train.prepare.recipe import PrepareConfig
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a data recipe, such as configs/data/emoji.yaml")
-    parser.add_argument("--workers", type=int, default=1, help="processes of this task (default: 1)")
-    parser.add_argument("--task", metavar="I/N", help="begin with share I of N, from 0 (default: the Slurm array's)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as output_dir=data/mine")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
+    parser.add_argument("--task", metavar="I/N", help="start with share I of N, from 0 (default: the Slurm array's)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override, such as output_dir=data/mine")
     return parser.parse_args()
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parse()
     config = load_as(PrepareConfig, arguments.config, arguments.overrides)
     if arguments.workers < 1:
-        raise MobiusError(f"--workers {arguments.workers}: at least one")
+        raise MobiusError(f"--workers {arguments.workers} must be at least 1")
     prepare(config, arguments.workers, Share(*array_task(arguments.task)))
     print((config.output_dir / "report" / "report.md").read_text(encoding="utf-8").partition("\n## ")[0])
     print(f"\n{config.output_dir}: shards, index.jsonl and report/")

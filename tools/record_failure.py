@@ -1,4 +1,4 @@
-"""After a run has failed: note it in its folder, and exit 0 if it is worth another try."""
+"""Record a failure in a run's folder, and exit 0 if the run should be retried."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mobius_train.job.failures import record
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--exit-code", type=int, required=True)
-    parser.add_argument("--job", default="", help="for the record")
+    parser.add_argument("output_dir", type=Path, help="the run's folder")
+    parser.add_argument("--exit-code", type=int, required=True, help="exit code of the run")
+    parser.add_argument("--job", default="", help="job id to record")
     arguments = parser.parse_args()
     step = record(arguments.output_dir, arguments.exit_code, arguments.job)
-    print(f"failed after step {step}, for the first time there")
+    print(f"first failure after step {step}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sample clips from a trained model: GIF, MP4 and a contact sheet for every prompt."""
+"""Sample clips from a trained model and write a GIF, an MP4 and a contact sheet per prompt."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mobius_train.pipeline import load_pipeline
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="a run's output_dir, or its final/")
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts-file", type=Path, help="one prompt a line")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+    parser.add_argument("model", type=Path, help="a run's output_dir or its final/, or a pipeline folder")
+    parser.add_argument("--prompt", action="append", default=[], help="text prompt; repeatable")
+    parser.add_argument("--prompts-file", type=Path, help="text file with one prompt per line")
+    parser.add_argument("--output", type=Path, required=True, help="output folder")
+    parser.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="png: a contact sheet")
-    parser.add_argument("--num-frames", type=int, help="default: the model's")
+    parser.add_argument("--num-frames", type=int, help="frames per clip; default: the model's")
     parser.add_argument("--height", type=int, help="pixels; default: the model's")
     parser.add_argument("--width", type=int, help="pixels; default: the model's")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
-    parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0.7 suits zero terminal SNR")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0.7 is recommended with zero terminal SNR")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fps", type=float, default=8.0, help="of the files (default: %(default)s)")
-    parser.add_argument("--spatial-only", action="store_true", help="stills from the frozen spatial branch alone")
+    parser.add_argument("--fps", type=float, default=8.0, help="frame rate of the files (default: %(default)s)")
+    parser.add_argument("--spatial-only", action="store_true", help="sample stills from the frozen spatial branch only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -47,7 +47,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
             raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise MobiusError("no prompts: give --prompt or a --prompts-file with one prompt a line")
+        raise MobiusError("no prompts: give --prompt or a --prompts-file with one prompt per line")
     return prompts
 
 

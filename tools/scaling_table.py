@@ -13,9 +13,9 @@ NVLINK = 240e9  # bytes per second
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=668e6, help="trained parameters (default: %(default)g)")
-    parser.add_argument("--tflop", type=float, default=10.26, help="TFLOP of a micro-batch (default: %(default)s)")
-    parser.add_argument("--tflops", type=float, default=73.0, help="TFLOP/s that a GPU reaches (default: %(default)s)")
-    parser.add_argument("--accumulation", type=int, default=2, help="micro-batches of a step (default: %(default)s)")
+    parser.add_argument("--tflop", type=float, default=10.26, help="TFLOP per micro-batch (default: %(default)s)")
+    parser.add_argument("--tflops", type=float, default=73.0, help="achieved TFLOP/s of a GPU (default: %(default)s)")
+    parser.add_argument("--accumulation", type=int, default=2, help="micro-batches per step (default: %(default)s)")
     parser.add_argument("--gigabits", type=float, default=100.0, help="Gb/s of a node's network (default: %(default)s)")
     return parser.parse_args()
 

@@ -1,1 +1,1 @@
-"""Checkpoints: a run's state as safetensors and JSON, written crash-safe, verified before it is read."""
+"""Checkpoints: a run's state as safetensors and JSON, written atomically and verified before reading."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: putting a finished one in place, the pointer to it, and which are removed."""
+"""The checkpoint folders of a run: publishing, the `latest` pointer, and removal of old ones."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ TEMPORARY = ".checkpoint-*.tmp"
 
 
 def folder_of(output_dir: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
     return output_dir / f"checkpoint-{step}"
 
 
 def temporary_of(output_dir: Path, step: int) -> Path:
-    """Where a checkpoint is written before it is whole; on the same file system, so that a rename puts it in place."""
+    """Return the folder for writing a checkpoint, on the same file system, so that a rename can publish it."""
     return output_dir / f".checkpoint-{step}.tmp"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """All folders named checkpoint-<n>, whole or not, fewest steps first."""
+    """Return all folders named checkpoint-<n>, complete or not, in order of steps."""
     return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def pointed(output_dir: Path) -> str | None:
-    """The name in `latest`, whatever it is; none: there is no such file."""
+    """Return the unchecked contents of `latest`, or None if there is no such file."""
     try:
         return (output_dir / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
@@ -36,25 +37,25 @@ def pointed(output_dir: Path) -> str | None:
 
 
 def publish(output_dir: Path, step: int) -> None:
-    """Put the finished temporary folder in place, then let `latest` name it.
+    """Rename the finished temporary folder to its final name, then point `latest` to it.
 
     Raises:
-        OSError: it cannot be.
+        OSError: renaming or writing failed.
     """
     folder = folder_of(output_dir, step)
-    # A run that was resumed from before this step may find a checkpoint of it.
+    # A run resumed from an earlier step may already have a checkpoint of this step.
     publish_folder(temporary_of(output_dir, step), folder, replace=True)
     replace_file(output_dir / LATEST, f"{folder.name}\n")
 
 
 def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int | None) -> None:
-    """Remove the oldest checkpoints beyond `total_limit`; `keep`, and multiples of `keep_every`, stay.
+    """Remove the oldest checkpoints beyond `total_limit`, but never `keep` or multiples of `keep_every`.
 
-    Those of later steps than `keep` are the first to go: the run was taken up again before them, since they are
-    damaged, say, and would take the place of good ones.
+    Checkpoints of later steps than `keep` are removed first. They exist when the run was resumed from an earlier step,
+    for example because they are damaged, and would otherwise displace good ones.
 
     Raises:
-        OSError: one cannot be removed.
+        OSError: a checkpoint cannot be removed.
     """
     if total_limit is None:
         return
@@ -69,7 +70,7 @@ def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Remove what a kill left unfinished."""
+    """Remove unfinished folders and files of killed processes."""
     for folder in output_dir.glob(TEMPORARY):
         shutil.rmtree(folder, ignore_errors=True)
     remove_killed(output_dir)

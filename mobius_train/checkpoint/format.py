@@ -1,12 +1,12 @@
-"""What lies in a folder checkpoint-<n>, and the two JSON files that describe it.
+"""The layout of a folder checkpoint-<n>, and its two JSON files.
 
     manifest.json                       bytes and SHA-256 of every other file; written last
-    state.json                          where the run stood, and what its state belongs to
+    state.json                          progress of the run, and the settings that its state depends on
     config.yaml                         the resolved recipe
     rank-00000-of-00004.safetensors     a rank's share of weights, moments and average, see shard.py
     random-00000-of-00004.json          a rank's random states
 
-Beside these folders, the file `latest` names one of them. Nothing is a pickle.
+The file `latest`, next to these folders, contains the name of one of them. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files of a checkpoint but the manifest itself."""
+    """All files of a checkpoint except the manifest itself."""
 
     step: int
     files: dict[str, File]
@@ -38,34 +38,35 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """
+        """Read the manifest of a checkpoint.
+
         Raises:
-            MobiusError: it is missing, or not as it was written.
+            MobiusError: the file is missing or not a valid manifest.
         """
         path = folder / MANIFEST
         values = read_json(path)
         if values.get("format") != FORMAT:
-            raise MobiusError(f"{path}: format {values.get('format')!r}, and this version reads {FORMAT}")
+            raise MobiusError(f"{path}: format {values.get('format')!r} is not supported, this version reads {FORMAT}")
         try:
             files = {name: File(**file) for name, file in values["files"].items()}
             manifest = Manifest(values["step"], files)
         except (KeyError, TypeError, AttributeError) as error:
             raise MobiusError(f"{path}: not a manifest ({error!r})") from error
         if json.loads(manifest.dump()) != values:
-            raise MobiusError(f"{path}: it holds more than a manifest does")
+            raise MobiusError(f"{path}: unexpected values for a manifest")
         return manifest
 
 
 @dataclass(frozen=True)
 class State:
-    """Where the run stood.
+    """The state of the run, without its tensors.
 
     Attributes:
-        progress: of the training loop, as JSON values.
-        global_batch_size: samples of an optimizer step.
-        scalars: of the engine, beside its tensors.
-        frozen_sha256: identifies the frozen weights that the trained ones belong to, and that are not saved.
-        frozen_source: the folder or hub name that these came from.
+        progress: progress of the training loop, as JSON values.
+        global_batch_size: samples per optimizer step.
+        scalars: the engine's state that is not in tensors.
+        frozen_sha256: hash of the frozen weights, which are not saved.
+        frozen_source: folder or hub name of the frozen weights.
     """
 
     progress: dict[str, Any]
@@ -82,9 +83,10 @@ class State:
 
     @staticmethod
     def read(folder: Path) -> State:
-        """
+        """Read the state of a checkpoint.
+
         Raises:
-            MobiusError: it is missing, or not as it was written.
+            MobiusError: the file is missing or not a valid state.
         """
         values = read_json(folder / STATE)
         try:
@@ -94,30 +96,31 @@ class State:
 
 
 def shard_file(rank: int, world_size: int) -> str:
-    """The name of a rank's tensors."""
+    """Return the name of a rank's tensor file."""
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def random_file(rank: int, world_size: int) -> str:
-    """The name of a rank's random states."""
+    """Return the name of a rank's file of random states."""
     return f"random-{rank:05d}-of-{world_size:05d}.json"
 
 
 def files_of(world_size: int) -> set[str]:
-    """The files of a checkpoint, the manifest apart."""
+    """Return the names of all files of a checkpoint except the manifest."""
     ranks = range(world_size)
     return {STATE, CONFIG, *(f(rank, world_size) for f in (shard_file, random_file) for rank in ranks)}
 
 
 def step_of(folder: Path) -> int:
-    """n of checkpoint-<n>."""
+    """Return n of checkpoint-<n>."""
     return int(folder.name.rpartition("-")[2])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
+    """Read a JSON object.
+
     Raises:
-        MobiusError: the file cannot be read, or holds no JSON object.
+        MobiusError: the file cannot be read, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What a folder is: a checkpoint, a run, a pipeline …, from names, JSON and safetensors headers alone.
+"""Identification of a folder as a checkpoint, a run, a pipeline …, from names, JSON and safetensors headers.
 
-No tensor is loaded (only hashed), and nothing is unpickled.
+Checkpoint files are hashed. No tensor is loaded and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mobius_train.checkpoint.format import MANIFEST, STATE, State, read_json
 from mobius_train.checkpoint.verify import index, problems
 from mobius_train.errors import MobiusError
 
-# What DeepSpeed's save_checkpoint writes.
+# File names of DeepSpeed's save_checkpoint.
 DEEPSPEED = re.compile(r"(mp_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+|bf16_zero_pp_rank_\d+_mp_rank_\d+)_\w+\.pt")
 
 Report = dict[str, Any]
 
 
 def inspect(folder: Path) -> Report:
-    """`kind`, `step` (or none), `parts` (name, bytes, and shapes of tensors by name) and `problems`, as JSON values.
+    """Return `kind`, `step` (or None), `parts` (name, bytes, tensor shapes by name) and `problems` as JSON values.
 
     Raises:
-        MobiusError: there is no such folder.
+        MobiusError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise MobiusError(f"{folder} is no folder: give a checkpoint, a run's output_dir or a model folder")
+        raise MobiusError(f"{folder} is not a folder: give a checkpoint, a run's output_dir or a model folder")
     kinds: list[tuple[str, Callable[[Path], bool], Callable[[Path], Report]]] = [
         ("checkpoint", lambda f: (f / MANIFEST).is_file() or (f / STATE).is_file(), _checkpoint),
         ("diffusers pipeline", lambda f: (f / "model_index.json").is_file(), _pipeline),
@@ -93,7 +93,7 @@ def _model(folder: Path) -> Report:
 
 
 def _description(folder: Path) -> str | None:
-    """The file that says which class of diffusers or transformers lies in a folder."""
+    """Return the name of the file that holds the folder's diffusers or transformers class, if there is one."""
     names = ("config.json", "scheduler_config.json")
     return next((name for name in names if (folder / name).is_file()), None)
 
@@ -115,7 +115,7 @@ def _classed(folder: Path, description: str) -> Report:
 
 def _deepspeed(folder: Path) -> Report:
     step = re.fullmatch(r"global_step(\d+)", folder.name)
-    note = "its files are pickles, which can run commands: convert it only if you trust it"
+    note = "its files are pickles, which can run arbitrary code: convert it only if you trust its source"
     return {
         "step": int(step[1]) if step else None,
         "note": note,

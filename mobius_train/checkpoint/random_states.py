@@ -14,7 +14,7 @@ States = dict[str, Any]
 
 
 def take() -> States:
-    """The global generators of torch (CPU, and this rank's GPU), Python and numpy."""
+    """Return the states of the global generators of torch (CPU and this rank's GPU), Python and numpy."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None
@@ -27,7 +27,7 @@ def take() -> States:
 
 
 def put(states: States) -> None:
-    """Set what `take` gave; a GPU's state only where there is one."""
+    """Restore the states from `take`; the GPU's state only if there is a GPU."""
     torch.set_rng_state(_tensor(states["torch"]))
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(states["cuda"]))

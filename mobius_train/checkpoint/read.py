@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any number of ranks and any ZeRO stage, a range at a time."""
+"""Reading of checkpoints from any number of ranks and any ZeRO stage, one range at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mobius_train.errors import MobiusError
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint to convert or look into, after every file of it was hashed.
+    """Verify the hashes of a checkpoint and open it for conversion or inspection.
 
     Raises:
-        MobiusError: it is damaged; the message names the files.
+        MobiusError: the checkpoint is damaged; the message names the files.
     """
     found = problems(folder)
     if found:
@@ -31,10 +31,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 class Checkpoint:
-    """A verified checkpoint. Tensors are read when they are asked for, no more than one at a time.
+    """A verified checkpoint. Tensors are read on demand, one at a time.
 
     Attributes:
-        state: where the run stood, and what its state belongs to.
+        state: the run's progress, and the settings that its state depends on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,10 +43,10 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved recipe, as its YAML has it.
+        """The resolved recipe as YAML values, without validation.
 
         Raises:
-            MobiusError: it is no YAML mapping.
+            MobiusError: the file is not a YAML mapping.
         """
         path = self.folder / CONFIG
         try:
@@ -58,19 +58,19 @@ class Checkpoint:
         return values
 
     def random_states(self, rank: int) -> dict[str, Any]:
-        """The random states of one of the ranks that wrote it."""
+        """Return the random states of a rank of the run that wrote the checkpoint."""
         return read_json(self.folder / random_file(rank, self.state.world_size))
 
     @cached_property
     def index(self) -> dict[str, list[Range]]:
-        """Where the ranges of every tensor are, by `<kind>/<parameter>`."""
+        """The ranges of every tensor, by `<kind>/<parameter>`."""
         return index(self.folder, self.state.world_size)
 
     def weights(self, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """(parameter, whole float32 tensor), one after the other: the weights, or their moving average.
+        """Yield (parameter, full float32 tensor) for each weight, or for its moving average.
 
         Raises:
-            MobiusError: there is no average, as the run did not use_ema.
+            MobiusError: the checkpoint has no average, because the run did not set use_ema.
         """
         kind = "average" if averaged else "weights"
         if averaged and not self.state.contents.use_ema:
@@ -81,13 +81,13 @@ class Checkpoint:
             yield name, whole
 
     def fill(self, name: str, piece: Piece) -> None:
-        """Write what was saved of a tensor into a piece of it.
+        """Copy the saved values of a tensor into a piece of it.
 
         Raises:
-            MobiusError: there is no such tensor.
+            MobiusError: the checkpoint does not contain the tensor.
         """
         if name not in self.index:
-            raise MobiusError(f"{self.folder} holds no {name}: resume from another checkpoint")
+            raise MobiusError(f"{self.folder} does not contain {name}: resume from another checkpoint")
         first, last = piece.start, piece.start + len(piece.data)
         for part in self.index[name]:
             start, end = max(first, part.start), min(last, part.end)

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, whether it is this run's, and putting its state in place."""
+"""Resuming from a checkpoint: selection, compatibility checks, and restoring of the state."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 
-# Latest if there is any, else a new start: what a job says that is started again by itself.
+# For jobs that requeue themselves: resume from the latest checkpoint if there is one, else start a new run.
 AUTO = "auto"
 
 
 def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
-    """The checkpoint that was asked for, after every file of it was hashed. All ranks call it, and get the same.
+    """Return the requested checkpoint after verifying the hashes of its files. All ranks call it and get the same one.
 
-    "latest" is the one that the file `latest` names; if that is damaged, the good one with the most steps. "auto" is
-    the same, or None where there is no checkpoint.
+    "latest" is the checkpoint that the file `latest` names, or the newest good one if that is damaged. "auto" is
+    "latest", or None if there is no checkpoint.
 
     Raises:
-        MobiusError: there is none, or the one that was asked for by its name is damaged.
+        MobiusError: no checkpoint exists, or the requested one is damaged.
     """
-    wanted, name = name, LATEST if name == AUTO else name
+    requested, name = name, LATEST if name == AUTO else name
     candidates, warning = distributed.broadcast_object(_candidates(output_dir, name))
-    if wanted == AUTO and not candidates:
+    if requested == AUTO and not candidates:
         return None
     if warning and distributed.is_main:
         logger.warning("%s", warning)
-    found = []
+    damaged = []
     for folder in candidates:
         parts = distributed.gather_objects(problems(folder, distributed.rank, distributed.world_size))
         damage = list(dict.fromkeys(problem for part in parts for problem in part))
         if not damage:
             return Path(folder)
-        found += damage
+        damaged += damage
         if distributed.is_main and name == LATEST:
-            logger.warning("%s is damaged, and passed over:\n%s", folder, _listed(damage))
-    if found:
+            logger.warning("%s is damaged and skipped:\n%s", folder, _listed(damage))
+    if damaged:
         raise MobiusError(
-            f"resume_from_checkpoint={name}: no good checkpoint, resume from another one:\n{_listed(found)}"
+            f"resume_from_checkpoint={name}: no undamaged checkpoint, resume from another one:\n{_listed(damaged)}"
         )
-    there = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
+    existing = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
     raise MobiusError(
-        f"resume_from_checkpoint={name}: no such checkpoint in {output_dir}, which holds {there};"
-        " give latest or one of these, or leave it out to start anew in another output_dir"
+        f"resume_from_checkpoint={name}: no such checkpoint in {output_dir}, which contains {existing}. Set it to"
+        " latest or one of these, or remove it and start a new run in another output_dir"
     )
 
 
 def resume(folder: Path, engine: Engine, identity: Identity, distributed: Distributed) -> dict[str, Any]:
-    """Restore a verified checkpoint; returns the progress that was saved. All ranks call it.
+    """Restore a verified checkpoint and return its progress. All ranks call it.
 
     Raises:
-        MobiusError: it is not this run's: other frozen weights, trained parameters, precision or global batch.
+        MobiusError: the frozen weights, trained parameters, precision or global batch size differ from this run's.
     """
     checkpoint = Checkpoint(folder)
     state = checkpoint.state
@@ -75,7 +75,7 @@ def resume(folder: Path, engine: Engine, identity: Identity, distributed: Distri
 
 
 def _candidates(output_dir: Path, name: str) -> tuple[list[Path], str]:
-    """The checkpoints to try, the first first, and a warning of the pointer."""
+    """Return the checkpoints in the order to try, and a warning about the `latest` file, or an empty string."""
     existing = checkpoints(output_dir)[::-1]
     if name != LATEST:
         return [folder for folder in existing if folder.name == name], ""
@@ -84,18 +84,18 @@ def _candidates(output_dir: Path, name: str) -> tuple[list[Path], str]:
     rest = [folder for folder in existing if folder.name != target]
     if first or not existing:
         return first + rest, ""
-    what = "is missing" if target is None else f"names {target!r}, which is no checkpoint here"
+    what = "is missing" if target is None else f"names {target!r}, which is not a checkpoint"
     if target is not None and NAME.fullmatch(target):
-        what = f"names {target}, which is not there"
-    return rest, f"{output_dir / LATEST} {what}: taking the newest good checkpoint"
+        what = f"names {target}, which does not exist"
+    return rest, f"{output_dir / LATEST} {what}: using the newest good checkpoint"
 
 
 def _check(folder: Path, state: State, identity: Identity, world_size: int) -> None:
     if state.frozen_sha256 != identity.frozen_sha256:
         raise MobiusError(
-            f"{folder} was trained beside other frozen weights ({state.frozen_sha256[:12]}…, from"
-            f" {state.frozen_source}) than those of this run ({identity.frozen_sha256[:12]}…, from"
-            f" {identity.frozen_source}): give the same pretrained_model_name_or_path and mixed_precision as then"
+            f"{folder} was trained with other frozen weights ({state.frozen_sha256[:12]}…, from {state.frozen_source})"
+            f" than this run has ({identity.frozen_sha256[:12]}…, from {identity.frozen_source}): set"
+            " pretrained_model_name_or_path and mixed_precision to the original values"
         )
     if state.global_batch_size != identity.global_batch_size:
         per_rank, rest = divmod(state.global_batch_size, world_size)
@@ -105,8 +105,8 @@ def _check(folder: Path, state: State, identity: Identity, world_size: int) -> N
             else f"a number of ranks that divides {state.global_batch_size}, not {world_size}"
         )
         raise MobiusError(
-            f"{folder} was trained with {state.global_batch_size} samples in a step, and this run has"
-            f" {identity.global_batch_size}: samples and learning rates would be counted differently. Set {remedy}"
+            f"{folder} was trained with {state.global_batch_size} samples per step, but this run has"
+            f" {identity.global_batch_size}, so samples and learning rates would be counted differently. Set {remedy}"
         )
 
 

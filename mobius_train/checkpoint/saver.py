@@ -1,9 +1,9 @@
-"""Saving while training goes on.
+"""Saving of checkpoints during training.
 
-Training waits for the copy of a rank's share into host memory. A thread of each rank then writes, hashes and syncs
-its files in the temporary folder. Threads use no collectives, whose order on all ranks is that of the main threads:
-at step boundaries these ask whether all ranks have written. Then a thread of rank 0 writes the manifest and publishes
-the checkpoint, or, if any rank has failed, all ranks say so, and training goes on without it.
+Training only waits while each rank copies its share to host memory. A thread on each rank then writes, hashes and syncs
+its files in the temporary folder. The threads use no collectives, because collectives need the same order on all ranks.
+Instead, the main threads check at step boundaries whether all ranks have written. A thread on rank 0 then writes the
+manifest and publishes the checkpoint. If a rank failed, all ranks log the error, and training continues without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Files = dict[str, File]
 
 @dataclass(frozen=True)
 class Identity:
-    """What all checkpoints of a run have in common; the fields are those of `State`."""
+    """The values that all checkpoints of a run share; see `State` for the fields."""
 
     config: str
     """The resolved recipe, as YAML."""
@@ -45,7 +45,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest `total_limit` (none: all), and those of every `keep_every` steps for ever."""
+    """The checkpoints to keep: the newest `total_limit` (None: all), and all at multiples of `keep_every` steps."""
 
     total_limit: int | None = None
     keep_every: int | None = None
@@ -53,7 +53,7 @@ class Retention:
 
 @dataclass
 class _Save:
-    """A save on its way: first all ranks write, then rank 0 publishes."""
+    """A save in progress: first all ranks write, then rank 0 publishes."""
 
     step: int
     work: Future[Files]
@@ -61,10 +61,10 @@ class _Save:
 
 
 class Saver:
-    """Writes checkpoints of an engine beside the training; one is on its way at a time.
+    """Writes checkpoints of an engine in the background, one at a time.
 
-    All ranks call all methods, at the same step. As a context, it ends by waiting for the last save; after an error,
-    which may be one rank's alone, a job of several ranks only waits for its own threads.
+    All ranks call all methods at the same step. As a context manager it waits for the last save on exit. After an
+    error, which may affect only one rank, a job with several ranks waits only for its own threads.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Saver:
         distributed.barrier()
 
     def save(self, progress: dict[str, Any]) -> float:
-        """Start to write checkpoint-<progress["step"]>; returns for how many seconds training was held."""
+        """Start writing checkpoint-<progress["step"]>; return the seconds that training waited."""
         started = time.perf_counter()
         self.wait()
         self._host.take(self._engine.pieces())
@@ -94,24 +94,24 @@ class Saver:
         return time.perf_counter() - started
 
     def poll(self) -> None:
-        """At a step boundary: go on with a save that all ranks have written."""
+        """Publish a save once all ranks have written it. Call it at step boundaries."""
         if self._save is not None:
             busy = self._distributed.mean({"busy": float(not self._save.work.done())})["busy"]
             if busy == 0:
                 self._advance(self._save)
 
     def wait(self) -> None:
-        """Until no save is on its way."""
+        """Wait until no save is in progress."""
         while self._save is not None:
             self._advance(self._save)
 
     def _advance(self, save: _Save) -> None:
-        """Agree about what every rank has done, and do what follows."""
+        """Collect the outcome of every rank, then start the next phase or report failures."""
         outcomes = self._distributed.gather_objects(_outcome(save.work))
         failures = [f"rank {rank}: {outcome}" for rank, outcome in enumerate(outcomes) if isinstance(outcome, str)]
         self._save = None
         if failures:
-            logger.error("checkpoint-%d was not saved, training goes on: %s", save.step, "; ".join(failures))
+            logger.error("checkpoint-%d was not saved, training continues: %s", save.step, "; ".join(failures))
             if self._distributed.is_main:
                 shutil.rmtree(folders.temporary_of(self._output_dir, save.step), ignore_errors=True)
         elif not save.publishing:
@@ -161,7 +161,7 @@ class Saver:
 
 
 def _outcome(work: Future[Files]) -> Files | str:
-    """What came of it, when it is done; a failure as its message, so that no traceback goes through a collective."""
+    """Wait for the work; return its files, or an error message, because tracebacks cannot be sent to other ranks."""
     error = work.exception()
     if error is None:
         return work.result()

@@ -1,7 +1,7 @@
-"""A rank's tensors as one safetensors file: ranges of flattened wholes, which its metadata says the places of.
+"""A rank's safetensors file of pieces, each a range of a flattened tensor.
 
-Tensor `weights/<parameter>` of the file is the elements from `start` on of the flattened parameter of `shape`:
-metadata["pieces"] is the JSON object {tensor: [start, shape]}.
+The file's tensor `weights/<parameter>` has the elements from `start` on of the flattened parameter of `shape`. The
+metadata holds these values: metadata["pieces"] is the JSON object {tensor: [start, shape]}.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mobius_train.safetensors_header import lay_out
 
 
 class PinnedCopy:
-    """A rank's pieces in one buffer of host memory, which the next copy uses again; pinned where there are GPUs."""
+    """A copy of a rank's pieces in a reused buffer of host memory, pinned if there are GPUs."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
         self._pieces: dict[str, Piece] = {}
 
     def take(self, pieces: dict[str, Piece]) -> None:
-        """Copy the pieces; training may go on when this returns."""
+        """Copy the pieces. Training can continue when this returns."""
         total = sum(len(piece.data) for piece in pieces.values())
         cuda = torch.cuda.is_available()
         if self._buffer.numel() != total:
@@ -43,7 +43,7 @@ class PinnedCopy:
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> File:
-        """Write the copy; the buffer is the data of a safetensors file, so nothing is copied again."""
+        """Write the copy. The buffer already has the layout of a safetensors file, so no second copy is needed."""
         where = {name: [piece.start, list(piece.shape)] for name, piece in self._pieces.items()}
         tensors = {name: (torch.float32, [len(piece.data)]) for name, piece in self._pieces.items()}
         layout = lay_out(tensors, {"pieces": json.dumps(where)}, compact=False)
@@ -61,22 +61,22 @@ class Range:
 
 
 def ranges(path: Path) -> dict[str, Range]:
-    """What a rank's file holds, by tensor; no tensor is read.
+    """Return the ranges in a rank's file, by tensor, without reading tensors.
 
     Raises:
-        MobiusError: the file is missing, or no file of a rank's tensors.
+        MobiusError: the file is missing, or not a valid file of a rank's tensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
             where = json.loads((file.metadata() or {})["pieces"])
             found = {}
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 tensor = file.get_slice(name)
                 (size,) = tensor.get_shape()
                 start, shape = where.pop(name)
                 found[name] = Range(path, tuple(shape), start, start + size)
                 if tensor.get_dtype() != "F32" or not 0 <= start < start + size <= math.prod(shape):
-                    raise ValueError(f"{name} is no range of its tensor")
+                    raise ValueError(f"{name} is not a valid range of its tensor")
         if where:
             raise ValueError(f"{next(iter(where))} is missing")
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:

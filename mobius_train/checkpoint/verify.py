@@ -1,4 +1,4 @@
-"""Is a checkpoint as it was written? Nothing of it is used before that is known."""
+"""Verification of checkpoints before any of their contents are used."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mobius_train.files import sha256
 
 
 def problems(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """What is wrong with a checkpoint, each naming the file; empty if nothing is.
+    """Return the problems of a checkpoint, each with the file's name; empty for a good checkpoint.
 
-    Every file is hashed: each of `world_size` ranks that ask takes its part of them.
+    Each of the `world_size` calling ranks hashes its part of the files.
     """
     try:
         manifest = Manifest.read(folder)
         if manifest.step != step_of(folder):
-            return [f"{folder / MANIFEST}: it is that of step {manifest.step}"]
+            return [f"{folder / MANIFEST}: it belongs to step {manifest.step}"]
         damaged = list(_files(folder, manifest, rank, world_size))
         return damaged or list(_structure(folder, manifest))
     except MobiusError as error:
@@ -31,36 +31,36 @@ def _files(folder: Path, manifest: Manifest, rank: int, world_size: int) -> Iter
     for number, (name, file) in enumerate(sorted(manifest.files.items())):
         path = folder / name
         if Path(name).name != name or path.is_symlink():
-            yield f"{path}: not a file of the checkpoint's own"
+            yield f"{path}: not a regular file in the checkpoint's folder"
             continue
         try:
             size = path.stat().st_size
             if size != file.bytes:
-                yield f"{path}: {size} bytes, and {file.bytes} were written"
+                yield f"{path}: {size} bytes instead of {file.bytes}"
             elif number % world_size == rank and sha256(path) != file.sha256:
-                yield f"{path}: its SHA-256 is not that of what was written"
+                yield f"{path}: its SHA-256 does not match the manifest"
         except OSError as error:
             yield f"{path}: {error.strerror}"
 
 
 def _structure(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Do files that are as the manifest has them make a checkpoint?"""
+    """Yield inconsistencies between files that match the manifest."""
     state = State.read(folder)
     if state.progress.get("step") != manifest.step:
-        yield f"{folder / STATE}: it is that of step {state.progress.get('step')}"
+        yield f"{folder / STATE}: it belongs to step {state.progress.get('step')}"
     if not isinstance(state.world_size, int) or set(manifest.files) != files_of(state.world_size):
-        yield f"{folder / MANIFEST}: its files are not those of {state.world_size} rank(s), which {STATE} says wrote it"
+        yield f"{folder / MANIFEST}: its files do not match the {state.world_size} rank(s) that {STATE} records"
         return
     held = index(folder, state.world_size)
     for name in missing_ranges(held):
-        yield f"{folder}: its files do not hold all of {name}, or some of it twice"
+        yield f"{folder}: parts of {name} are missing or stored twice"
     shapes = {name: list(parts[0].shape) for name, parts in held.items()}
     if shapes != state.contents.tensors():
-        yield f"{folder / STATE}: what it says of the trained parameters is not what the tensors are"
+        yield f"{folder / STATE}: its trained parameters do not match the tensors"
 
 
 def index(folder: Path, world_size: int) -> dict[str, list[Range]]:
-    """Where the ranges of every tensor are, by their order.
+    """Return the ranges of every tensor, sorted by start.
 
     Raises:
         MobiusError: a file cannot be read.
@@ -73,7 +73,7 @@ def index(folder: Path, world_size: int) -> dict[str, list[Range]]:
 
 
 def missing_ranges(held: dict[str, list[Range]]) -> Iterator[str]:
-    """The tensors whose ranges do not make a whole."""
+    """Yield the tensors whose ranges have gaps or overlaps."""
     for name, parts in held.items():
         ends = [0, *(part.end for part in parts)]
         starts = [*(part.start for part in parts), math.prod(parts[0].shape)]

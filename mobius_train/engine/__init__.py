@@ -1,1 +1,1 @@
-"""Engines: how the trained module is sharded, stepped and saved, behind one small protocol."""
+"""Engines: sharding, stepping and saving of the trained module behind one small protocol."""

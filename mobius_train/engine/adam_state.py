@@ -1,4 +1,4 @@
-"""The moments of Adam as float32 tensors, to be saved and restored, whichever Adam it is."""
+"""Adam's moments as float32 tensors for saving and restoring, for every supported Adam."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# Where bitsandbytes keeps a moment: codes of 8 bits, what they stand for, and the largest value of each block.
+# bitsandbytes' state keys of a moment: 8-bit codes, the values of the codes, the largest value of each block.
 QUANTIZED = {"exp_avg": ("state1", "qmap1", "absmax1"), "exp_avg_sq": ("state2", "qmap2", "absmax2")}
 BLOCK = 256
-# Blocks that are converted at once, so that no float32 copy of the whole moment lies on the GPU.
+# Blocks per conversion. It bounds the float32 copy on the GPU.
 BLOCKS_AT_ONCE = 2**16
 
 
 class AdamState:
-    """Live tensors where the moments are float32; else copies in host memory, as long as this object lives.
+    """Access to Adam's moments as float32 tensors.
 
-    Another number of ranks has other blocks, so 8-bit moments are not saved as they are. What is restored is quantized
-    again, which changes some of the codes.
+    Float32 moments are returned as live tensors. 8-bit moments are copied to host memory, for the lifetime of this
+    object. They are not saved in 8 bits, because their blocks depend on the number of ranks. Restoring quantizes them
+    again, which changes some codes.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -29,24 +30,24 @@ class AdamState:
         self._copies: dict[tuple[Tensor, str], Tensor] = {}
 
     def moment(self, parameter: Tensor, name: str) -> Tensor:
-        """One of MOMENTS of a tensor that Adam steps, of its shape; zero before the first step."""
+        """Return one of MOMENTS of a tensor that Adam steps, in the tensor's shape; zero before the first step."""
         state = self._state(parameter)
         if name in state:
             return state[name]
         codes, _, _ = QUANTIZED[name]
         if state[codes].dtype == torch.float32:
-            # Small ones stay so.
+            # bitsandbytes keeps small tensors in float32.
             return state[codes]
         if (parameter, name) not in self._copies:
             self._copies[parameter, name] = _dequantized(*(state[key] for key in QUANTIZED[name]))
         return self._copies[parameter, name]
 
     def step(self, parameter: Tensor) -> int:
-        """How often Adam has stepped it."""
+        """Number of Adam steps of the parameter."""
         return int(self._state(parameter)["step"])
 
     def commit(self, parameter: Tensor, step: int) -> None:
-        """Take over what was written into its moments, and how often it was stepped."""
+        """Store the values written to the parameter's moments, and set its step count."""
         state = self._state(parameter)
         if isinstance(state["step"], Tensor):
             state["step"].fill_(step)
@@ -57,18 +58,18 @@ class AdamState:
                 _quantize(self._copies[parameter, name], *(state[key] for key in QUANTIZED[name]))
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
-        """Made by the optimizer at its first step, and so would it be then."""
+        """Return the optimizer's state of a parameter; before the first step, create it as that step would."""
         optimizer = self._optimizer
         state: dict[str, Any] = optimizer.state[parameter]
         if not state and isinstance(optimizer, torch.optim.AdamW):
             state["step"] = torch.zeros((), device=parameter.device if optimizer.defaults["fused"] else None)
             state |= {moment: torch.zeros_like(parameter) for moment in MOMENTS}
         elif not state:
-            # At stage 3 DeepSpeed has it in its group while it steps it only.
+            # At stage 3 DeepSpeed puts a parameter into its group only while stepping it.
             group = optimizer.param_groups[0]
-            group["params"], there = [parameter], group["params"]
+            group["params"], original = [parameter], group["params"]
             optimizer.init_state(group, parameter, 0, 0)
-            group["params"] = there
+            group["params"] = original
         return optimizer.state[parameter]
 
 
@@ -95,7 +96,7 @@ def _quantize(copy: Tensor, codes: Tensor, meanings: Tensor, largest: Tensor) ->
 
 
 def _ranges(size: int) -> Iterator[tuple[slice, slice]]:
-    """Of elements and of their blocks."""
+    """Yield slices of the elements, each with the slice of its blocks."""
     for start in range(0, size, BLOCK * BLOCKS_AT_ONCE):
         end = min(size, start + BLOCK * BLOCKS_AT_ONCE)
         yield slice(start, end), slice(start // BLOCK, -(-end // BLOCK))

@@ -1,4 +1,4 @@
-"""The engine of a run, with all that can be wrong with its settings found before anything is loaded."""
+"""Selection of the engine. All settings are checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MakeEngine = Callable[[nn.Module, Sequence[Sequence[nn.Module]], Distributed], E
 
 
 def choose_engine(config: RunConfig, spread: Spread) -> MakeEngine:
-    """The engine that the spread names, to be made when the model is there.
+    """Return a factory for the engine that the spread names; call it once the model is loaded.
 
     Raises:
-        MobiusError: the recipe, the number of ranks and the engine's settings contradict each other, or this machine
-            does not have the optimizer.
+        MobiusError: the recipe, the number of ranks and the engine's settings contradict each other, or the optimizer
+            is not available on this machine.
     """
     assert spread.engine != "ddp"
     spread.check(config)

@@ -1,4 +1,4 @@
-"""What an engine's state belongs to, so that it is not loaded into something else."""
+"""Description of an engine's saved state, checked before the state is loaded into another run."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from mobius_train.errors import MobiusError
 
 @dataclass(frozen=True)
 class Contents:
-    """How the state was made; `trained` has the trained parameters' shapes by name."""
+    """Settings that the state depends on; `trained` maps each trained parameter's name to its shape."""
 
     engine: str
     zero_stage: int | None
-    """DeepSpeed's."""
+    """None for engines other than DeepSpeed."""
     mixed_precision: str
     use_ema: bool
     trained: dict[str, list[int]]
 
     def tensors(self) -> dict[str, list[int]]:
-        """The shapes of all tensors of the state, by `<kind>/<parameter>`."""
+        """Shapes of all tensors of the state, by `<kind>/<parameter>`."""
         kinds = ("weights", "exp_avg", "exp_avg_sq", *(("average",) if self.use_ema else ()))
         return {f"{kind}/{name}": shape for kind in kinds for name, shape in self.trained.items()}
 
 
-def check(where: str, saved: Contents, mine: Contents) -> None:
-    """Compare what was saved `where` with this run. Another engine or ZeRO stage takes it over.
+def check(where: str, saved: Contents, current: Contents) -> None:
+    """Check that the state saved in `where` fits this run. The engine and the ZeRO stage may differ.
 
     Raises:
-        MobiusError: the state cannot be that of this run.
+        MobiusError: the state does not fit this run.
     """
-    if saved.mixed_precision != mine.mixed_precision:
+    if saved.mixed_precision != current.mixed_precision:
         raise MobiusError(
-            f"{where} was written with mixed_precision={saved.mixed_precision!r}, and this run has"
-            f" {mine.mixed_precision!r}: resume with the same"
+            f"{where} was written with mixed_precision={saved.mixed_precision!r}, but this run uses"
+            f" {current.mixed_precision!r}: resume with the same value"
         )
     differing = [
-        name for name in {**saved.trained, **mine.trained} if saved.trained.get(name) != mine.trained.get(name)
+        name for name in {**saved.trained, **current.trained} if saved.trained.get(name) != current.trained.get(name)
     ]
     if differing:
         raise MobiusError(
-            f"{where} holds other trained parameters than this run's: {len(differing)} differ, the first is"
+            f"{where} has different trained parameters than this run: {len(differing)} differ, the first is"
             f" {differing[0]}; resume with the same model and mode"
         )
-    if mine.use_ema and not saved.use_ema:
-        raise MobiusError(f"{where} was written without use_ema: there is no average to go on with; set use_ema=false")
+    if current.use_ema and not saved.use_ema:
+        raise MobiusError(f"{where} was written without use_ema, so it has no average to resume: set use_ema=false")

@@ -29,15 +29,15 @@ from mobius_train.job.distributed import Distributed
 
 
 class DeepSpeedEngine:
-    """ZeRO 0 to 3 over one module; the `Engine` protocol says what its methods do.
+    """ZeRO stages 0 to 3 for one module; the `Engine` protocol documents the methods.
 
     Args:
-        module: the trained module of a task. It is moved to the device, and cast to the dtype of the
-            settings. Those of its parameters that require a gradient are optimized, in float32.
-        ds_config: what `ds_config.resolve` returned.
+        module: the trained module of a task. It is moved to the device and cast to the dtype of the settings. Its
+            parameters that require a gradient are optimized in float32.
+        ds_config: the result of `ds_config.resolve`.
 
     Raises:
-        MobiusError: nothing requires a gradient, or the device cannot compute in the dtype.
+        MobiusError: no parameter requires a gradient, or the device does not support the dtype.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         loss = guarded(loss)
         scale = self._loss_scale()
         if self._stage == 0 and scale is not None:
-            # At this stage DeepSpeed divides gradients by the scale, but does not multiply losses by it.
+            # At stage 0 DeepSpeed divides gradients by the scale, but does not multiply the loss by it.
             loss = loss.float() * scale
         self._engine.backward(loss)
 
@@ -131,7 +131,7 @@ class DeepSpeedEngine:
         return {name: piece.data for name, piece in self._masters.pieces().items()}
 
     def _held(self, adam: AdamState) -> dict[str, Piece]:
-        """All state that this rank holds."""
+        """Return all state that this rank holds, by `<kind>/<parameter>`."""
         weights = self._masters.pieces()
         held = {f"weights/{name}": piece for name, piece in weights.items()}
         for moment in MOMENTS:
@@ -142,26 +142,26 @@ class DeepSpeedEngine:
         return held
 
     def _plain(self) -> bool:
-        """Stage 0 in float32 is torch's own optimizer: nothing measures a gradient, or stops a bad one."""
+        """True for stage 0 in float32, where DeepSpeed neither measures the gradient norm nor skips bad steps."""
         return self._stage == 0 and self.dtype == torch.float32
 
     def _adapted(self, config: dict[str, Any]) -> dict[str, Any]:
-        # The optimizer is given.
+        # The optimizer is passed to DeepSpeed as an object.
         config = {key: value for key, value in config.items() if key != "optimizer"}
-        # Where the norm is measured here, it is clipped by here.
+        # The plain step measures the norm and clips by itself.
         return config | {"gradient_clipping": 0.0} if self._plain() else config
 
     def _start_from(self, weights: dict[str, Tensor]) -> None:
-        """Undo what DeepSpeed does to float32 weights under bf16 and fp16 before the first step.
+        """Restore the float32 weights, which DeepSpeed replaces by rounded ones under bf16 and fp16.
 
-        It casts the module first, and would take the rounded weights for the float32 ones.
+        It casts the module first, and then makes its float32 copies from the cast weights.
         """
         if self._stage == 0 and weights:
-            # It has stepped AdamW on zero gradients here: decayed the weights, and counted a step.
+            # DeepSpeed has already stepped AdamW on zero gradients, which decays the weights and counts a step.
             self._engine.optimizer.optimizer.state.clear()
         pieces = self._masters.pieces()
         for name, weight in weights.items():
-            # Ranks may have drawn other weights; DeepSpeed gave rank 0's to all.
+            # Random initial weights may differ between ranks; DeepSpeed broadcasts rank 0's.
             whole = weight.to(self.device, torch.float32).contiguous()
             dist.broadcast(whole, src=0)
             if name in pieces:
@@ -169,12 +169,12 @@ class DeepSpeedEngine:
                 piece.data.copy_(whole.flatten()[piece.start :][: len(piece.data)])
 
     def _step_plain(self) -> StepReport:
-        # Reduced gradients are the same on all ranks, so all come to the same decision.
+        # Reduced gradients are equal on all ranks, so all ranks make the same decision.
         parameters = [p for p in self._trained.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         applied = math.isfinite(norm)
         if not applied:
-            # AdamW passes over parameters without a gradient: no decay, no moments, no step counted.
+            # AdamW skips parameters without a gradient: no decay, no moments, no step count.
             for parameter in parameters:
                 parameter.grad = None
         elif self._settings.max_grad_norm > 0:
@@ -188,12 +188,12 @@ class DeepSpeedEngine:
         applied = bool(self._engine.was_step_applied())
         norm = float(self._engine.get_global_grad_norm()) if applied else math.inf
         if self._stage == 0 and scale is not None:
-            # At this stage DeepSpeed gives the norm of the scaled gradient.
+            # At stage 0 DeepSpeed returns the norm of the scaled gradient.
             norm /= scale
         return StepReport(applied, norm, self._loss_scale())
 
     def _loss_scaler(self) -> Any:
-        """What scales losses under fp16, else None."""
+        """Return the loss scaler under fp16, else None."""
         if self.dtype != torch.float16:
             return None
         optimizer = self._engine.optimizer

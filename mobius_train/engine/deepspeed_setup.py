@@ -1,4 +1,4 @@
-"""DeepSpeed told what it would not find out by itself."""
+"""Settings that DeepSpeed cannot detect: logging, the process group, no compiled CPU collectives."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import deepspeed
 import deepspeed.ops
 import torch
 
-# DeepSpeed tells every option at INFO, and at WARNING of every step that it skipped, which the loop does.
+# DeepSpeed logs every option at INFO and every skipped step at WARNING. The training loop reports skipped steps.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# It calls collectives by names that newer releases of torch deprecate.
+# DeepSpeed calls collectives by names that newer torch releases deprecate.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def join() -> None:
-    """Show DeepSpeed the process group that is there."""
+    """Make DeepSpeed use the existing process group."""
     if not torch.cuda.is_available():
-        # On CPUs DeepSpeed would compile collectives over shared memory at its first start, for which it
-        # wants a compiler, a writable home and minutes. gloo does the same.
+        # On CPUs DeepSpeed would compile shared-memory collectives at its first start, which requires a compiler, a
+        # writable home folder and minutes. gloo is used instead.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: "auto" resolved from the recipe, contradictions refused by name."""
+"""The DeepSpeed JSON: resolves "auto" from the recipe and reports contradictions by key."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mobius_train.engine.ds_keys import (
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 
-# Elements. Larger communication buckets are no faster, and DeepSpeed allocates them whole, some twice.
+# Elements. Larger communication buckets are no faster, and DeepSpeed allocates each in full, some twice.
 LARGEST_BUCKET = 50_000_000
 
 
 def read_ds_json(path: Path) -> dict[str, Any]:
-    """The JSON as it is written.
+    """Read the JSON unchanged.
 
     Raises:
-        MobiusError: no such file, or no JSON object.
+        MobiusError: the file cannot be read, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -46,27 +46,27 @@ def read_ds_json(path: Path) -> dict[str, Any]:
 
 
 def resolve(ds_json: dict[str, Any], settings: EngineSettings, world_size: int) -> dict[str, Any]:
-    """The configuration for DeepSpeed: what the JSON leaves out or calls "auto" comes from the recipe.
+    """Return the configuration for DeepSpeed; missing and "auto" values come from the recipe.
 
-    Bucket sizes stay "auto"; `with_bucket_sizes` fills them in when the trained module is known.
+    Bucket sizes stay "auto". `with_bucket_sizes` sets them once the trained module is known.
 
     Raises:
-        MobiusError: something contradicts the recipe, or would do nothing; all such things are listed.
+        MobiusError: keys contradict the recipe or have no effect; the message lists all of them.
     """
     resolver = _Resolver(ds_json, settings, world_size)
     if resolver.problems:
         listed = "\n".join(f"  - {problem}" for problem in resolver.problems)
-        raise MobiusError(f"the DeepSpeed configuration does not go with the recipe:\n{listed}")
+        raise MobiusError(f"the DeepSpeed configuration does not match the recipe:\n{listed}")
     return resolver.config
 
 
 def with_bucket_sizes(config: dict[str, Any], trained: int) -> dict[str, Any]:
-    """A resolved configuration with buckets that hold what is trained, up to a limit.
+    """Set the "auto" bucket sizes to the number of trained elements, up to LARGEST_BUCKET.
 
     Args:
         trained: number of trained elements.
     """
-    # DeepSpeed wants even sizes.
+    # DeepSpeed requires even sizes.
     size = min(LARGEST_BUCKET, trained + trained % 2)
     zero = {
         key: size if key in BUCKETS and value == "auto" else value for key, value in config["zero_optimization"].items()
@@ -75,7 +75,7 @@ def with_bucket_sizes(config: dict[str, Any], trained: int) -> dict[str, Any]:
 
 
 class _Resolver:
-    """Works through a copy of the JSON section by section, and gathers the problems."""
+    """Resolves a copy of the JSON section by section and collects the problems."""
 
     def __init__(self, ds_json: dict[str, Any], settings: EngineSettings, world_size: int) -> None:
         self.config: dict[str, Any] = copy.deepcopy(ds_json)
@@ -93,7 +93,7 @@ class _Resolver:
     def _section(self, parent: dict[str, Any], key: str, known: Collection[str], prefix: str = "") -> dict[str, Any]:
         section = parent.setdefault(key, {})
         if not isinstance(section, dict):
-            self.problems.append(f"{prefix}{key} is {section!r}: it must be an object")
+            self.problems.append(f"{prefix}{key} is {section!r}, but must be an object")
             return {}
         self._check_keys(section, known, f"{prefix}{key}.")
         return section
@@ -103,15 +103,15 @@ class _Resolver:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 remedy = REMEDIES.get(prefix + key, f"did you mean {near[0]}?" if near else "remove it")
-                self.problems.append(f"{prefix}{key} is not supported here: {remedy}")
+                self.problems.append(f"{prefix}{key} is not supported: {remedy}")
 
     def _settle(self, section: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:
-        """Fill in what is "auto" or left out; anything else must be the value already."""
+        """Set the key if it is missing or "auto"; any other value must equal `value`."""
         given = section.get(key, "auto")
         if given == "auto":
             section[key] = value
         elif given != value or isinstance(given, bool) != isinstance(value, bool):
-            self.problems.append(f"{prefix}{key} is {given!r}, but {source} makes it {value!r}")
+            self.problems.append(f"{prefix}{key} is {given!r}, but {source} requires {value!r}")
 
     def _batch_sizes(self, world_size: int) -> None:
         micro, accumulation = self.settings.micro_batch_size, self.settings.gradient_accumulation_steps
@@ -125,12 +125,12 @@ class _Resolver:
         bf16 = self._section(self.config, "bf16", BF16)
         fp16 = self._section(self.config, "fp16", FP16)
         if bf16.get("enabled") is True and fp16.get("enabled") is True:
-            self.problems.append("bf16.enabled and fp16.enabled are both true: weights have one dtype")
+            self.problems.append("bf16.enabled and fp16.enabled are both true: enable one of them")
         precision = self.settings.mixed_precision
         source = f"the recipe's mixed_precision={precision}"
         self._settle(bf16, "enabled", precision == "bf16", source, "bf16.")
         self._settle(fp16, "enabled", precision == "fp16", source, "fp16.")
-        # Without it DeepSpeed would apply a NaN.
+        # Without it DeepSpeed would apply NaN gradients.
         self._settle(bf16, "check_grad_overflow", True, "the guard against non-finite gradients", "bf16.")
 
     def _optimizer(self) -> None:
@@ -143,7 +143,7 @@ class _Resolver:
             ("betas", [settings.adam_beta1, settings.adam_beta2], "the recipe's adam_beta1 and adam_beta2"),
             ("eps", settings.adam_epsilon, "the recipe's adam_epsilon"),
             ("weight_decay", settings.adam_weight_decay, "the recipe's adam_weight_decay"),
-            # DeepSpeed's own Adam is compiled on the user's machine when it is first used.
+            # DeepSpeed's own Adam would be compiled on the user's machine at first use.
             ("torch_adam", True, "the engine, which steps torch's AdamW,"),
         ):
             self._settle(parameters, key, value, source, "optimizer.params.")
@@ -154,7 +154,7 @@ class _Resolver:
         zero = self._section(self.config, "zero_optimization", ZERO)
         stage = zero.setdefault("stage", 0)
         if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-            self.problems.append(f"zero_optimization.stage is {stage!r}: it is 0, 1, 2 or 3")
+            self.problems.append(f"zero_optimization.stage is {stage!r}, but must be 0, 1, 2 or 3")
             return
         for key in ("offload_optimizer", "offload_param"):
             self._offload(zero, key)
@@ -163,10 +163,10 @@ class _Resolver:
             if stage not in stages:
                 where = " or ".join(str(other) for other in stages)
                 self.problems.append(
-                    f"zero_optimization.{key} does nothing at stage {stage}: remove it, or use stage {where}"
+                    f"zero_optimization.{key} has no effect at stage {stage}: remove it, or use stage {where}"
                 )
         for key in BUCKETS:
-            # Left out, DeepSpeed's defaults would be gigabytes.
+            # DeepSpeed's defaults would take gigabytes.
             if stage in ZERO[key]:
                 zero.setdefault(key, "auto")
 
@@ -177,11 +177,11 @@ class _Resolver:
         if device == "none":
             del zero[key]
         elif device != "cpu":
-            self.problems.append(f"zero_optimization.{key}.device is {device!r}: it is cpu or none")
+            self.problems.append(f"zero_optimization.{key}.device is {device!r}, but must be cpu or none")
 
     def _refuse_other_autos(self, section: dict[str, Any], prefix: str) -> None:
         for key, value in section.items():
             if isinstance(value, dict):
                 self._refuse_other_autos(value, f"{prefix}{key}.")
             elif value == "auto" and key not in BUCKETS:
-                self.problems.append(f'{prefix}{key} is "auto", which the recipe does not decide: give a value')
+                self.problems.append(f'{prefix}{key} is "auto", but the recipe has no value for it: set a value')

@@ -1,4 +1,4 @@
-"""The keys of a DeepSpeed JSON that are supported, and where they do something."""
+"""Supported keys of a DeepSpeed JSON, and the ZeRO stages at which they have an effect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIMIZER = ("type", "params")
 ADAMW = ("lr", "betas", "eps", "weight_decay", "torch_adam")
 OFFLOAD = ("device", "pin_memory")
 
-# Keys of zero_optimization, and the stages at which they do something.
+# Keys of zero_optimization, and the stages at which they have an effect.
 ZERO: dict[str, tuple[int, ...]] = {
     "stage": (0, 1, 2, 3),
     "reduce_bucket_size": (1, 2, 3),
@@ -56,13 +56,13 @@ ZERO: dict[str, tuple[int, ...]] = {
 }
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
 
-# What to do instead of a key that people bring along.
+# Replacements for common keys that are not supported.
 REMEDIES = {
-    "scheduler": "the recipe's lr_scheduler and lr_warmup_steps are the schedule, remove it",
+    "scheduler": "remove it and use the recipe's lr_scheduler and lr_warmup_steps",
     "activation_checkpointing": "use the recipe's gradient_checkpointing",
     "tensorboard": "use the recipe's report_to",
     "amp": "use the recipe's mixed_precision",
     "zero_optimization.cpu_offload": "use zero_optimization.offload_optimizer",
-    "zero_optimization.compute_grad_norm": "the guard against non-finite gradients needs it, remove it",
-    "zero_optimization.stage3_gather_16bit_weights_on_model_save": "final/ holds whole weights, remove it",
+    "zero_optimization.compute_grad_norm": "remove it, the guard against non-finite gradients needs it",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": "remove it, final/ always has the full weights",
 }

@@ -1,4 +1,4 @@
-"""The exponential moving average of the trained weights, in the pieces that the engine shards them into."""
+"""The exponential moving average of the trained weights, sharded as the engine shards the weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 class ExponentialMovingAverage:
     """a ← d · a + (1 - d) · w after every applied step, with d = min(decay, (1 + n) / (10 + n)) in update n = 1, 2, …
 
-    The warm-up of d lets the average forget the weights that training started from.
+    The warm-up of d makes the average forget the initial weights.
 
     Args:
-        pieces: what this rank holds of the float32 weights, by name; the average starts as a copy of it.
+        pieces: this rank's part of the float32 weights, by name. The average starts as a copy of them.
         decay: d after the warm-up.
     """
 
@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, pieces: dict[str, Tensor]) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         if self.pieces:

@@ -1,7 +1,7 @@
 """FSDP2 (torch.distributed.fsdp.fully_shard) as an engine.
 
-The optimizer, the average and the checkpoints know nothing of DTensors: they work on plain tensors that share their
-memory with this rank's shards, which are rows of the parameters, so ranges of them when flattened.
+The optimizer, the average and the checkpoints do not use DTensors. They use plain tensors that share memory with this
+rank's shards. A shard is a range of rows of a parameter, and so a range of the flattened parameter.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 
-# It warns of every layer that returns a view: no caller may change it in place, and none does.
+# FSDP2 warns that no caller may change a returned view in place. No caller does.
 warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
 Units = Sequence[Sequence[nn.Module]]
 
 
 class FsdpEngine:
-    """Parameters, gradients and optimizer states sharded over ranks; the `Engine` protocol says what its methods do.
+    """Parameters, gradients and optimizer states sharded over ranks; the `Engine` protocol documents the methods.
 
     Args:
-        module: the trained module of a task. Those of its parameters that require a gradient are sharded and
-            optimized, in float32; the others are moved to the device, and cast to the dtype of the settings.
-        units: modules inside of it, those of a unit run one after the other. A unit's weights are gathered when its
-            turn comes and let go of behind it; what is in no unit stays gathered from forward to backward.
-        mesh: what `mesh.make_mesh` returned.
+        module: the trained module of a task. Its parameters that require a gradient are sharded and optimized in
+            float32. The others are moved to the device and cast to the dtype of the settings.
+        units: groups of submodules; the modules of a unit run one after the other. A unit's weights are gathered before
+            it runs and freed after it. Weights in no unit stay gathered from the forward to the backward pass.
+        mesh: the result of `mesh.make_mesh`.
 
     Raises:
-        MobiusError: nothing requires a gradient, or the device cannot compute in the dtype.
+        MobiusError: no parameter requires a gradient, or the device does not support the dtype.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FsdpEngine:
         return self._contents
 
     def pieces(self) -> dict[str, Piece]:
-        # Ranks with the same shard save a part of it each.
+        # Ranks with the same shard each save a part of it.
         replicas = self._mesh.size() // self._mesh[SHARD].size()
         replica = dist.get_rank() // self._mesh[SHARD].size()
         parts = {name: part(piece, replica, replicas) for name, piece in self._held(AdamState(self._optimizer)).items()}
@@ -164,7 +164,7 @@ class FsdpEngine:
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if fsdp.cpu_offload else OffloadPolicy()
         options: dict[str, Any] = {
             "mesh": self._mesh,
-            # Sums over ranks are made in float32.
+            # Gradients are reduced in float32.
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
             "offload_policy": offload,
             "ignored_params": frozen,
@@ -172,24 +172,24 @@ class FsdpEngine:
         for unit in units:
             trained = [p for part in unit for p in part.parameters() if p.requires_grad]
             if trained:
-                # One unit after the other, so that no more than one is whole on the device.
-                self._take_rank_0s(trained)
+                # Sharding unit by unit keeps at most one full unit on the device.
+                self._broadcast(trained)
                 fully_shard(list(unit), reshard_after_forward=fsdp.reshard_after_forward, **options)
-        self._take_rank_0s([p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)])
+        self._broadcast([p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)])
         return fully_shard(module, reshard_after_forward=False, **options)
 
-    def _take_rank_0s(self, parameters: list[nn.Parameter]) -> None:
-        """Ranks may have drawn other weights."""
+    def _broadcast(self, parameters: list[nn.Parameter]) -> None:
+        """Broadcast rank 0's weights; random initial weights may differ between ranks."""
         for parameter in parameters:
             parameter.data = parameter.data.to(self.device, torch.float32).contiguous()
             dist.broadcast(parameter.data, src=0)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The float32 weights. More ranks than rows leave some without any."""
+        """Return this rank's float32 weights by name. With more ranks than rows, some ranks hold none."""
         return {name: master.detach().view(-1) for name, master in self._masters.items() if master.numel()}
 
     def _held(self, adam: AdamState) -> dict[str, Piece]:
-        """All state that this rank holds, by `<kind>/<parameter>`."""
+        """Return all state that this rank holds, by `<kind>/<parameter>`."""
         held = {f"weights/{name}": self._piece(name, tensor) for name, tensor in self._tensors().items()}
         for moment in MOMENTS:
             for name in self._tensors():
@@ -199,18 +199,18 @@ class FsdpEngine:
         return held
 
     def _piece(self, name: str, data: Tensor) -> Piece:
-        """fully_shard cuts the rows as torch.chunk does."""
+        """Locate this rank's shard in a parameter; fully_shard splits rows as torch.chunk does."""
         shape = tuple(self._trained[name].shape)
         rows = -(-shape[0] // self._mesh[SHARD].size())
         return Piece(shape, rows * self._mesh[SHARD].get_local_rank() * math.prod(shape[1:]), data)
 
     def _gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         group = self._mesh[SHARD].get_group()
-        mine = {name: self._piece(name, tensor) for name, tensor in tensors.items()}
-        return {name: whole(tuple(p.shape), mine.get(name), self.device, group) for name, p in self._trained.items()}
+        pieces = {name: self._piece(name, tensor) for name, tensor in tensors.items()}
+        return {name: whole(tuple(p.shape), pieces.get(name), self.device, group) for name, p in self._trained.items()}
 
     def _take_gradients(self) -> list[Tensor]:
-        """Hand the shards' gradients to the masters; an optimizer passes over one that has none."""
+        """Move the shards' gradients to the masters. The optimizer skips masters without a gradient."""
         gradients = []
         for name, parameter in self._trained.items():
             if parameter.grad is not None and self._masters[name].numel():
@@ -221,7 +221,7 @@ class FsdpEngine:
         return gradients
 
     def _norm(self, gradients: list[Tensor]) -> float:
-        """The same number on all ranks, so that all come to the same decision."""
+        """Return the gradient norm over all ranks, equal on all ranks, so that all make the same decision."""
         square = torch.nn.utils.get_total_norm(gradients).to(self.device, torch.float64).square()
         dist.all_reduce(square)
         return math.sqrt(float(square) * self._mesh[SHARD].size() / self._mesh.size())

@@ -1,4 +1,4 @@
-"""Loss scaling under fp16 for engines other than DeepSpeed: DeepSpeed's, so that its state moves between engines."""
+"""Loss scaling under fp16 for engines other than DeepSpeed. DeepSpeed's scaler makes its state portable."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from mobius_train.engine import deepspeed_setup
 
-# Its state.
+# The scaler's state.
 ATTRIBUTES = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def make_loss_scaler(initial_scale_power: int) -> Any:
-    """One with the settings of ds_configs/."""
+    """Create a scaler with the settings of ds_configs/."""
     deepspeed_setup.join()
     return DynamicLossScaler(
         init_scale=2.0**initial_scale_power,
@@ -21,6 +21,6 @@ def make_loss_scaler(initial_scale_power: int) -> Any:
         min_scale=1,
         delayed_shift=2,
         consecutive_hysteresis=False,
-        # The training loop counts skipped steps, and stops.
+        # The training loop counts skipped steps and ends the run.
         raise_error_at_min_scale=False,
     )

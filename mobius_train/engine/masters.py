@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps the float32 weights and Adam's moments: which pieces of them a rank holds.
+"""Access to a rank's pieces of DeepSpeed's float32 weights and of Adam's moments.
 
-DeepSpeed has a way of its own for each ZeRO stage. A piece is a range of a flattened whole, as a view of the live
-state; anything else of the same ranges, such as the weights' moving average, is gathered in the same way.
+DeepSpeed stores them differently at each ZeRO stage. A piece is a range of a flattened tensor, as a view of the live
+state. Other data with the same ranges, such as the moving average, is gathered in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mobius_train.engine.protocol import Piece
 
 
 def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Masters:
-    """The masters of a DeepSpeed engine, for its trained parameters by name."""
+    """Return the masters of a DeepSpeed engine's trained parameters."""
     if stage == 3:
         return _Sharded(engine.optimizer, trained)
     if stage in (1, 2):
@@ -29,59 +29,59 @@ def masters_of(engine: Any, trained: dict[str, nn.Parameter], stage: int) -> Mas
 
 
 class Masters(ABC):
-    """The float32 weights of the trained parameters and their moments, as one ZeRO stage spreads them over ranks."""
+    """The float32 weights and moments of the trained parameters, as one ZeRO stage shards them."""
 
     def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
         self._optimizer = optimizer
         self._trained: dict[str, Any] = dict(trained)
 
     def adam(self) -> AdamState:
-        """The moments, to be read or written to."""
+        """Return Adam's moments, for reading and writing."""
         return AdamState(getattr(self._optimizer, "optimizer", self._optimizer))
 
     def commit(self, adam: AdamState, step: int) -> None:
-        """Take over what was written into the moments, and how often Adam has stepped."""
+        """Store the values written to the moments, and set the step count."""
         for key in self._keys():
             adam.commit(key, step)
 
     @abstractmethod
     def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
-        """What this rank holds of the weights by the parameter's name, or of something else that lies as they do.
+        """Return this rank's pieces of the weights by parameter name, or of other data in the same layout.
 
         Args:
-            of: from a tensor that Adam steps to one of its shape.
+            of: maps a tensor that Adam steps to the data of the same shape.
         """
 
     @abstractmethod
     def refresh(self) -> None:
-        """Make the weights that compute follow the float32 ones, after these were written to. All ranks call it."""
+        """Copy the float32 weights, after writing to them, to the weights that compute. All ranks call it."""
 
     def share(self, piece: Piece) -> Piece:
-        """The part of a piece that this rank saves, so that every element is saved once."""
+        """Return the part of a piece that this rank saves, so that every element is saved once."""
         return piece
 
     def gather(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the CPU, on every rank, from flat tensors of the ranges of `pieces`. All ranks call it."""
+        """Gather full CPU tensors on every rank from flat tensors with the ranges of `pieces()`. All ranks call it."""
         wholes = {}
-        mine = self.pieces()
+        ranges = self.pieces()
         for name, parameter in self._trained.items():
-            piece = mine[name]._replace(data=pieces[name]) if name in mine else None
+            piece = ranges[name]._replace(data=pieces[name]) if name in ranges else None
             wholes[name] = whole(tuple(_shape(parameter)), piece, parameter.device)
         return wholes
 
     @property
     def adam_step(self) -> int:
-        """How often Adam has stepped; the same for all parameters, each of which has a gradient in every step."""
+        """Number of Adam steps, equal for all parameters because each has a gradient in every step."""
         adam = self.adam()
         return max((adam.step(key) for key in self._keys()), default=0)
 
     def _keys(self) -> list[Tensor]:
-        """The tensors that Adam steps."""
+        """Return the tensors that Adam steps."""
         return [key for group in self._optimizer.param_groups for key in group["params"]]
 
 
 class _Whole(Masters):
-    """Stage 0: the parameters themselves, or under fp16 and bf16 their float32 copies; whole on every rank."""
+    """Stage 0: full parameters on every rank; under fp16 and bf16, their float32 copies."""
 
     def __init__(self, optimizer: Any, trained: dict[str, nn.Parameter]) -> None:
         super().__init__(optimizer, trained)
@@ -105,7 +105,7 @@ class _Whole(Masters):
 
 
 class _Fragmented(Masters):
-    """Stages 1 and 2: a rank has a range of all parameters laid end to end, so a fragment of some of them."""
+    """Stages 1 and 2: each rank holds a range of the concatenated parameters, and so fragments of some."""
 
     def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
         pieces = {}
@@ -126,7 +126,7 @@ class _Fragmented(Masters):
 
 
 class _Sharded(Masters):
-    """Stage 3: every parameter is cut into equal shards, one for each rank, the last ones padded."""
+    """Stage 3: each parameter is split into equal shards, one per rank; the last ones are padded."""
 
     def pieces(self, of: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> dict[str, Piece]:
         pieces = {}
@@ -146,7 +146,7 @@ class _Sharded(Masters):
         for number, high in enumerate(optimizer.fp32_partitioned_groups_flat):
             optimizer.fp16_partitioned_groups_flat[number].data.copy_(high.data)
             optimizer._unflatten_partitioned_parameters(number)
-        # Small parameters stay whole on every rank.
+        # Small parameters stay unsharded on every rank.
         persistent = optimizer.persistent_parameters
         if persistent:
             persistent[0].partition(persistent)

@@ -1,4 +1,4 @@
-"""The ranks as a device mesh: over which of them FSDP shards, and over which it replicates."""
+"""The device mesh of the ranks: the dimension that FSDP shards over, and the one it replicates over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPLICATE, SHARD = "replicate", "shard"
 
 
 def shard_size(fsdp: FsdpConfig, world_size: int, local_world_size: int) -> int:
-    """Over how many ranks every parameter is sharded; a divisor of world_size.
+    """Return the number of ranks that each parameter is sharded over; it divides world_size.
 
     Raises:
         MobiusError: the settings contradict each other or the number of ranks.
@@ -20,7 +20,7 @@ def shard_size(fsdp: FsdpConfig, world_size: int, local_world_size: int) -> int:
     if fsdp.sharding == "full":
         if fsdp.shard_size is not None:
             raise MobiusError(
-                f"fsdp.shard_size={fsdp.shard_size} does nothing under fsdp.sharding=full, which shards over all ranks:"
+                f"fsdp.shard_size={fsdp.shard_size} has no effect with fsdp.sharding=full, which shards over all ranks:"
                 " remove it, or use fsdp.sharding=hybrid"
             )
         return world_size
@@ -30,14 +30,14 @@ def shard_size(fsdp: FsdpConfig, world_size: int, local_world_size: int) -> int:
         between = [n for n in range(2, world_size) if world_size % n == 0]
         remedy = f"set fsdp.shard_size to one of {between}" if between else "use fsdp.sharding=full"
         raise MobiusError(
-            f"fsdp.sharding=hybrid cannot shard {world_size} rank(s) in groups of {size} ({source}), which must be of"
-            f" the same size, more than one and of more than one rank: {remedy}"
+            f"fsdp.sharding=hybrid cannot shard {world_size} rank(s) in groups of {size} ({source}): it needs at least"
+            f" two groups of equal size with at least two ranks each; {remedy}"
         )
     return size
 
 
 def make_mesh(size: int, world_size: int, device: torch.device) -> DeviceMesh:
-    """All ranks, in replicas of `size` neighbours; without the dimension of the replicas where there is one."""
+    """Return a mesh of replicas of `size` consecutive ranks; a single replica has only the shard dimension."""
     if size == world_size:
         return init_device_mesh(device.type, (size,), mesh_dim_names=(SHARD,))
     return init_device_mesh(device.type, (world_size // size, size), mesh_dim_names=(REPLICATE, SHARD))

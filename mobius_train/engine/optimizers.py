@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay (arXiv 1711.05101), for both engines; with 8-bit moments (arXiv 2110.02861) too."""
+"""AdamW (arXiv 1711.05101) for both engines, optionally with 8-bit moments (arXiv 2110.02861)."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from mobius_train.errors import MobiusError
 
 
 def check_optimizer(settings: EngineSettings) -> None:
-    """
+    """Check that this machine can run the optimizer.
+
     Raises:
-        MobiusError: this machine does not have the optimizer.
+        MobiusError: bitsandbytes or a CUDA device is missing.
     """
     if settings.optimizer != "adamw_8bit":
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MobiusError(
             "optimizer=adamw_8bit needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.45',"
-            " or use optimizer=adamw"
+            " or set optimizer=adamw"
         )
     if not torch.cuda.is_available():
-        raise MobiusError("optimizer=adamw_8bit needs a CUDA device, and there is none: use optimizer=adamw")
+        raise MobiusError("optimizer=adamw_8bit needs a CUDA device, but none is available: set optimizer=adamw")
 
 
 def check_offload(optimizer: OptimizerName, offloaded: bool) -> None:
-    """
+    """Check that the optimizer can be offloaded, if it is.
+
     Raises:
-        MobiusError: the optimizer's states cannot lie in host memory.
+        MobiusError: the optimizer does not support states in host memory.
     """
     if optimizer == "adamw_8bit" and offloaded:
         raise MobiusError(
-            "optimizer=adamw_8bit steps on the GPU, but the optimizer is offloaded to host memory: use optimizer=adamw,"
+            "optimizer=adamw_8bit runs on the GPU, but the optimizer is offloaded to host memory: set optimizer=adamw,"
             " or do not offload"
         )
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: EngineSettings) -> Optimizer:
-    """Of plain float32 tensors: the kernels of bitsandbytes know no DTensors (bitsandbytes#1633)."""
+    """Create the optimizer of plain float32 tensors; bitsandbytes does not support DTensors (bitsandbytes#1633)."""
     options: dict[str, Any] = {
         "lr": settings.learning_rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
@@ -53,5 +55,5 @@ def make_optimizer(parameters: list[nn.Parameter], settings: EngineSettings) -> 
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **options)
-    # Unfused, it would need temporary copies of what it steps.
+    # The unfused kernel needs temporary copies of the parameters.
     return AdamW(parameters, fused=True if torch.cuda.is_available() else None, **options)

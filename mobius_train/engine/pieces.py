@@ -1,4 +1,4 @@
-"""Ranges of flattened tensors: cutting them for the ranks, and putting them together."""
+"""Splitting ranges of flattened tensors over ranks, and joining them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mobius_train.engine.protocol import Piece
 
 
 def part(piece: Piece, number: int, parts: int) -> Piece:
-    """One of `parts` about equal parts of a piece, counted from 0."""
+    """Return part `number` (from 0) of `parts` nearly equal parts of a piece."""
     size = len(piece.data)
     first, last = size * number // parts, size * (number + 1) // parts
     return Piece(piece.shape, piece.start + first, piece.data[first:last])
 
 
 def whole(
-    shape: tuple[int, ...], mine: Piece | None, device: torch.device, group: dist.ProcessGroup | None = None
+    shape: tuple[int, ...], piece: Piece | None, device: torch.device, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """A whole float32 tensor on the CPU, on every rank, of the pieces that the ranks of `group` hold of it.
+    """Gather a full float32 CPU tensor on every rank from the pieces on the ranks of `group`.
 
     Args:
-        mine: this rank's, if it holds any.
-        device: where the ranks communicate.
+        piece: this rank's piece, if it holds one.
+        device: device of the collective.
     """
     flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=device)
-    if mine is not None:
-        flat[mine.start :][: len(mine.data)].copy_(mine.data)
+    if piece is not None:
+        flat[piece.start :][: len(piece.data)].copy_(piece.data)
     dist.all_reduce(flat, group=group)
     return flat.view(shape).to("cpu", copy=True)

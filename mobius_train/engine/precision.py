@@ -1,37 +1,63 @@
-"""What the trained module computes in, and where that can be."""
+"""The compute dtype of the trained module, and the devices that support it."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import platform
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
 
+logger = logging.getLogger(__name__)
+
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:
-    """
+    """Check that the device supports the precision; warn where it would be emulated.
+
     Raises:
-        MobiusError: the device cannot compute in it.
+        MobiusError: the device does not support the precision.
     """
     accelerator = deepspeed.get_accelerator()
     supported = {"no": True, "fp16": accelerator.is_fp16_supported(), "bf16": True}
     name = "this CPU"
     if device.type == "cuda":
-        # torch would emulate it, at no gain.
+        # Emulated bf16 has no advantage.
         supported["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)
     if not supported[mixed_precision]:
-        others = " or ".join(precision for precision, there in supported.items() if there)
-        raise MobiusError(f"mixed_precision={mixed_precision}, which {name} cannot compute in: use {others}")
+        others = " or ".join(precision for precision, available in supported.items() if available)
+        raise MobiusError(f"{name} does not support mixed_precision={mixed_precision}: set it to {others}")
+    if mixed_precision == "bf16" and device.type == "cpu" and _cpu_emulates_bf16():
+        _warn_of_emulation()
+
+
+def _cpu_emulates_bf16() -> bool:
+    """True for x86 CPUs without bfloat16 instructions; False where torch does not report them."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return all(check is not None and not check() for check in checks)
+
+
+@functools.cache
+def _warn_of_emulation() -> None:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        logger.warning(
+            "mixed_precision=bf16 is emulated on this CPU, which has no bfloat16 instructions: it is up to 40 times"
+            " slower than float32, set mixed_precision='no'"
+        )
 
 
 def guarded(loss: Tensor) -> Tensor:
-    """The loss to differentiate, with NaN for a gradient where it is not finite.
+    """Return the loss for the backward pass, whose gradient is NaN if the loss is not finite.
 
-    A loss can be infinite and its gradient finite. NaN times a gradient is NaN, which reduction carries to every
-    rank, so that all skip the step; one times a loss is the loss to the last bit.
+    An infinite loss can have a finite gradient. The factor NaN makes the gradient NaN on every rank after the
+    reduction, so all ranks skip the step. The factor one leaves the loss bit-identical.
     """
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)

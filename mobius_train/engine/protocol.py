@@ -1,4 +1,4 @@
-"""What the training loop wants of an engine; nothing here knows which one it is."""
+"""The interface between the training loop and an engine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mobius_train.engine.contents import Contents
 
 
 class StepReport(NamedTuple):
-    """What an optimizer step did."""
+    """The result of an optimizer step."""
 
     applied: bool
-    """False after a non-finite loss or gradient: weights, optimizer state and average are as before."""
+    """False after a non-finite loss or gradient; weights, optimizer state and average are then unchanged."""
     gradient_norm: float
-    """L2 norm over all parameters of the mean gradient of all ranks, before clipping; inf or nan if not applied."""
+    """L2 norm over all parameters of the gradient averaged over ranks, before clipping; inf or nan if not applied."""
     loss_scale: float | None
-    """The next step's under fp16, else None."""
+    """Loss scale of the next step under fp16, else None."""
 
 
 class Piece(NamedTuple):
-    """What a rank holds of a tensor."""
+    """A rank's part of a tensor: a range of the flattened tensor."""
 
     shape: tuple[int, ...]
-    """The whole tensor's."""
+    """Shape of the full tensor."""
     start: int
-    """Where the piece starts in the whole, flattened."""
+    """First element of the piece in the flattened tensor."""
     data: Tensor
     """1-D, float32: a view of the live state, on any device."""
 
@@ -37,49 +37,49 @@ Scalars = dict[str, int | float]
 
 
 class Engine(Protocol):
-    """Runs, differentiates, shards, optimizes and saves the trained module of a task, and nothing else of it.
+    """Runs, differentiates, shards, optimizes and saves the trained module of a task, and no other module.
 
     Attributes:
-        device: where the module computes.
-        dtype: what the module's weights are in while it computes.
+        device: the device that the module computes on.
+        dtype: the dtype of the module's weights during computation.
     """
 
     device: torch.device
     dtype: torch.dtype
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's forward pass; arguments of any kind go through as they are."""
+        """Run the module's forward pass; all arguments are passed through unchanged."""
 
     def backward(self, loss: Tensor) -> None:
-        """Differentiate one micro-batch; `loss` is its mean, a scalar. The engine divides by the accumulation."""
+        """Differentiate the scalar mean loss of a micro-batch. The engine divides by the accumulation steps."""
 
     def step(self, learning_rate: float) -> StepReport | None:
-        """Call it after every micro-batch; None while gradients accumulate, then the optimizer's step."""
+        """Step the optimizer. Call it after every micro-batch; it returns None while gradients accumulate."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name: whole, float32, copies on the CPU, on every rank. All ranks call it."""
+        """Return full float32 CPU copies of the trained weights by name, on every rank. All ranks call it."""
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """As `weights`, of their exponential moving average; the settings must have use_ema."""
+        """As `weights`, for their exponential moving average. Requires use_ema."""
 
     def contents(self) -> Contents:
-        """How its state is made."""
+        """Return the description of the engine's state."""
 
     def pieces(self) -> dict[str, Piece]:
-        """This rank's share of the state, by `<kind>/<parameter>`: each element is one rank's.
+        """Return this rank's share of the state, by `<kind>/<parameter>`; each element belongs to one rank.
 
         The kinds are weights, exp_avg, exp_avg_sq (Adam's moments) and, with use_ema, average.
         """
 
     def scalars(self) -> Scalars:
-        """The rest of the state, the same on all ranks."""
+        """Return the rest of the state, which is equal on all ranks."""
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
-        """Take over the state of any engine of the same trained parameters. All ranks call it.
+        """Restore the state saved by any engine with the same trained parameters. All ranks call it.
 
         Args:
-            fill: writes the saved state of that name into the piece, on any number of ranks and however it was sharded.
+            fill: writes the saved state of a name into a piece, for any number of ranks and any sharding.
         """
 
     def close(self) -> None:
-        """Let go of hooks, threads and memory; the engine is of no use afterwards."""
+        """Release hooks, threads and memory. The engine cannot be used afterwards."""

@@ -13,12 +13,12 @@ OptimizerName = Literal["adamw", "adamw_8bit"]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Named as in the Hugging Face training scripts.
+    """Settings of an engine, named as in the Hugging Face training scripts.
 
     Attributes:
         micro_batch_size: samples of one forward pass on one rank.
         max_grad_norm: 0 means no clipping.
-        ema_decay: of the trained weights' moving average, reached after a warm-up.
+        ema_decay: decay of the trained weights' moving average after its warm-up.
     """
 
     micro_batch_size: int
@@ -37,6 +37,7 @@ class EngineSettings:
 
 
 def engine_settings(config: RunConfig) -> EngineSettings:
+    """Return the engine settings of a recipe."""
     return EngineSettings(
         micro_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

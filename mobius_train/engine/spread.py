@@ -1,4 +1,4 @@
-"""How a job is spread: its ranks, and the engine that shards what is trained over them."""
+"""The ranks of a job, and the engine that shards the trained module over them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Spread:
     """The ranks of a job and its engine.
 
     Attributes:
-        launch: this process among the ranks; a plan is of any of them.
-        engine: fsdp goes by the recipe's `fsdp` section. ddp is torch's DistributedDataParallel, which is planned to
-            compare with, and never trains.
-        ds_json: the DeepSpeed JSON as it is written.
+        launch: this process among the ranks; for a plan, any of them.
+        engine: fsdp uses the recipe's `fsdp` section. ddp is torch's DistributedDataParallel, which is planned for
+            comparison and never trains.
+        ds_json: the DeepSpeed JSON before it is resolved.
     """
 
     launch: Launch
@@ -40,17 +40,17 @@ class Spread:
         ds_json: dict[str, Any] | None = None,
         ranks_per_node: int | None = None,
     ) -> Spread:
-        """A job that is not launched, for a plan.
+        """Return the spread of a job that is not launched, for a plan.
 
         Args:
-            ranks_per_node: None: all ranks are on one node.
+            ranks_per_node: None puts all ranks on one node.
 
         Raises:
-            MobiusError: there cannot be so many.
+            MobiusError: the numbers are not positive, or the nodes are not equally filled.
         """
         per_node = ranks if ranks_per_node is None else ranks_per_node
         if ranks < 1 or per_node < 1 or ranks % per_node:
-            raise MobiusError(f"{ranks} rank(s), {per_node} on a node: give 1 or more, and as many on each node")
+            raise MobiusError(f"{ranks} rank(s), {per_node} per node: give 1 or more, and the same number on each node")
         return cls(Launch(0, 0, ranks, per_node), engine, ds_json)
 
     @property
@@ -58,7 +58,8 @@ class Spread:
         return self.launch.world_size
 
     def check(self, config: RunConfig) -> None:
-        """
+        """Check the recipe against the ranks and the engine.
+
         Raises:
             MobiusError: the recipe contradicts the number of ranks, the engine or the DeepSpeed JSON.
         """
@@ -70,12 +71,12 @@ class Spread:
                 " change one of them"
             )
         if config.shard_frozen and ranks == 1:
-            raise MobiusError("shard_frozen=true has one rank to shard over: use more ranks, or set shard_frozen=false")
+            raise MobiusError("shard_frozen=true needs more than one rank: use more ranks, or set shard_frozen=false")
         if self.engine != "deepspeed" and self.ds_json is not None:
             raise MobiusError(f"a DeepSpeed JSON was given, but the engine is {self.engine}: remove one of them")
         if self.engine != "fsdp" and config.fsdp != FsdpConfig():
             raise MobiusError(
-                f"the recipe has fsdp settings, which do nothing when the engine is {self.engine}: remove them"
+                f"the recipe has fsdp settings, which have no effect when the engine is {self.engine}: remove them"
             )
         if self.engine == "fsdp":
             self.shard_size(config)
@@ -84,7 +85,7 @@ class Spread:
             check_offload(config.optimizer, "offload_optimizer" in self.resolved(config)["zero_optimization"])
 
     def shard_size(self, config: RunConfig) -> int:
-        """Under fsdp: the ranks that every trained parameter is sharded over.
+        """Return the number of ranks that each trained parameter is sharded over, under fsdp.
 
         Raises:
             MobiusError: the recipe's fsdp section contradicts itself or the number of ranks.
@@ -92,7 +93,7 @@ class Spread:
         return shard_size(config.fsdp, self.launch.world_size, self.launch.local_world_size)
 
     def resolved(self, config: RunConfig) -> dict[str, Any]:
-        """Under deepspeed: the JSON with what the recipe decides.
+        """Return the DeepSpeed JSON with the recipe's values filled in, under deepspeed.
 
         Raises:
             MobiusError: the two contradict each other.
@@ -101,7 +102,7 @@ class Spread:
 
 
 def spread_of(engine: EngineName, ds_path: Path | None, launch: Launch) -> Spread:
-    """The spread of a job that is launched.
+    """Return the spread of a launched job.
 
     Raises:
         MobiusError: the DeepSpeed JSON cannot be read.

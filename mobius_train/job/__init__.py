@@ -1,1 +1,1 @@
-"""This process as one of a job: its rank, the other ranks, requests to stop, earlier failures."""
+"""The process as part of a job: ranks, environment, heartbeat, stop requests, recorded failures."""

@@ -1,4 +1,4 @@
-"""The one place where environment variables are read, and set for the libraries that read them."""
+"""Reading and setting of environment variables. No other module does either."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of the job; `local` means on this node."""
+    """The position of this process in the job; `local` means within its node."""
 
     rank: int
     local_rank: int
@@ -25,7 +25,7 @@ class Launch:
 
 
 def prepare() -> Launch:
-    """Find out which process this is, and set what torch and DeepSpeed look for; call it before importing them.
+    """Detect this process's rank and set the variables of torch and DeepSpeed. Call it before importing them.
 
     Raises:
         MobiusError: the launcher's variables are incomplete or contradict each other.
@@ -37,7 +37,7 @@ def prepare() -> Launch:
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed of a machine without GPU, of which it warns when it finds out by itself."""
+    """Set DS_ACCELERATOR=cpu on machines without a GPU, which silences DeepSpeed's warning."""
     import torch
 
     if not torch.cuda.is_available():
@@ -45,27 +45,27 @@ def choose_accelerator() -> None:
 
 
 def be_deterministic() -> None:
-    """Have torch compute the same bits each time, on GPUs too; call it before the first computation.
+    """Make torch bit-reproducible, on GPUs too. Call it before the first computation.
 
-    An operation that has no such kernel raises RuntimeError, naming itself.
+    Operations without a deterministic kernel raise RuntimeError with their name.
     """
     import torch
 
-    # cuBLAS needs workspaces of its own for that (docs.nvidia.com/cuda/cublas, Results reproducibility).
+    # cuBLAS needs fixed workspaces (docs.nvidia.com/cuda/cublas, Results reproducibility).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
 
 
 def detect(environment: Mapping[str, str]) -> Launch:
-    """Which process of which job: started by `deepspeed` or `torchrun`, by `srun`, or alone.
+    """Detect this process's rank, as started by `deepspeed` or `torchrun`, by `srun`, or alone.
 
     Raises:
         MobiusError: the launcher's variables are incomplete or contradict each other.
     """
     if "RANK" in environment:
         rank, local_rank, world_size = _numbers(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE")
-        # torchrun says LOCAL_WORLD_SIZE and deepspeed LOCAL_SIZE; by hand, one node is meant.
+        # torchrun sets LOCAL_WORLD_SIZE and deepspeed sets LOCAL_SIZE. Without either, all ranks are on one node.
         names = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment]
         local_world_size = _numbers(environment, names[0])[0] if names else world_size
         return _checked(Launch(rank, local_rank, world_size, local_world_size), "RANK, LOCAL_RANK and WORLD_SIZE")
@@ -73,24 +73,24 @@ def detect(environment: Mapping[str, str]) -> Launch:
         rank, local_rank, world_size = _numbers(environment, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
         launch = Launch(rank, local_rank, world_size, _tasks_on_this_node(environment, world_size))
         return _checked(launch, "SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS")
-    # The shell of a batch script has Slurm's variables too, but it is not one of the job's tasks.
+    # A batch script's shell also has Slurm's variables, but is not a task of the job.
     if "SLURM_JOB_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
         raise MobiusError(
             f"this Slurm job has {environment['SLURM_NTASKS']} tasks, but srun did not start this process:"
-            " start it as `srun python mobius_train/main.py …`, or ask for one task"
+            " start it with `srun python mobius_train/main.py …`, or request one task"
         )
     return Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
 
 def node_name() -> str:
-    """This node's name: Slurm's, if it has one, which need not be the machine's."""
+    """Return the node's Slurm name, or its host name outside of Slurm. The two can differ."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def meeting_point(rank: int) -> tuple[str, int, bool, str]:
-    """Host and port where the ranks meet, whether this rank opens it, and which attempt of a launcher this is.
+    """Return the host and port of the store, whether this rank serves it, and the launcher's attempt number.
 
-    torchrun's agent has opened it already, and keeps it when it starts the ranks again.
+    Under torchrun the agent serves the store, and keeps it when it restarts the ranks.
     """
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -98,7 +98,7 @@ def meeting_point(rank: int) -> tuple[str, int, bool, str]:
 
 
 def nodes_by_rank() -> list[str]:
-    """Which node each rank of this Slurm step is on, by rank; [] where Slurm does not say."""
+    """Return the node name of each rank of this Slurm step; [] where Slurm does not report it."""
     try:
         command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
         nodes = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
@@ -109,31 +109,31 @@ def nodes_by_rank() -> list[str]:
 
 
 def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables for torch.distributed and DeepSpeed."""
+    """Return the variables that torch.distributed and DeepSpeed need."""
     needed = {
         "RANK": str(launch.rank),
         "LOCAL_RANK": str(launch.local_rank),
         "WORLD_SIZE": str(launch.world_size),
-        # On a CPU DeepSpeed would take the number of NUMA nodes for the number of ranks.
+        # On a CPU DeepSpeed would otherwise use the number of NUMA nodes.
         "LOCAL_SIZE": str(launch.local_world_size),
-        # Tokenizers that have run in the parent would warn of every data worker.
+        # Tokenizers used before a fork would print a warning for every data worker.
         "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "false"),
     }
     if launch.world_size == 1:
-        # `deepspeed` gives every job port 29500, which another one on this machine may have. torchrun would have
-        # the process ask a store of its own there.
+        # `deepspeed` gives every job port 29500, which another job on this machine may use. torchrun makes the process
+        # connect to the agent's store there.
         own_store = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
         return needed | own_store | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(_free_port())}
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment and "RANK" in environment:
         return needed
     if "MASTER_ADDR" not in environment and launch.local_world_size < launch.world_size:
         raise MobiusError(
-            "MASTER_ADDR is not set, and the ranks are on several nodes: export the first one's name, in a Slurm script"
-            ' by MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+            "MASTER_ADDR is not set, but the ranks are on several nodes: export the first node's name, in Slurm as"
+            ' MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
     if "MASTER_PORT" not in environment and "SLURM_JOB_ID" not in environment:
-        raise MobiusError("MASTER_PORT is not set: export a port that is free on the node of rank 0")
-    # Jobs that share a node get ports of their own.
+        raise MobiusError("MASTER_PORT is not set: export a free port of rank 0's node")
+    # Jobs that share a node need different ports.
     port = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
     return needed | {
         "MASTER_ADDR": environment.get("MASTER_ADDR", LOOPBACK),
@@ -144,15 +144,16 @@ def _needed(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
 def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
     missing = [name for name in names if name not in environment]
     if missing:
-        there = ", ".join(name for name in names if name in environment)
+        present = ", ".join(name for name in names if name in environment)
         raise MobiusError(
-            f"{there} set but {', '.join(missing)} not: start through deepspeed, torchrun or srun, or unset it"
+            f"{present} is set, but {', '.join(missing)} is not: start with deepspeed, torchrun or srun, or unset"
+            f" {present}"
         )
     try:
         return [int(environment[name]) for name in names]
     except ValueError:
         values = ", ".join(f"{name}={environment[name]!r}" for name in names)
-        raise MobiusError(f"{values}: these must be whole numbers") from None
+        raise MobiusError(f"{values}: these must be integers") from None
 
 
 def _tasks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
@@ -160,17 +161,17 @@ def _tasks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
     tasks = _tasks_per_node(text)
     node = int(environment.get("SLURM_NODEID", "0"))
     if node >= len(tasks):
-        raise MobiusError(f"SLURM_NODEID={node}, but Slurm's tasks per node are {text!r}")
+        raise MobiusError(f"SLURM_NODEID={node} is not among Slurm's tasks per node, {text!r}")
     return tasks[node]
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """Slurm writes them as `2(x3),1`: two on each of three nodes, then one."""
+    """Parse Slurm's notation: `2(x3),1` is two tasks on each of three nodes, then one."""
     tasks: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise MobiusError(f"cannot read Slurm's tasks per node: {text!r}")
+            raise MobiusError(f"cannot parse Slurm's tasks per node: {text!r}")
         tasks += [int(match[1])] * int(match[2] or 1)
     return tasks
 
@@ -193,15 +194,15 @@ def _free_port() -> int:
 
 
 def array_task(given: str | None) -> tuple[int, int]:
-    """(i, n): this process is share i of n, from `i/n` or, with None, from a Slurm job array; alone it is (0, 1).
+    """Return (i, n) for share i of n: from `i/n`, else from the Slurm job array, else (0, 1).
 
     Raises:
-        MobiusError: no such share.
+        MobiusError: the share is invalid.
     """
     if given is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", given)
         if match is None or not int(match[1]) < int(match[2]):
-            raise MobiusError(f"--task {given} is no share: write 0/4 for the first of four")
+            raise MobiusError(f"--task {given} is not valid: write I/N with I < N, such as 0/4 for the first of four")
         return int(match[1]), int(match[2])
     if "SLURM_ARRAY_TASK_ID" not in os.environ:
         return 0, 1
@@ -209,6 +210,6 @@ def array_task(given: str | None) -> tuple[int, int]:
     number, first, last, count = _numbers(os.environ, *names)
     if last - first + 1 != count:
         raise MobiusError(
-            f"the job array leaves numbers out between {first} and {last}: submit it as --array=0-{count - 1}"
+            f"the job array skips numbers between {first} and {last}: submit it with --array=0-{count - 1}"
         )
     return number - first, count

@@ -1,4 +1,4 @@
-"""Whether a job that failed may be tried again: not where it has failed before."""
+"""A record of failures, so that a job is not retried after failing twice at the same step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ FILE = "failures.jsonl"
 
 
 def record(output_dir: Path, exit_code: int, job: str) -> int:
-    """Note that a run has failed; returns the step that it had done.
+    """Record a failure of a run and return its last step.
 
     Raises:
-        MobiusError: another try would not help: the run has failed at this step before, or had never begun.
+        MobiusError: a retry would not help, because the run failed at this step before or never started.
     """
     if not (output_dir / "config.yaml").exists():
-        raise MobiusError(f"{output_dir} was not begun: what is wrong is told above; mend it and submit again")
+        raise MobiusError(f"the run in {output_dir} did not start: fix the error above and submit again")
     step = _last_step(output_dir / "metrics.jsonl")
     before = _steps(output_dir / FILE)
     with (output_dir / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "exit_code": exit_code, "job": job}) + "\n")
     if step in before:
         raise MobiusError(
-            f"{output_dir} has failed after step {step} again: another try would end there too. The log says why;"
-            f" submit with output_dir={output_dir} to go on, after removing {output_dir / FILE}"
+            f"{output_dir} failed after step {step} again, so it is not retried. Find the cause in the log. To resume,"
+            f" remove {output_dir / FILE} and submit with output_dir={output_dir}"
         )
     return step
 
@@ -35,7 +35,7 @@ def _last_step(metrics: Path) -> int:
 
 
 def _steps(path: Path) -> list[int]:
-    """The "step" of each line; a kill may have torn the last one."""
+    """Return the "step" of each line, except of lines that a kill left incomplete."""
     steps = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

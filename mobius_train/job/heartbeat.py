@@ -1,8 +1,8 @@
-"""Who of the job is alive, so that a dead node ends the job in half a minute, and not a collective in an hour.
+"""Detection of dead ranks, which ends the job within half a minute instead of at a collective's timeout.
 
-Every rank beats in the store in which the ranks have met. Rank 0 listens; the first verdict that is written there, that
-a rank has fallen silent or has failed, ends all of them. Silence of the store itself means rank 0. Two small requests
-of a rank in a period make some two hundred in a second on 512 ranks.
+Every rank writes a beat to the store that the ranks used to meet. Rank 0 checks the beats. When a rank is silent or
+fails, a verdict is written to the store, and it ends all ranks. If the store does not answer, rank 0 is dead. Each rank
+sends two small requests per period, about two hundred per second on 512 ranks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import torch.distributed as dist
 from mobius_train.errors import MobiusError
 
 PERIOD = 4.0  # seconds
-MISSED = 5  # beats in a row; a busy machine may skip a few
+MISSED = 5  # consecutive beats; a busy machine may miss a few
 VERDICT = "verdict"
 LEFT = b"left"
 
 
 class Heartbeat:
-    """Beats and listens in a thread of its own, which ends the process by `os._exit(1)` when there is a verdict.
+    """A thread that sends beats and ends the process with `os._exit(1)` when a verdict appears.
 
     Args:
-        store: in which all ranks have met, see `meet`.
-        nodes: the node's name by rank.
+        store: the store that all ranks joined, see `meet`.
+        nodes: the node name of each rank.
     """
 
     def __init__(self, store: Any, rank: int, nodes: list[str], period: float = PERIOD) -> None:
-        # A connection of its own: the other one may be waiting for an answer for long.
+        # A separate connection, because the original one may block for a long time.
         self._store, self._rank, self._nodes, self._period = store.clone(), rank, nodes, period
         self._heard = dict.fromkeys(range(len(nodes)), (b"", 0))
         self._beats, self._over = 0, threading.Event()
@@ -44,17 +44,17 @@ class Heartbeat:
         self._thread.start()
 
     def fail(self, error: BaseException) -> None:
-        """This rank ends by an error: the others hear of it, or, if it has only lost another one, it hears which."""
+        """Report this rank's error to the others. After a lost connection, wait first for the verdict on the cause."""
         if _is_lost_contact(error):
             self._thread.join(self._period * (MISSED + 2))
-        reason = f"{name_of(self._rank, self._nodes)} has failed: {type(error).__name__}: {_first_line(error)}"
+        reason = f"{name_of(self._rank, self._nodes)} failed: {type(error).__name__}: {_first_line(error)}"
         self._ask(lambda: self._store.compare_set(VERDICT, "", reason))
         self._stop()
         if self._rank == 0:
             self._wait_for_the_others(self._period * 2)
 
     def leave(self) -> None:
-        """This rank is done. Rank 0, whose store goes with it, waits for the others; one that dies now is noticed."""
+        """End this rank's beats. Rank 0 serves the store, so it waits for the others and still detects dead ranks."""
         if self._rank == 0:
             self._wait_for_the_others(math.inf)
         self._stop()
@@ -72,15 +72,15 @@ class Heartbeat:
     def _watch(self) -> None:
         while not self._over.wait(self._period):
             try:
-                # A node without power answers nothing, and refuses nothing either.
+                # A node without power neither answers nor refuses, so the request needs a timeout.
                 verdict = self._talker.submit(self._talk).result(timeout=self._period * MISSED)
             except (RuntimeError, TimeoutError):
-                verdict = f"{name_of(0, self._nodes)}, which the ranks meet at, does not answer any more"
+                verdict = f"{name_of(0, self._nodes)}, which serves the store, no longer answers"
             if verdict and not self._over.is_set():
                 self._end(verdict)
 
     def _talk(self) -> str:
-        """One beat; returns the verdict, if there is one."""
+        """Send one beat and return the verdict, or an empty string."""
         self._beats += 1
         self._store.set(_beat(self._rank), str(self._beats))
         if self._rank == 0 and (silent := self._silent()):
@@ -89,18 +89,18 @@ class Heartbeat:
         return self._store.get(VERDICT).decode() if self._store.check([VERDICT]) else ""
 
     def _silent(self) -> list[int]:
-        """Whose beat has not changed for MISSED periods of this rank's own: a job suspended as a whole loses nobody."""
+        """Return the ranks without a new beat for MISSED of this rank's periods, so a suspended job is unaffected."""
         for rank, beat in enumerate(self._beats_of_all()):
             last, missed = self._heard[rank]
             self._heard[rank] = beat, (0 if beat != last or beat == LEFT else missed + 1)
         return [rank for rank, (_, missed) in self._heard.items() if missed >= MISSED and rank != 0]
 
     def _end(self, verdict: str) -> None:
-        print(f"error: rank {self._rank} ends: {verdict}; go on from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"error: rank {self._rank} ends: {verdict}; resume from the last checkpoint", file=sys.stderr, flush=True)
         if self._rank == 0:
-            # The store goes with it: the others hear the verdict first.
+            # The store ends with rank 0, so the others need time to read the verdict.
             time.sleep(self._period * 2)
-        # The main thread may be inside a collective that does not come back.
+        # The main thread may be blocked in a collective.
         os._exit(1)
 
     def _beats_of_all(self) -> list[bytes]:
@@ -108,7 +108,7 @@ class Heartbeat:
         return beats
 
     def _ask(self, request: Any) -> Any:
-        """What the store answers; None if it does not, at the end of a job."""
+        """Return the store's answer, or None if it does not answer at the end of a job."""
         try:
             return self._talker.submit(request).result(timeout=self._period * MISSED)
         except (RuntimeError, TimeoutError):
@@ -116,13 +116,13 @@ class Heartbeat:
 
 
 def meet(store: Any, rank: int, world_size: int, node: str, timeout: timedelta, expected: list[str]) -> list[str]:
-    """Wait for all ranks; returns the node of each.
+    """Wait for all ranks and return the node name of each.
 
     Args:
-        expected: the node's name by rank, as far as the launcher says; [] if it does not.
+        expected: the node name of each rank from the launcher; [] if unknown.
 
     Raises:
-        MobiusError: not all have come in time; names those that have not.
+        MobiusError: some ranks did not join in time; the message names them.
     """
     store.set(_beat(rank), "0")
     store.set(_node(rank), node)
@@ -131,14 +131,14 @@ def meet(store: Any, rank: int, world_size: int, node: str, timeout: timedelta, 
             store.wait([_node(other) for other in range(world_size)], timeout)
             store.set("met", "")
         else:
-            # Rank 0 says who is missing.
+            # Rank 0 times out first and names the missing ranks.
             store.wait(["met"], timeout + timedelta(seconds=10))
     except RuntimeError:
         missing = [other for other in range(world_size) if not store.check([_node(other)])]
         names = ", ".join(name_of(other, expected) for other in missing) or name_of(0, expected)
         raise MobiusError(
-            f"{len(missing)} of {world_size} ranks have not come within {timeout.total_seconds():.0f} s: {names}."
-            " Look for their errors above, or leave the node out (sbatch --exclude)"
+            f"{len(missing)} of {world_size} ranks did not join within {timeout.total_seconds():.0f} s: {names}."
+            " Look for their errors above, or exclude the node (sbatch --exclude)"
         ) from None
     return [value.decode() for value in store.multi_get([_node(other) for other in range(world_size)])]
 
@@ -156,7 +156,7 @@ def _node(rank: int) -> str:
 
 
 def _is_lost_contact(error: BaseException) -> bool:
-    """gloo tells it by a plain RuntimeError with its own source file in it."""
+    """True for a lost connection; gloo raises a plain RuntimeError that names its source file."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -1,4 +1,4 @@
-"""What the model libraries say while they load would bury what the program has to say."""
+"""Suppression of the model libraries' output, which would hide the program's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mobius_train.job.environment import choose_accelerator
 
 
 def quiet_libraries() -> None:
-    """Let diffusers and transformers say errors only, without loading bars, and DeepSpeed, which diffusers imports."""
+    """Limit diffusers and transformers to errors without progress bars; silence DeepSpeed, which diffusers imports."""
     choose_accelerator()
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal or a file ends the run after a checkpoint at the next step boundary."""
+"""Stop requests: a signal or a file makes the run save a checkpoint at the next step and end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# What Slurm sends before it takes the nodes away: the signal that was asked for in time, and the last warning.
+# Slurm sends SIGUSR1 ahead of the time limit, as requested by --signal, and SIGTERM shortly before it ends the job.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 FILE = "stop"
-# Says to a script that the run has stopped so; exit codes do not, as srun kills the other ranks after the first.
+# Marks a requested stop for scripts. Exit codes are not reliable, because srun kills the other ranks after the first.
 MARK = "stopped"
 
 
 class Stop:
-    """Whether this rank was asked to stop; the trainer combines the ranks' answers once a step.
+    """The stop request of this rank. The trainer combines the requests of all ranks once per step.
 
     Args:
-        folder: where somebody asks by touching `stop`; for the one rank that looks there.
+        folder: the folder in which a file named `stop` requests a stop; None on ranks that do not look for it.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -29,17 +29,18 @@ class Stop:
             (folder / MARK).unlink(missing_ok=True)
 
     def asked(self) -> bool:
+        """True once a stop was requested."""
         return self._signalled or (self._folder is not None and (self._folder / FILE).exists())
 
     def done(self, step: int) -> None:
-        """What was asked for has been done; the file would stop the next run too."""
+        """Mark the run as stopped and remove the request, which would stop the next run too."""
         if self._folder is not None:
             (self._folder / MARK).write_text(f"{step}\n", encoding="utf-8")
             (self._folder / FILE).unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals set a flag and interrupt nothing, also while a checkpoint is being written."""
+        """Handle the signals by setting a flag, which interrupts nothing, such as writing a checkpoint."""
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
@@ -48,12 +49,12 @@ class Stop:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # A forked child has inherited the handler.
+        # Forked children inherit the handler.
         if os.getpid() == self._pid:
             self._signalled = True
 
 
 def leave_to_parent(worker: int) -> None:
-    """For data workers: Slurm signals every process of a step, and a worker that dies would end the run unsaved."""
+    """Ignore the signals in a data worker. Slurm signals all processes, and a dead worker would end the run unsaved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which code a run is."""
+"""Versions of the code that a run uses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ PACKAGES = ("mobius-train", "torch", "deepspeed", "diffusers", "transformers", "
 
 
 def versions() -> dict[str, str]:
-    """Versions by package, Python's, and the commit where the package runs from a checkout."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and the main packages, and the commit if run from a checkout."""
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            result[name] = "not installed"
     commit = _commit()
-    return found | ({"commit": commit} if commit else {})
+    return result | ({"commit": commit} if commit else {})
 
 
 def _commit() -> str | None:
-    """The commit, with -dirty after it if files differ from it."""
+    """Return the commit, with the suffix -dirty if files differ from it."""
     repository = Path(__file__).resolve().parents[2]
     if not (repository / ".git").exists():
         return None

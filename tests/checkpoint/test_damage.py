@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_number_of_ranks_than_it_says(tmp_path: Path) ->
 
 def test_a_renamed_checkpoint(tmp_path: Path) -> None:
     folder = make(tmp_path, 4).rename(tmp_path / "checkpoint-6")
-    assert problems(folder) == [f"{folder}/manifest.json: it is that of step 4"]
+    assert problems(folder) == [f"{folder}/manifest.json: it belongs to step 4"]
 
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:

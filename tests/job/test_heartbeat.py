@@ -63,7 +63,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     finally:
         processes[0].kill()
     assert processes[0].returncode == 1
-    assert "error: 1 of 2 ranks have not come within 3 s: rank 1" in text
+    assert "error: 1 of 2 ranks did not join within 3 s: rank 1" in text
 
 
 @pytest.mark.distributed

@@ -236,7 +236,7 @@ def test_an_override_reaches_into_the_lists_of_a_recipe(tmp_path: Path) -> None:
     assert str(config.sources[0].path) == "b"
     assert config.stages[0].fps == 8
     for override in ("sources.1.path=b", "sources.x.path=b"):
-        with pytest.raises(MobiusError, match="no such place"):
+        with pytest.raises(MobiusError, match=override):
             load_as(PrepareConfig, path, [override])
 
 
@@ -257,11 +257,11 @@ def test_shares_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch, variables: dic
 
 
 def test_a_share_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MobiusError, match="--task 4/4 is no share"):
+    with pytest.raises(MobiusError, match="--task 4/4"):
         array_task("4/4")
     for name, value in {"TASK_ID": "4", "TASK_MIN": "0", "TASK_MAX": "8", "TASK_COUNT": "3"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
-    with pytest.raises(MobiusError, match="leaves numbers out"):
+    with pytest.raises(MobiusError, match="--array=0-2"):
         array_task(None)
 
 

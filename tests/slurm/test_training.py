@@ -102,7 +102,7 @@ def _preempted(job: Job) -> None:
     other = job.cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     job.wait_for_requeue(1, seconds=90)
     job.cluster.wait_for(other, "COMPLETED")
-    assert "as asked" in job.log()
+    assert "stopped at step" in job.log()
     _stopped_and_saved(job)
 
 
@@ -181,7 +181,7 @@ def test_what_fails_at_the_same_step_twice_or_before_the_first_stops(
     log = (tmp_path / "log").read_text()
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "3:0"), log
     assert job["Restarts"] == ("1" if begun else "0"), log
-    assert ("failed after step 5 again" if begun else "was not begun") in log
+    assert ("failed after step 5 again" if begun else "did not start") in log
 
 
 def test_slurm_asks_to_stop_before_the_time_limit_by_itself(cluster: Cluster, tmp_path: Path) -> None:
