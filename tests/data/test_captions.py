@@ -39,13 +39,13 @@ def test_captions_are_words_or_variants_in_a_language(caption: Any, expected: li
     [
         ([], "none of the 0 captions of clip"),
         ([{"text": "a", "weight": 0}, {"text": "b", "weight": 0.0}], "none of the 2 captions of clip has a weight"),
-        ([{"text": "a", "weight": -1}], "a caption of clip has the weight -1: a weight is a number from 0"),
+        ([{"text": "a", "weight": -1}], "a caption of clip has weight -1: .* 0"),
         ([{"text": "a", "weight": "1"}], "weight '1'"),
         ([{"text": "a", "weight": None}], "weight None"),
         ([{"text": "a", "weight": True}], "weight True"),
         ([{"text": "a", "weight": float("nan")}], "weight nan"),
         ([{"text": "a", "weight": float("inf")}], "weight inf"),
-        ([{"text": "a", "wieght": 1}], "a caption of clip has text, wieght"),
+        ([{"text": "a", "wieght": 1}], "a caption of clip has .*text, wieght"),
         ([{"weight": 1}], "the caption of clip is None"),
         (["a", ""], "the caption of clip is empty"),
         (["a", ["b"]], "the caption of clip is"),
@@ -75,7 +75,7 @@ def test_shards_and_metadata_hold_variants(tmp_path: Path) -> None:
         assert clips[0].caption == "a dog"
     bad = line.replace("3}", "-3}")
     (tmp_path / "folder" / "metadata.jsonl").write_text(bad)
-    with pytest.raises(MobiusError, match=r"metadata.jsonl, line 1 has the weight -3"):
+    with pytest.raises(MobiusError, match=r"metadata.jsonl, line 1 has weight -3"):
         open_clips(str(tmp_path / "folder"), num_frames=4, resolution=16)
 
 

@@ -49,7 +49,7 @@ def test_shards_by_path_glob_and_braces(tmp_path: Path) -> None:
     assert numbers(clips[2].frames) == [0, 1, 2, 3]
     assert numbers(clips[2].frame(3).frames) == [3]
     assert opened(tmp_path / "s-0.tar", caption_language="zh")[0].caption == "这是 a"
-    refused(tmp_path / "s-{0..3}.tar", "there is no file or folder .*s-3.tar, of ")
+    refused(tmp_path / "s-{0..3}.tar", "there is no file or folder .*s-3.tar .*{0..3}")
     refused(tmp_path / "s-{0..3.tar", "braces")
     refused(tmp_path / "t-*.tar", "there is no file or folder")
 
@@ -130,7 +130,7 @@ def test_every_truncation_is_detected(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(
         json.dumps({"shards": {"cut.tar": describe_shard(tmp_path / "whole.tar")._asdict()}})
     )
-    refused(cut, r"has \d+ bytes but index.json says")
+    refused(cut, r"has \d+ bytes.* index.json .*\d+")
 
 
 def test_a_broken_header_in_the_middle_is_no_end(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_incomplete_and_repeated_samples_are_refused(tmp_path: Path) -> None:
         link = tarfile.TarInfo("k.webp")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    refused(tmp_path / "g.tar", "no ordinary file")
+    refused(tmp_path / "g.tar", "not a regular file")
     with tarfile.open(tmp_path / "h.tar", "w:gz"):
         pass
-    refused(tmp_path / "h.tar", "unpack .gz")
+    refused(tmp_path / "h.tar", "compress.* .gz")
 
 
 def test_captions_of_shards(tmp_path: Path) -> None:
@@ -193,15 +193,15 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[600] ^= 1  # inside the first caption
     path.write_bytes(data)
-    with pytest.raises(MobiusError, match=r"a.tar is not what index.json says"):
+    with pytest.raises(MobiusError, match=r"a.tar differs .*index.json"):
         verify(tmp_path)
     path.write_bytes(data[:-512])
-    refused(path, r"a.tar has \d+ bytes but index.json says \d+")
+    refused(path, r"a.tar has \d+ bytes.* index.json .*\d+")
     path.unlink()
-    with pytest.raises(MobiusError, match=r"a.tar cannot be read"):
+    with pytest.raises(MobiusError, match=r"cannot read .*a.tar"):
         verify(tmp_path)
     (tmp_path / "index.json").write_text('{"shards": {"a.t')
-    with pytest.raises(MobiusError, match=r"index\.json cannot be read"):
+    with pytest.raises(MobiusError, match=r"cannot read .*index\.json"):
         verify(tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     assert clips[3].caption == "clip more/d.webm"
     assert all(numbers(clips[number].frames) == [0, 1, 2, 3] for number in range(5))
     (tmp_path / "b.txt").unlink()
-    refused(tmp_path, "1 of 5 clips .* have no caption: b.webp wants b.txt")
+    refused(tmp_path, "1 of 5 clips .* have no caption: .*b.txt for b.webp.* metadata.jsonl")
 
 
 def test_metadata_names_the_clips(tmp_path: Path) -> None:
@@ -237,16 +237,16 @@ def test_metadata_names_the_clips(tmp_path: Path) -> None:
     )
     assert [(clip.key, clip.caption) for clip in opened(tmp_path)] == [("a", "ay"), ("b", "bee")]
     assert opened(tmp_path, caption_language="zh")[0].caption == "甲"
-    refused(tmp_path, "line 3 has no caption in the language 'fr'; available: en, zh", caption_language="fr")
+    refused(tmp_path, "line 3 has no caption in .*'fr'; available: en, zh", caption_language="fr")
     for line, match in {
         '{"file_name": "../a.webp", "text": "x"}': "outside the folder",
         '{"file_name": "/etc/a.webp", "text": "x"}': "outside the folder",
         '{"file_name": "c.webp", "text": "x"}': "there is no file .*c.webp",
-        '{"file_name": "a.pyd", "text": "x"}': "a.pyd is no clip",
+        '{"file_name": "a.pyd", "text": "x"}': "a.pyd is not a clip",
         '{"file_name": "a.webp"}': "line 1 has no caption",
         '{"text": "x"}': 'no "file_name"',
-        "{": "line 1 is no JSON",
-        "": "names no clip",
+        "{": "line 1 is not .*JSON",
+        "": "no clips",
     }.items():
         lines.write_text(line)
         refused(tmp_path, match)
@@ -256,14 +256,14 @@ def test_metadata_names_the_clips(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("name,text\na.webp,dog\n")
     refused(tmp_path, 'line 2 has no "file_name"')
     lines.write_text("{}")
-    refused(tmp_path, "keep one")
+    refused(tmp_path, "metadata.jsonl and metadata.csv")
 
 
 def test_an_empty_folder_says_what_it_holds(tmp_path: Path) -> None:
-    refused(tmp_path, "holds no clip .* but nothing")
+    refused(tmp_path, "no clips .*nothing")
     (tmp_path / "a.txt").write_text("x")
     shard(tmp_path / "a.tar", ["k"])
-    refused(tmp_path, r"holds no clip .*1 \.tar.*; shards are named by a pattern: .*\*\.tar")
+    refused(tmp_path, r"no clips .*1 \.tar.*/\*\.tar")
 
 
 def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:
     clips = opened(shard(tmp_path / "a.tar", ["k"], frames=3))
-    with pytest.raises(MobiusError, match=r"a.tar/k.webp has 3 frames but 4 frames are asked for"):
+    with pytest.raises(MobiusError, match=r"a.tar/k.webp has 3 frames.* 4 .*num_frames=3"):
         clips[0]
 
 

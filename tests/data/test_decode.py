@@ -94,9 +94,9 @@ def test_the_central_square_is_taken_and_resized() -> None:
 
 
 def test_a_clip_with_fewer_frames_than_asked_is_refused() -> None:
-    with pytest.raises(MobiusError, match=r"dog\.gif has 3 frames but 4 .*num_frames=3"):
+    with pytest.raises(MobiusError, match=r"dog\.gif has 3 frames.* 4 .*num_frames=3"):
         decode(animation(3, "GIF"), ".gif", "dog.gif", num_frames=4, resolution=16)
-    with pytest.raises(MobiusError, match=r"dog\.mp4 has 3 frames but 4 .*num_frames=3"):
+    with pytest.raises(MobiusError, match=r"dog\.mp4 has 3 frames.* 4 .*num_frames=3"):
         decode(video(3), ".mp4", "dog.mp4", num_frames=4, resolution=16)
     buffer = io.BytesIO()
     pictures(1)[0].save(buffer, "PNG")
@@ -189,7 +189,7 @@ def test_no_truncation_is_taken_for_the_whole_clip(kind: str) -> None:
 
 
 def test_other_kinds_are_never_decoded() -> None:
-    with pytest.raises(MobiusError, match="is no clip"):
+    with pytest.raises(MobiusError, match="is not a clip"):
         decode(b"", ".pyd", "evil.pyd", num_frames=1, resolution=16)
-    with pytest.raises(MobiusError, match="no GIF, WebP, PNG or JPEG"):
+    with pytest.raises(MobiusError, match="GIF, WebP, PNG or JPEG"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n", ".png", "evil.png", num_frames=1, resolution=16)

@@ -331,5 +331,5 @@ def test_no_clip_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> Non
     (tmp_path / "heap").mkdir()
     (tmp_path / "heap" / "a.webp").write_bytes(b"no")
     (tmp_path / "heap" / "a.txt").write_text("words")
-    with pytest.raises(MobiusError, match=r"no clip is left of 1 inputs, dropped for unknown kind \(decode\) 1"):
+    with pytest.raises(MobiusError, match=r"1 inputs .*unknown kind \(decode\) 1.*report"):
         prepare(made.recipe(tmp_path / "out", {"kind": "folder", "path": str(tmp_path / "heap")}))

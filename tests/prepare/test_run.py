@@ -196,11 +196,11 @@ def test_an_output_folder_belongs_to_one_recipe(inputs: Path, tmp_path: Path) ->
     config = _recipe(inputs, tmp_path / "out")
     prepare(config)
     other = config.model_copy(update={"part_size": 4})
-    with pytest.raises(MobiusError, match=r"begun with another recipe .*part_size: 4"):
+    with pytest.raises(MobiusError, match=r"recipe.yaml.*'part_size: 4'.*output_dir"):
         prepare(other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("!")
-    with pytest.raises(MobiusError, match=r"holds thesis.txt"):
+    with pytest.raises(MobiusError, match=r"contains thesis.txt"):
         prepare(_recipe(inputs, tmp_path / "mine"))
 
 

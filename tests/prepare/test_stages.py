@@ -272,7 +272,7 @@ def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
     source = {"kind": "folder", "path": str(tmp_path)}
     for stages, problem in (
         ([{"name": "static"}, {"name": "decode"}], "static must come after decode"),
-        ([{"name": "static"}], "want one decode, and have 0"),
+        ([{"name": "static"}], "one decode.* 0"),
         ([{"name": "decode"}, {"name": "static"}, {"name": "static"}], "static occurs twice"),
     ):
         with pytest.raises(ValueError, match=problem):
@@ -283,5 +283,5 @@ def test_a_source_is_a_local_path(tmp_path) -> None:
     from mobius_train.prepare.preparation import prepare
 
     for path in ("pipe:touch /tmp/x", "https://example.com/a.tar", str(tmp_path / "absent.tar")):
-        with pytest.raises(MobiusError, match=r"no local path|there is no file"):
+        with pytest.raises(MobiusError, match=r"not a local path|there is no file"):
             prepare(made.recipe(tmp_path / "out", {"kind": "webdataset", "path": path}))

@@ -35,5 +35,5 @@ def test_a_cache_made_on_two_ranks_trains_as_online_encoding(
         run("frames", data=required | {"num_frames": 2})
     with pytest.raises(MobiusError, match=r"the nearest one differs in: text tokens\."):
         run("tokens", data=required, max_text_tokens=5)
-    with pytest.raises(MobiusError, match=r"none is there"):
+    with pytest.raises(MobiusError, match=r"there is no cache"):
         run("empty", data={"cache_dir": str(tmp_path / "empty"), "cache_required": True})
