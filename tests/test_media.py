@@ -121,7 +121,7 @@ def test_all_formats_are_written(tmp_path: Path) -> None:
 def test_formats_can_be_chosen(tmp_path: Path) -> None:
     paths = write_clips([moving_square()], ["a cat"], tmp_path, formats=["gif"])
     assert [path.name for path in paths] == ["00-a-cat.gif"]
-    with pytest.raises(MobiusError, match="unknown format webm: .* gif, mp4, png"):
+    with pytest.raises(MobiusError, match=r"unknown format webm: .* gif, mp4, png"):
         write_clips([moving_square()], ["a cat"], tmp_path, formats=["webm"])
 
 

@@ -1,7 +1,7 @@
 """The frozen text encoder, which maps captions to embeddings.
 
-CLIP (Stable Diffusion), Chinese CLIP (used in the paper) and BERT-like encoders (MiniLM) are loaded from a folder, a hub
-name, or `package:NAME`, a Python package that contains a model folder.
+CLIP (Stable Diffusion), Chinese CLIP (used in the paper) and BERT-like encoders (MiniLM) are loaded from a folder, a
+hub name, or `package:NAME`, a Python package that contains a model folder.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def load_text_encoder(
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
         raise MobiusError(
-            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, the first is {missing[0]}: its files do not"
-            " match its config.json"
+            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, the first is {missing[0]}: its files do"
+            " not match its config.json"
         )
     if isinstance(model, ChineseCLIPModel):
         model = model.text_model

@@ -89,7 +89,7 @@ def test_fsdp(sharded: Path, tmp_path: Path) -> None:
     assert {what.split()[0] for what, _ in report.left_out} == {"optim", "ema", "step"}
     consolidate(sharded / "fsdp", tmp_path / "ema.safetensors", weights="ema")
     assert same(load_file(tmp_path / "ema.safetensors"), {name: t * 0.5 for name, t in expected.items()})
-    with pytest.raises(MobiusError, match="holds ema, model, optim, step, and no 'raw'"):
+    with pytest.raises(MobiusError, match=r"contains ema, model, optim, step, .*'raw'.*--weights"):
         consolidate(sharded / "fsdp", tmp_path / "raw.safetensors", weights="raw")
 
 
@@ -109,12 +109,15 @@ def test_a_write_that_went_wrong_is_found_out(sharded: Path, tmp_path: Path, mon
 
 def test_refuses_what_is_no_checkpoint_and_writes_over_nothing(sharded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, complaint in ((tmp_path / "empty", "no checkpoint of a known kind"), (tmp_path / "no", "no folder")):
+    for source, complaint in (
+        (tmp_path / "empty", "empty is not a supported checkpoint"),
+        (tmp_path / "no", "no folder"),
+    ):
         with pytest.raises(MobiusError, match=complaint):
             consolidate(source, tmp_path / "whole.safetensors")
-    with pytest.raises(MobiusError, match="saves no 'ema'"):
+    with pytest.raises(MobiusError, match=r"'ema'.* 'model'"):
         consolidate(sharded / "zero2", tmp_path / "whole.safetensors", weights="ema")
-    with pytest.raises(MobiusError, match="is no size"):
+    with pytest.raises(MobiusError, match="max_shard_size="):
         consolidate(sharded / "zero2", tmp_path / "whole.safetensors", max_shard_size="big")
     assert not list(tmp_path.glob("*whole*"))
     (tmp_path / "whole.safetensors").write_text("mine")
@@ -147,15 +150,15 @@ def test_a_file_cut_short_is_named(small: Path, name: str, kept: float) -> None:
 def test_missing_and_foreign_files_are_named(small: Path, sharded: Path) -> None:
     tag = small / "global_step1"
     (tag / RANK_1).unlink()
-    with pytest.raises(MobiusError, match="written by 2 ranks and holds the optim_states of 1"):
+    with pytest.raises(MobiusError, match=r"2 ranks.* optim_states of 1"):
         consolidate(small, small / "whole.safetensors")
     # Rank 1 of another stage's checkpoint.
     shutil.copy(sharded / "zero3" / "global_step1" / RANK_1, tag / RANK_1)
-    with pytest.raises(MobiusError, match="do not fit together"):
+    with pytest.raises(MobiusError, match="are inconsistent"):
         consolidate(small, small / "whole.safetensors")
     (tag / "mp_rank_00_model_states.pt").unlink()
-    with pytest.raises(MobiusError, match="holds no model_states"):
+    with pytest.raises(MobiusError, match="no model_states"):
         consolidate(small, small / "whole.safetensors")
     (small / "latest").write_text("../../somewhere")
-    with pytest.raises(MobiusError, match=r"latest holds '\.\./\.\./somewhere'"):
+    with pytest.raises(MobiusError, match=r"latest contains '\.\./\.\./somewhere'"):
         consolidate(small, small / "whole.safetensors")

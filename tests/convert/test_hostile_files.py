@@ -87,7 +87,7 @@ def test_fsdp_metadata_stays_in_its_folder_and_makes_no_other_types(sharded: Pat
     with pytest.raises(MobiusError, match=r"\.metadata cannot be read: it names '\.\./copy"):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(pickle.dumps(pickle.loads(honest).planner_data))
-    with pytest.raises(MobiusError, match="it describes no checkpoint"):
+    with pytest.raises(MobiusError, match="not describe a checkpoint"):
         consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(honest[: len(honest) // 2])
     with pytest.raises(MobiusError, match=r"\.metadata cannot be read"):
@@ -126,7 +126,7 @@ def test_cut_weights_are_named(stable_diffusion: dict[str, Path], tmp_path: Path
 
 
 def test_folders_of_something_else_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="holds a UNet2DConditionModel: a serial model is"):
+    with pytest.raises(MobiusError, match=r"contains a UNet2DConditionModel: .*UNet3DConditionModel or a SerialUNet"):
         serial_to_parallel(stable_diffusion["sd15"], tmp_path / "out")
-    with pytest.raises(MobiusError, match=r"no/config\.json does not say"):
+    with pytest.raises(MobiusError, match=r"no/config\.json does not name"):
         serial_to_parallel(tmp_path / "no", tmp_path / "out")

@@ -50,7 +50,7 @@ def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dic
     without = {name: tensor for name, tensor in whole.items() if name != "conv_in.bias"}
     for state, complaint in (
         (without, "conv_in.bias is missing"),
-        (whole | {"extra": torch.ones(1)}, "extra is no weight of this model"),
+        (whole | {"extra": torch.ones(1)}, "extra is not a weight of this model"),
     ):
         save_file(state, path)
         with pytest.raises(MobiusError, match=complaint):

@@ -69,7 +69,7 @@ def test_nothing_is_dropped_or_made_up_in_silence(config: Path, state: dict[str,
     path = tmp_path / "model.safetensors"
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     save_file(state | {"model.diffusion_model.control.weight": torch.ones(3)}, path)
-    with pytest.raises(MobiusError, match=r"control\.weight is in the file and arrived nowhere"):
+    with pytest.raises(MobiusError, match=r"control\.weight .*not converted"):
         from_single_file(path, config, tmp_path / "out")
     save_file({n: t for n, t in state.items() if n != name}, path)
     with pytest.raises(MobiusError, match=r"model\.safetensors|not from the file"):
@@ -82,7 +82,7 @@ def test_other_families_and_missing_configurations_are_refused(
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_file(state, path)
-    with pytest.raises(MobiusError, match=r"holds no model_index\.json: without a network"):
+    with pytest.raises(MobiusError, match=r"contains no model_index\.json.*--config"):
         from_single_file(path, tmp_path, tmp_path / "out")
     save_file({"some.weight": torch.ones(2)}, path)
     with pytest.raises(MobiusError, match=r"from .*model\.safetensors"):

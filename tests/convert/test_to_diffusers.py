@@ -97,7 +97,7 @@ def test_trained_weights_and_a_recipe_make_the_pipeline(
     name, tensor = next(iter(state.items()))
     for wrong, complaint in (
         ({n: t for n, t in state.items() if n != name}, f"{name} is missing"),
-        (state | {"extra": tensor.clone()}, "extra is no trained weight"),
+        (state | {"extra": tensor.clone()}, "extra is not a trained weight"),
         (state | {name: torch.ones(3, 5)}, f"{name} is \\(3, 5\\)"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
