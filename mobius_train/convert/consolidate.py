@@ -11,14 +11,14 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
-from mobius_train.convert.safetensors_files import write
-from mobius_train.convert.weights import Weights, cast
+from mobius_train.convert.safetensors_files import write_safetensors
+from mobius_train.convert.weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def consolidate(
+def consolidate_checkpoint(
     source: Path,
     destination: Path,
     dtype: torch.dtype = torch.float32,
@@ -52,7 +52,7 @@ def consolidate(
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MobiusError(f"cannot create the folder of {destination}: {error.strerror}") from error
-    files = write(opened, destination, dtype, max_shard_size)
+    files = write_safetensors(opened, destination, dtype, max_shard_size)
     size = sum(file.stat().st_size for file in files)
     where = files[0].name if len(files) == 1 else f"{len(files)} files and {destination.name}.index.json"
     report.mapped.append((f"{len(opened.layout)} tensors", f"{where}, {dtype}, {size / 1e6:.1f} MB"))
@@ -70,7 +70,7 @@ def open_weights(source: Path, weights: str, tag: str | None, report: Report) ->
     """Open the weights of a checkpoint folder of any supported kind; the report lists its other contents.
 
     Raises:
-        MobiusError: see `consolidate`.
+        MobiusError: see `consolidate_checkpoint`.
     """
     if not source.is_dir():
         raise MobiusError(f"there is no folder {source}")
@@ -111,7 +111,7 @@ def _different(weights: Weights, files: list[Path], dtype: torch.dtype) -> list[
         # The file is reopened for each tensor, so that pages of other tensors do not stay in memory.
         with safe_open(places[name], "pt") as file:
             written = file.get_tensor(name)
-        expected = cast(tensor, dtype).contiguous()
+        expected = cast_floating(tensor, dtype).contiguous()
         same = written.dtype == expected.dtype and written.shape == expected.shape
         if not same or not torch.equal(_bytes(written), _bytes(expected)):
             different.append(name)

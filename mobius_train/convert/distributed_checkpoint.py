@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.serialization import _get_layout
 
-from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable
+from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable_file
 from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
@@ -84,8 +84,8 @@ def open_distributed(folder: Path, entry: str) -> DistributedWeights:
         else:
             names[name] = ".".join(map(str, rest)) if nested else name
     if not names:
-        there = ", ".join(sorted(others)) or "nothing"
-        raise MobiusError(f"{folder} contains {there}, but no {entry!r}: select the weights with --weights")
+        contents = ", ".join(sorted(others)) or "nothing"
+        raise MobiusError(f"{folder} contains {contents}, but no {entry!r}: select the weights with --weights")
     left_out = [(f"{top} ({count} entries)", f"not the weights, which are in {entry}") for top, count in others.items()]
     tensors = {}
     for name, short in names.items():
@@ -127,7 +127,7 @@ class _Reader(FileSystemReader):
             files = sorted({info.relative_path for index, info in self.storage_data.items() if index.fqn == name})
             places = ", ".join(str(self._folder / file) for file in files)
             cause = error.failures[0][0] if isinstance(error, dcp.CheckpointException) else error
-            raise unreadable(Path(places), cause) from error
+            raise unreadable_file(Path(places), cause) from error
         return whole
 
     def _unpickle(self) -> metadata.Metadata:
@@ -147,7 +147,7 @@ class _Reader(FileSystemReader):
                 if getattr(info, "transform_descriptors", None):
                     raise ValueError("its tensors were written with storage extensions, which are not supported")
         except UNREADABLE as error:
-            raise unreadable(path, error) from error
+            raise unreadable_file(path, error) from error
         if loaded.storage_meta is None:
             loaded.storage_meta = metadata.StorageMeta()
         return loaded

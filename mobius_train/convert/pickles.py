@@ -44,10 +44,10 @@ def load_tensors(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any
         with torch.serialization.safe_globals([(kind, name) for name, kind in (stand_ins or {}).items()]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
-def unreadable(path: Path, error: BaseException) -> MobiusError:
+def unreadable_file(path: Path, error: BaseException) -> MobiusError:
     """The error for a file that cannot be read, with its name and a one-line reason."""
     reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
     if "nsupported" in reason or "forbidden" in reason:

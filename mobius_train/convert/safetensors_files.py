@@ -15,13 +15,13 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from mobius_train.convert.weights import Weights, cast
+from mobius_train.convert.weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_files, replace_file
 from mobius_train.safetensors_header import DTYPES, lay_out
 
 
-def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
+def write_safetensors(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
     """Write `path`, or NAME-00001-of-0000N.safetensors and an index if the file would be too large.
 
     Only one tensor is in memory at a time. The files get their names once all of them are complete.
@@ -36,7 +36,7 @@ def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str)
     Raises:
         MobiusError: a file cannot be written, or `weights` yields tensors that do not match its layout.
     """
-    layout = {name: cast(tensor, dtype) for name, tensor in weights.layout.items()}
+    layout = {name: cast_floating(tensor, dtype) for name, tensor in weights.layout.items()}
     unsupported = [f"{name} ({tensor.dtype})" for name, tensor in layout.items() if tensor.dtype not in DTYPES]
     if unsupported:
         raise MobiusError(f"{unsupported[0]}: tensors of this dtype cannot be written to {path}")
@@ -72,7 +72,7 @@ def _checked(
     """Cast the tensors, and check that each comes once and matches the layout."""
     outstanding = dict(layout)
     for name, tensor in tensors:
-        tensor = cast(tensor, dtype)
+        tensor = cast_floating(tensor, dtype)
         meta = outstanding.pop(name, None)
         if meta is None or (meta.shape, meta.dtype) != (tensor.shape, tensor.dtype):
             raise MobiusError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import is_pipeline
-from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable
+from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable_file
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
@@ -107,7 +107,7 @@ def _read(source: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118
                     yield name, file.get_tensor(name)
         except (*UNREADABLE, SafetensorError) as error:
-            raise unreadable(source, error) from error
+            raise unreadable_file(source, error) from error
         return
     state = load_tensors(source)
     state = state.get("state_dict", state) if isinstance(state, dict) else None

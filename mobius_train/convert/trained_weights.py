@@ -12,7 +12,7 @@ from torch import Tensor
 from mobius_train.assembly.parts import parts_of
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
-from mobius_train.convert.pickles import UNREADABLE, unreadable
+from mobius_train.convert.pickles import UNREADABLE, unreadable_file
 from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, weights_hash
@@ -81,7 +81,7 @@ def open_safetensors(path: Path) -> Weights:
                 for name in opened.keys():  # noqa: SIM118
                     layout[name] = opened.get_tensor(name).to("meta")
         except (*UNREADABLE, SafetensorError) as error:
-            raise unreadable(file, error) from error
+            raise unreadable_file(file, error) from error
 
     def read() -> Iterator[tuple[str, Tensor]]:
         for file in files:

@@ -27,6 +27,6 @@ class Weights:
         return cls({name: tensor.to("meta") for name, tensor in read()}, read)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a floating-point tensor to `dtype`; other tensors are unchanged."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

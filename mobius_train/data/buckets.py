@@ -34,7 +34,7 @@ def largest_first(shapes: Sequence[Shape]) -> list[Shape]:
     return sorted(shapes, key=lambda shape: (shape.volume, shape), reverse=True)
 
 
-def enlarging(clip: Shape, bucket: Shape) -> float:
+def enlargement(clip: Shape, bucket: Shape) -> float:
     """The factor that scales the clip's sides to cover the bucket; above 1 the clip is enlarged."""
     return max(bucket.width / clip.width, bucket.height / clip.height)
 
@@ -49,7 +49,7 @@ def best_bucket(clip: Shape, buckets: Sequence[Shape], enlarged: float = ENLARGE
     def cost(bucket: Shape) -> tuple[float, int, float, int]:
         aspect = abs(math.log(bucket.width * clip.height / (bucket.height * clip.width)))
         # Rounding makes sizes of the same aspect ratio compare equal.
-        return max(enlarging(clip, bucket), enlarged), -bucket.num_frames, round(aspect, 6), -bucket.volume
+        return max(enlargement(clip, bucket), enlarged), -bucket.num_frames, round(aspect, 6), -bucket.volume
 
     return min((bucket for bucket in buckets if bucket.num_frames <= clip.num_frames), key=cost, default=None)
 
@@ -84,7 +84,7 @@ def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callabl
     return sorted_clips
 
 
-def members(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
+def clips_by_bucket(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
     """The clip indices of each bucket, largest bucket first."""
     clips: dict[Shape, list[int]] = defaultdict(list)
     for index, shape in enumerate(shapes):
@@ -126,7 +126,7 @@ def batch_shares(counts: Mapping[Shape, int], given: Mapping[Shape, float]) -> d
     return {shape: fixed.get(shape, rest * Fraction(count, total)) for shape, count in counts.items()}
 
 
-def describe(
+def describe_buckets(
     buckets: Sequence[Shape], clips: Sequence[Shape], sorted_clips: Sequence[Shape], shares: Mapping[Shape, Fraction]
 ) -> list[str]:
     """One line for each bucket: its clips, its share, and assignments that may be unintended."""
@@ -134,7 +134,7 @@ def describe(
     enlarged: Counter[Shape] = Counter()
     stilled: Counter[Shape] = Counter()
     for clip, bucket in zip(clips, sorted_clips, strict=True):
-        enlarged[bucket] += enlarging(clip, bucket) > ENLARGED
+        enlarged[bucket] += enlargement(clip, bucket) > ENLARGED
         stilled[bucket] += bucket.num_frames == 1 < clip.num_frames
     lines = []
     for bucket in largest_first(buckets):

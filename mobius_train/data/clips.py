@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobius_train.data.buckets import Shape, sort_into
-from mobius_train.data.decode import check_bytes, decode, shape_of
+from mobius_train.data.decode import check_bytes, decode_clip, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
 from mobius_train.data.patterns import local_paths, refuse_address
@@ -90,7 +90,7 @@ class ClipDataset(Dataset[Clip]):
         if self.shapes is not None:
             num_frames, *sides = self.shapes[index]
             size = (sides[0], sides[1])
-        frames = decode(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
+        frames = decode_clip(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
         return Clip(entry.key, entry.captions[caption].text, frames)
 
     def captions(self, index: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Decoding of files to frames: GIF, WebP and stills with Pillow, video with PyAV.
 
-The cost of a file is bounded before its pixels are decoded. Training uses `decode` and `shape_of`; data preparation
+The cost of a file is bounded before its pixels are decoded. Training uses `decode_clip` and `shape_of`. Preparation
 uses the functions below them, which read a file frame by frame.
 """
 
@@ -54,7 +54,7 @@ def check_bytes(size: int, suffix: str, name: str) -> None:
         _limits(suffix).check_bytes(size)
 
 
-def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
+def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
     """Decode frames floor(i·n/F) of the file's n frames, on white, centre-cropped to the requested aspect ratio.
 
     Args:
@@ -70,7 +70,7 @@ def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: 
     with _named(name):
         images = (_frames_of_video if suffix in VIDEOS else _frames_of_picture)(data, suffix, name, num_frames)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    frames = [np.asarray(cover(image, size)) for image in images]
+    frames = [np.asarray(crop_to_size(image, size)) for image in images]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -115,7 +115,7 @@ def _named(name: str) -> Iterator[None]:
         raise MobiusError(f"{name} is damaged or of another kind: {error}. Fetch it again or remove it") from error
 
 
-def _wanted(available: int, num_frames: int, name: str) -> list[int]:
+def _frame_numbers(available: int, num_frames: int, name: str) -> list[int]:
     if available < num_frames:
         kind = "is a still" if available == 1 else f"has {available} frames"
         raise MobiusError(
@@ -127,8 +127,8 @@ def _wanted(available: int, num_frames: int, name: str) -> list[int]:
 
 def _frames_of_picture(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
     limits = _limits(suffix)
-    wanted = _wanted(picture_header(data, limits).num_frames, num_frames, name)
-    return [image for image, _ in picture_frames(data, wanted, limits)]
+    numbers = _frame_numbers(picture_header(data, limits).num_frames, num_frames, name)
+    return [image for image, _ in picture_frames(data, numbers, limits)]
 
 
 def _frames_of_video(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
@@ -141,11 +141,11 @@ def _frames_of_video(data: bytes, suffix: str, name: str, num_frames: int) -> li
         return [first.to_image()]
     available = len(packet_times(data, demuxer, limits))
     while True:
-        wanted = set(_wanted(available, num_frames, name))
+        numbers = set(_frame_numbers(available, num_frames, name))
         images, decoded = [], 0
         for decoded, frame in enumerate(video_frames(data, demuxer, limits), start=1):
             limits.check(frame.width, frame.height, decoded)
-            if decoded - 1 in wanted:
+            if decoded - 1 in numbers:
                 images.append(frame.to_image())
         if decoded == available:
             return images
@@ -236,7 +236,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def crop_to_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Centre-crop to the aspect ratio of `size` (width, height) and resize."""
     scale = max(size[0] / image.width, size[1] / image.height)
     width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, size, strict=True))

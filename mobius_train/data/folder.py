@@ -49,15 +49,15 @@ def _paired(folder: Path, language: str) -> list[Entry]:
         hint = f". For shards give a pattern: {folder}/*.tar" if ".tar" in kinds else ""
         raise MobiusError(f"{folder} contains no clips ({' '.join(CLIPS)}), only {contents}{hint}")
     captions = {path: [c for s in CAPTIONS if (c := path.with_suffix(s)).is_file()] for path in clips}
-    bare = [path for path, found in captions.items() if not found]
+    bare = [path for path, candidates in captions.items() if not candidates]
     if bare:
         raise MobiusError(
             f"{len(bare)} of {len(clips)} clips in {folder} have no caption: add"
             f" {bare[0].with_suffix('.txt').name} for {bare[0].name}, or a metadata.jsonl for the folder"
         )
     return [
-        _entry(folder, path, read_caption(found[0].read_bytes(), found[0].suffix, str(path), language))
-        for path, found in captions.items()
+        _entry(folder, path, read_caption(caption.read_bytes(), caption.suffix, str(path), language))
+        for path, (caption, *_) in captions.items()
     ]
 
 

@@ -13,7 +13,7 @@ from mobius_train.errors import MobiusError
 SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def expand(source: str) -> list[str]:
+def expand_braces(source: str) -> list[str]:
     """Expand the braces of a source to paths, patterns or addresses.
 
     Raises:
@@ -34,7 +34,7 @@ def local_paths(source: str) -> list[Path]:
     if Path(source).exists():
         return [Path(source)]
     paths: list[Path] = []
-    for pattern in expand(source):
+    for pattern in expand_braces(source):
         refuse_address(pattern)
         matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not matches:
@@ -57,7 +57,7 @@ def refuse_address(source: str) -> None:
 
 def is_remote(source: str) -> bool:
     """True if a source contains an address."""
-    return any(SCHEME.match(place) for place in (source, *expand(source)))
+    return any(SCHEME.match(place) for place in (source, *expand_braces(source)))
 
 
 def without_secrets(text: str) -> str:

@@ -19,8 +19,8 @@ from fsspec import get_filesystem_class
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from mobius_train.data.patterns import expand, without_secrets
-from mobius_train.data.shards import INDEX, Shard, check_whole, listed
+from mobius_train.data.patterns import expand_braces, without_secrets
+from mobius_train.data.shards import INDEX, Shard, check_whole, listed_shard
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, remove_killed, sha256
 
@@ -63,7 +63,7 @@ def remote_shards(source: str, folder: Path) -> list[Remote]:
     Raises:
         MobiusError: fsspec cannot open an address here, or an address occurs more than once.
     """
-    shards = [_remote(url.strip(), folder) for url in expand(source)]
+    shards = [_remote(url.strip(), folder) for url in expand_braces(source)]
     places: set[Path] = set()
     for shard in shards:
         if shard.path in places:
@@ -124,7 +124,7 @@ def fetch_index(shard: Remote) -> str | None:
     if shard.index_file.path.exists():
         return None
     try:
-        fetch(shard.index_file, lambda path: None)
+        fetch_file(shard.index_file, lambda path: None)
     except _Refused as error:
         return str(error)
     return None
@@ -139,7 +139,7 @@ def fetch_shard(shard: Remote, progress: Callable[[int], object] = lambda count:
     Raises:
         MobiusError: the shard cannot be fetched, or the received file is incomplete; names the address.
     """
-    expected = listed(shard.path)
+    expected = listed_shard(shard.path)
 
     def check(file: Path) -> None:
         if expected is not None:
@@ -155,7 +155,7 @@ def fetch_shard(shard: Remote, progress: Callable[[int], object] = lambda count:
         except MobiusError as error:
             raise MobiusError(f"{shard} is not a complete shard: {error}") from error
 
-    fetch(shard, check, progress)
+    fetch_file(shard, check, progress)
 
 
 class _Refused(MobiusError):
@@ -174,7 +174,7 @@ class _Arrived(Callback):
         self._reported = self.value
 
 
-def fetch(
+def fetch_file(
     remote: Remote, check: Callable[[Path], object], progress: Callable[[int], object] = lambda count: None
 ) -> None:
     """Fetch a file. It gets its name once it is complete, synced to disk, and has passed `check`.

@@ -51,7 +51,7 @@ def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
     """
     entries: list[Entry] = []
     for path in paths:
-        expected = listed(path)
+        expected = listed_shard(path)
         _check_size(path, expected)
         samples = _samples(path)
         if expected is not None and expected.samples != len(samples):
@@ -80,8 +80,8 @@ def _shape(data: bytes) -> Shape | None:
     """The clip's shape in a valid .json, as `tools/prepare_data.py` writes it; None if it has none."""
     record = json.loads(data)
     sizes = [record.get(field) for field in Shape._fields] if isinstance(record, dict) else []
-    whole = [size for size in sizes if type(size) is int and size > 0]
-    return Shape(*whole) if len(whole) == len(Shape._fields) else None
+    valid = [size for size in sizes if type(size) is int and size > 0]
+    return Shape(*valid) if len(valid) == len(Shape._fields) else None
 
 
 def _only(members: dict[str, Span], kinds: Sequence[str], name: str) -> str:
@@ -167,7 +167,7 @@ def _index(folder: Path) -> dict[str, Any]:
     return shards if isinstance(shards, dict) else {}
 
 
-def listed(path: Path) -> Shard | None:
+def listed_shard(path: Path) -> Shard | None:
     """The shard's record in the index.json of its folder; None if there is none."""
     record = _index(path.parent).get(path.name)
     try:
@@ -190,7 +190,7 @@ def describe_shard(path: Path) -> Shard:
     return Shard(path.stat().st_size, sha256(path), len(_samples(path)))
 
 
-def verify(folder: Path) -> int:
+def verify_shards(folder: Path) -> int:
     """Compare every shard with the folder's index.json (sha256); return the number of shards.
 
     Raises:
@@ -201,7 +201,7 @@ def verify(folder: Path) -> int:
         raise MobiusError(f"{folder} has no {INDEX} that lists shards")
     for name in names:
         path = folder / name
-        expected = listed(path)
+        expected = listed_shard(path)
         _check_size(path, expected)
         if describe_shard(path) != expected:
             raise MobiusError(f"{path} differs from its record in {INDEX}: fetch it again")

@@ -31,10 +31,10 @@ class Draws:
 
     def correlated_noise(self, correlation: float, offset: float) -> Tensor:
         """Noise (B, C, F, h, w) correlated between a clip's frames, plus `offset` times a constant per channel."""
-        return correlated(self.noise, self.shared, correlation) + offset * self.offset
+        return correlate_frames(self.noise, self.shared, correlation) + offset * self.offset
 
 
-def correlated(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
+def correlate_frames(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
     """√ρ · shared + √(1 - ρ) · noise: unit variance, correlation ρ between a clip's frames (arXiv 2305.10474)."""
     if correlation == 0:
         return noise
@@ -48,7 +48,7 @@ def sample_generator(seed: int, sample_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed - 2**63)
 
 
-def draw(seed: int, sample_indices: Tensor, shape: Sequence[int]) -> Draws:
+def draw_numbers(seed: int, sample_indices: Tensor, shape: Sequence[int]) -> Draws:
     """Draw the random numbers of samples with latent shape (C, F, h, w)."""
     channels, _, height, width = shape
     rows = []

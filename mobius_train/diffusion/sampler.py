@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
-from mobius_train.diffusion.randomness import correlated, sample_generator
+from mobius_train.diffusion.randomness import correlate_frames, sample_generator
 from mobius_train.errors import MobiusError
 
 
@@ -45,10 +45,10 @@ def initial_noise(shape: tuple[int, int, int, int], generator: torch.Generator, 
     # Drawn frame by frame, so that stills and clips of any length start with the same noise.
     shared = draw().unsqueeze(1)
     noise = torch.stack([draw() for _ in range(num_frames)], dim=1)
-    return correlated(noise, shared, correlation).unsqueeze(0)
+    return correlate_frames(noise, shared, correlation).unsqueeze(0)
 
 
-def guided(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+def guided_prediction(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance: u + scale · (c - u) (arXiv 2207.12598).
 
     Args:
@@ -63,7 +63,7 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float, rescale: fl
     return prediction * (rescale * factor + 1 - rescale)
 
 
-def denoise(
+def denoise_latents(
     scheduler: SchedulerMixin,
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mobius_train.media.pixels import enlarge, to_images
+from mobius_train.media.pixels import enlarge_frames, to_images
 
 SHEET_SIDE = 112  # pixels; smaller frames are enlarged to at least this
 SHEET_COLUMNS = 8
@@ -48,7 +48,7 @@ def contact_sheet(clips: Sequence[Tensor], captions: Sequence[str], path: Path) 
 def _strip(frames: Tensor, caption: str) -> Image.Image:
     """The frames next to each other, with the caption above."""
     shown = torch.linspace(0, len(frames) - 1, min(len(frames), SHEET_COLUMNS)).round().long()
-    images = to_images(enlarge(frames[shown], SHEET_SIDE))
+    images = to_images(enlarge_frames(frames[shown], SHEET_SIDE))
     gap = 2
     width = len(images) * (images[0].width + gap) - gap
     font = ImageFont.load_default(size=14)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobius_train.media.pixels import CLIP_SIDE, enlarge, to_images
+from mobius_train.media.pixels import CLIP_SIDE, enlarge_frames, to_images
 
 
 def write_gif(frames: Tensor, path: Path, fps: float = 8.0) -> None:
@@ -38,7 +38,7 @@ def _indexed(frames: Tensor) -> list[Image.Image]:
     codes, pixels = torch.unique(red << 16 | green << 8 | blue, return_inverse=True)
     colours = torch.stack([codes >> 16, codes >> 8 & 255, codes & 255], dim=1).float()
     nearest = torch.cat([torch.cdist(part, entries).argmin(1) for part in colours.split(65536)])
-    indices = enlarge(nearest.to(torch.uint8)[pixels], CLIP_SIDE)
+    indices = enlarge_frames(nearest.to(torch.uint8)[pixels], CLIP_SIDE)
 
     size = (indices.shape[2], indices.shape[1])
     pictures = [Image.frombytes("P", size, frame.contiguous().numpy().tobytes()) for frame in indices]

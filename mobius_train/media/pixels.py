@@ -11,7 +11,7 @@ from torch import Tensor
 CLIP_SIDE = 192  # pixels; smaller GIF and MP4 frames are enlarged to at least this
 
 
-def enlarge(frames: Tensor, side: int) -> Tensor:
+def enlarge_frames(frames: Tensor, side: int) -> Tensor:
     """Enlarge (..., H, W) by the smallest integer factor that makes the shorter side at least `side` pixels."""
     factor = max(1, -(-side // min(frames.shape[-2:])))
     return frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobius_train.media.pixels import CLIP_SIDE, enlarge, to_arrays
+from mobius_train.media.pixels import CLIP_SIDE, enlarge_frames, to_arrays
 
 
 def encode_video(
@@ -54,7 +54,7 @@ def write_mp4(frames: Tensor, path: Path, fps: float = 8.0) -> None:
 
     Frames are (F, 3, H, W) uint8. Odd sizes repeat the last row or column, since yuv420p needs even sizes.
     """
-    frames = enlarge(frames, CLIP_SIDE)
+    frames = enlarge_frames(frames, CLIP_SIDE)
     height, width = (size + size % 2 for size in frames.shape[-2:])
     rows = torch.arange(height).clamp(max=frames.shape[-2] - 1)
     columns = torch.arange(width).clamp(max=frames.shape[-1] - 1)

@@ -16,13 +16,13 @@ from mobius_train.prepare.webp import encode_webp
 STAGE = "encode"
 
 
-def split(group: str, output: OutputConfig) -> str:
+def split_of(group: str, output: OutputConfig) -> str:
     """The split of a group, "train" or "heldout". It depends only on the hash of the group's name and the seed."""
     digest = hashlib.sha256(f"{output.seed}:{group}".encode()).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < output.heldout * 2**64 else "train"
 
 
-def sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
+def encode_sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
     """The sample for webdataset's writer.
 
     Raises:

@@ -14,7 +14,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.files import publish_folder, publish_lines, read_lines, temporary_folder
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.recipe import PrepareConfig, Source
-from mobius_train.prepare.sources.reference import STAGE, Reference, unique
+from mobius_train.prepare.sources.reference import STAGE, Reference, make_keys_unique
 
 NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
 
@@ -62,7 +62,7 @@ def _list(config: PrepareConfig, work: Path) -> None:
         references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
             raise MobiusError(f"no inputs in {len(config.sources)} sources: all are empty")
-        references = unique(references)
+        references = make_keys_unique(references)
         publish_lines(own / NAME, (r.to_json() for r in references), ascii_only=True)
         with (own / NAME).open("rb") as file:
             starts = itertools.accumulate((len(line) for line in file), initial=0)

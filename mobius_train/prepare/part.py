@@ -23,13 +23,13 @@ from mobius_train.files import publish, publish_lines, read_lines
 from mobius_train.prepare import frame_store
 from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 from mobius_train.prepare.encode import STAGE as ENCODE
-from mobius_train.prepare.encode import sample, split
+from mobius_train.prepare.encode import encode_sample, split_of
 from mobius_train.prepare.listing import Inputs
 from mobius_train.prepare.passes import Pass
 from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.prepare.sources.reference import STAGE as SOURCE
 from mobius_train.prepare.sources.reference import Reference
-from mobius_train.prepare.stages.stage import drop
+from mobius_train.prepare.stages.stage import drop_clip
 
 SPLITS = ("train", "heldout")
 
@@ -128,7 +128,7 @@ def _first(reference: Reference, number: int) -> Candidate:
         try:
             clip.captions = _captions(reference)
         except Dropped as dropped:
-            drop(clip, SOURCE, dropped)
+            drop_clip(clip, SOURCE, dropped)
     return clip
 
 
@@ -173,11 +173,11 @@ def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Candidate]) 
     for clip in clips:
         if clip.dropped is None:
             try:
-                made = sample(clip, config.output)
+                made = encode_sample(clip, config.output)
             except Dropped as dropped:
-                drop(clip, ENCODE, dropped)
+                drop_clip(clip, ENCODE, dropped)
             else:
-                name = split(clip.group, config.output)
+                name = split_of(clip.group, config.output)
                 samples[name].append(made)
                 frames = clip.pixels
                 clip.output = {

@@ -43,7 +43,7 @@ class Share(NamedTuple):
 ALL = Share(0, 1)
 
 
-def prepare(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
+def prepare_data(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
     """Do all remaining work: this task's share, then the parts that other tasks have not finished.
 
     No task waits for another, which may be late, queued or dead. Two tasks that process the same part write identical

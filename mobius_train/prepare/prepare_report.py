@@ -53,7 +53,7 @@ class Counts:
 def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
     """Count the rows of an index."""
     counts = Counts([SOURCE, *(stage.name for stage in config.stages), ENCODE])
-    found: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
+    reasons: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
     for row in rows:
         counts.clips += 1
         counts.joined += row["scores"].get("stitch", {}).get("joined", 1) - 1
@@ -66,11 +66,11 @@ def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
             output = row["output"]
             counts.outputs[f"{output['width']}x{output['height']}, {output['num_frames']} frames"] += 1
         else:
-            found[row["stage"]][row["reason"]] += 1
+            reasons[row["stage"]][row["reason"]] += 1
             _name(counts.examples.setdefault((row["stage"], row["reason"]), []), row, row["detail"])
         for name, value in _numbers(row):
             counts.scores.setdefault(name, ([], []))[not row["kept"]].append(value)
-    counts.dropped = {stage: dict(whys.most_common()) for stage, whys in found.items() if whys}
+    counts.dropped = {stage: dict(whys.most_common()) for stage, whys in reasons.items() if whys}
     return counts
 
 

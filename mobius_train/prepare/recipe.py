@@ -14,7 +14,7 @@ from mobius_train.prepare.sources.archives import Archive, Shards
 from mobius_train.prepare.sources.files import FileList, Folder, Metadata
 from mobius_train.prepare.stages.aesthetic import Aesthetic
 from mobius_train.prepare.stages.buckets import Buckets
-from mobius_train.prepare.stages.caption import Caption
+from mobius_train.prepare.stages.caption import CaptionStage
 from mobius_train.prepare.stages.choose_frames import ChooseFrames
 from mobius_train.prepare.stages.decode import Decode
 from mobius_train.prepare.stages.deduplicate import Deduplicate
@@ -30,7 +30,7 @@ from mobius_train.prepare.stages.watermark import Watermark
 
 Source = Annotated[Folder | FileList | Metadata | Archive | Shards | FluentEmoji, Field(discriminator="kind")]
 Offline = Decode | Shots | Static | Dynamics | Text | ChooseFrames | Buckets | Deduplicate | LabelFrequency
-WithModels = Caption | Summarise | Translate | Aesthetic | Watermark | Stitch
+WithModels = CaptionStage | Summarise | Translate | Aesthetic | Watermark | Stitch
 AnyStage = Annotated[
     Offline | WithModels,
     Field(discriminator="name"),

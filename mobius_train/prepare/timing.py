@@ -14,12 +14,12 @@ def as_browsers(durations: list[float]) -> list[float]:
     return [duration if duration >= BROWSERS_MIN_MS else BROWSERS_MS for duration in durations]
 
 
-def rate(durations: list[float]) -> float:
+def frame_rate(durations: list[float]) -> float:
     """The rate of the median duration (ms), in frames per second, at most 60."""
     return min(MAX_FPS, 1000.0 / median_low(durations))
 
 
-def shown(durations: list[float], fps: float) -> list[int]:
+def displayed_frames(durations: list[float], fps: float) -> list[int]:
     """The indices of the frames displayed in the middle of each 1/fps seconds; at least one."""
     ends: list[float] = []
     for duration in durations:

@@ -11,7 +11,7 @@ import onnx_models
 import pytest
 
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.preparation import prepare
+from mobius_train.prepare.preparation import prepare_data
 from mobius_train.prepare.stages.dynamics import Dynamics
 from mobius_train.prepare.stages.text import Text
 
@@ -83,5 +83,5 @@ def test_a_model_file_that_does_not_serve_is_told_before_anything_is_done(
     ):
         stages = [{"name": "decode"}, {"name": stage, field: str(path)}]
         with pytest.raises(MobiusError, match=problem):
-            prepare(made.recipe(tmp_path / "out", source, stages=stages))
+            prepare_data(made.recipe(tmp_path / "out", source, stages=stages))
     assert not (tmp_path / "out").exists()

@@ -46,9 +46,9 @@ class FluentEmoji(Section):
         Raises:
             MobiusError: a package is missing, or cannot be fetched.
         """
-        paths = archives.paths_of(self.packages) if self.packages else fetch(self.cache.expanduser())
-        found = [self._named(reference) for path in paths for reference in archives.references(path, work, 2**32)]
-        return sorted(found, key=lambda reference: (emoji.has_skin_tone(reference.key), reference.key))
+        paths = archives.paths_of(self.packages) if self.packages else fetch_packages(self.cache.expanduser())
+        references = [self._named(reference) for path in paths for reference in archives.references(path, work, 2**32)]
+        return sorted(references, key=lambda reference: (emoji.has_skin_tone(reference.key), reference.key))
 
     def _named(self, reference: Reference) -> Reference:
         name = Path(reference.origin)
@@ -63,7 +63,7 @@ class FluentEmoji(Section):
         return reference
 
 
-def fetch(cache: Path) -> list[Path]:
+def fetch_packages(cache: Path) -> list[Path]:
     """Download missing packages to `cache` with npm; return the paths of all four .tgz files.
 
     Raises:

@@ -25,7 +25,7 @@ from mobius_train.data.patterns import local_paths
 from mobius_train.data.shards import ends_at
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
 
 MAX_UNPACKED = 2**36  # total bytes of the members of one compressed archive
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -81,8 +81,8 @@ def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> 
         else:
             members = list(_tar(path, path.name))
     except OSError as error:
-        return [refuse(path.name, str(path), "unreadable", error.strerror or str(error))]
-    return pair(members, f"{path}!", shards)
+        return [refused_input(path.name, str(path), "unreadable", error.strerror or str(error))]
+    return pair_captions(members, f"{path}!", shards)
 
 
 def _opener(path: Path) -> Callable[[Path], Any] | None:

@@ -15,7 +15,7 @@ from mobius_train.config import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible, pair, refuse
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible_name, pair_captions, refused_input
 
 
 class Folder(Section):
@@ -32,7 +32,7 @@ class Folder(Section):
         """
         if not self.path.is_dir():
             raise MobiusError(f"there is no folder {self.path}")
-        return pair(_walk(self.path), f"{self.path}/")
+        return pair_captions(_walk(self.path), f"{self.path}/")
 
 
 class Metadata(Section):
@@ -64,15 +64,15 @@ class FileList(Section):
         """
         names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
         members = [_member(self.path.parent / name, name) for name in names]
-        listed, beside = set(names), []
+        listed, captions = set(names), []
         for member in members:
             for suffix in CAPTIONS:
                 path = member.path.with_suffix(suffix)
                 name = str(Path(member.name).with_suffix(suffix))
                 if member.problem is None and path.is_file() and name not in listed:
-                    beside.append(_member(path, name))
+                    captions.append(_member(path, name))
                     break
-        return pair([*members, *beside], f"{self.path.parent}/")
+        return pair_captions([*members, *captions], f"{self.path.parent}/")
 
 
 def _walk(folder: Path) -> Iterator[Member]:
@@ -104,17 +104,17 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
         return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=record)
     name = record.get("file_name") if isinstance(record, dict) else None
     if not isinstance(name, str) or not name:
-        return refuse(where, where, "missing member", 'the line has no "file_name"')
+        return refused_input(where, where, "missing member", 'the line has no "file_name"')
     folder = metadata.parent
-    origin = f"{folder}/{legible(name)} ({where})"
+    origin = f"{folder}/{legible_name(name)} ({where})"
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError) as error:  # a name with a zero byte
-        return refuse(name, origin, "unreadable", str(error))
+        return refused_input(name, origin, "unreadable", str(error))
     if not inside:
-        return refuse(name, origin, "path traversal", "the name points outside the folder")
-    [reference] = pair([_member(path, name)], f"{folder}/", listed=True)
+        return refused_input(name, origin, "path traversal", "the name points outside the folder")
+    [reference] = pair_captions([_member(path, name)], f"{folder}/", listed=True)
     reference.caption = record.get("caption", record.get("text"))
     reference.labels = _labels(record.get("labels", record.get("label")))
     reference.group = str(record.get("group") or "")

@@ -75,7 +75,7 @@ class Reference:
         return cls(**content, caption_at=at and tuple(at), problem=problem and Drop(*problem))
 
 
-def legible(text: str) -> str:
+def legible_name(text: str) -> str:
     """Escape invalid UTF-8 and control characters, so that a name can be printed and stored."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
@@ -83,15 +83,15 @@ def legible(text: str) -> str:
 
 def safe_key(name: str) -> str:
     """A key of letters, digits, `_` and single `-`. Shards split names at dots and slashes; `--` precedes a shot."""
-    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_-]+", "_", legible(name)))[:MAX_KEY].strip("_-") or "clip"
+    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_-]+", "_", legible_name(name)))[:MAX_KEY].strip("_-") or "clip"
 
 
-def refuse(name: str, origin: str, reason: str, detail: str = "") -> Reference:
+def refused_input(name: str, origin: str, reason: str, detail: str = "") -> Reference:
     """A reference to an input that is not a clip."""
     return Reference(safe_key(name), origin, problem=Drop(STAGE, reason, detail))
 
 
-def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bool = False) -> list[Reference]:
+def pair_captions(members: Iterable[Member], place: str, shards: bool = False, listed: bool = False) -> list[Reference]:
     """Pair each clip with the caption of the same name; all other members become references with a problem.
 
     Args:
@@ -103,11 +103,13 @@ def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bo
     names: dict[str, Member] = {}
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
-        origin = f"{place}{legible(member.name)}"
+        origin = f"{place}{legible_name(member.name)}"
         if member.problem is not None:
             references.append(Reference(safe_key(member.name), origin, problem=member.problem))
         elif member.name in names:
-            references.append(refuse(member.name, origin, "duplicate key", "the archive contains this name twice"))
+            references.append(
+                refused_input(member.name, origin, "duplicate key", "the archive contains this name twice")
+            )
         else:
             names[member.name] = member
             groups[_stem(member.name, shards)].append(member)
@@ -115,10 +117,12 @@ def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bo
         clips = [member for member in inside if member.suffix in CLIPS]
         captions = sorted((m for m in inside if m.suffix in CAPTIONS), key=lambda m: CAPTIONS.index(m.suffix))
         for member in inside:
-            origin = f"{place}{legible(member.name)}"
+            origin = f"{place}{legible_name(member.name)}"
             if member in clips:
                 if shards and len(clips) > 1:
-                    references.append(refuse(member.name, origin, "duplicate key", f"{len(clips)} clips with this key"))
+                    references.append(
+                        refused_input(member.name, origin, "duplicate key", f"{len(clips)} clips with this key")
+                    )
                     continue
                 key = stem if len(clips) == 1 else f"{stem}-{member.suffix[1:]}"
                 at = captions[0] if captions and not listed else None
@@ -127,9 +131,11 @@ def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bo
                     Reference(safe_key(key), origin, str(member.path), member.offset, member.size, place_of_caption)
                 )
             elif member.suffix not in CAPTIONS:
-                references.append(refuse(member.name, origin, "no clip", f"its suffix is {member.suffix or 'absent'}"))
+                references.append(
+                    refused_input(member.name, origin, "no clip", f"its suffix is {member.suffix or 'absent'}")
+                )
             elif not clips:
-                references.append(refuse(member.name, origin, "missing member", "a caption without a clip"))
+                references.append(refused_input(member.name, origin, "missing member", "a caption without a clip"))
     return references
 
 
@@ -138,7 +144,7 @@ def _stem(name: str, shards: bool) -> str:
     return str(path.with_name(path.name.partition(".")[0])) if shards and path.name else str(path.with_suffix(""))
 
 
-def unique(references: list[Reference]) -> list[Reference]:
+def make_keys_unique(references: list[Reference]) -> list[Reference]:
     """Make the keys unique: repeated keys get a number, in the order of the references.
 
     Args:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.data.buckets import Shape, best_bucket, enlarging
-from mobius_train.data.decode import cover
+from mobius_train.data.buckets import Shape, best_bucket, enlargement
+from mobius_train.data.decode import crop_to_size
 from mobius_train.prepare.candidate import Candidate, Dropped
 from mobius_train.prepare.stages.stage import ClipStage
 
@@ -32,7 +32,7 @@ class Buckets(ClipStage):
         shape = Shape(count, width, height)
         best = best_bucket(shape, [Shape(count, *size) for size in self.sizes], self.max_enlarging)
         assert best is not None, "every size has as many frames as the clip"
-        scale = enlarging(shape, best)
+        scale = enlargement(shape, best)
         if scale > self.max_enlarging:
             raise Dropped("too small", f"{width}x{height}")
         cut = 1 - best.width * best.height / (width * height * scale * scale)
@@ -40,5 +40,5 @@ class Buckets(ClipStage):
         if cut > self.max_cut:
             raise Dropped("aspect", f"{width}x{height} would lose {cut:.0%}")
         if shape != best:
-            frames = [cover(Image.fromarray(frame), (best.width, best.height)) for frame in clip.pixels]
+            frames = [crop_to_size(Image.fromarray(frame), (best.width, best.height)) for frame in clip.pixels]
             clip.frames = np.stack([np.asarray(frame) for frame in frames])

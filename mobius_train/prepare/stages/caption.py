@@ -15,7 +15,7 @@ from mobius_train.prepare.stages.stage import ClipStage
 KINDS = ("AutoProcessor", "AutoModelForImageTextToText")
 
 
-class Caption(ClipStage):
+class CaptionStage(ClipStage):
     """A chat model describes the video from all `frames` at once; a captioner (BLIP) describes each frame separately.
 
     All descriptions are kept in `drafts` for summarise; the first one becomes the caption.

@@ -18,7 +18,7 @@ from mobius_train.data.decode import DAMAGED, packet_times, picture_frames, pict
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.sources.reference import ENDINGS
 from mobius_train.prepare.stages.stage import ClipStage
-from mobius_train.prepare.timing import as_browsers, rate, shown
+from mobius_train.prepare.timing import as_browsers, displayed_frames, frame_rate
 
 DEMUXERS = ("mov", "matroska", "avi")
 MAX_LOST = 0.1  # largest share of a video's frames that may fail to decode
@@ -77,10 +77,10 @@ class Decode(ClipStage):
         if len(frames) > 1 and not any(durations):
             clip.notes.append("zero duration")
         times = as_browsers(durations)
-        fps = self.fps or rate(times)
-        wanted = shown(times, fps)
-        self.limits.check(*size, len(wanted))
-        return np.stack([frames[number] for number in wanted]), fps
+        fps = self.fps or frame_rate(times)
+        numbers = displayed_frames(times, fps)
+        self.limits.check(*size, len(numbers))
+        return np.stack([frames[number] for number in numbers]), fps
 
     def _video(self, data: bytes, demuxer: str) -> tuple[Frames, float]:
         starts = packet_times(data, demuxer, self.limits)
@@ -89,8 +89,8 @@ class Decode(ClipStage):
         if len(starts) > 1 and not any(duration > 0 for duration in durations):
             raise Dropped("zero duration", "all frames have the same time")
         positive = [duration for duration in durations if duration > 0] or [1000.0]
-        durations.append(1000 / rate(positive))  # containers do not reliably store the last frame's end
-        fps = self.fps or rate(positive)
+        durations.append(1000 / frame_rate(positive))  # containers do not reliably store the last frame's end
+        fps = self.fps or frame_rate(positive)
         return self._frames_at(data, demuxer, starts[0], sum(durations) / 1000, fps, len(starts)), fps
 
     def _frames_at(self, data: bytes, demuxer: str, start: float, seconds: float, fps: float, packets: int) -> Frames:

@@ -71,9 +71,9 @@ class _Similar:
         hashes, means = [int(look, 16) for look in looks], np.array(colours)
         candidates = sorted({number for band in self._bands_of(hashes[0]) for number in self.bands[band]})
         for number in candidates:
-            other, theirs, others_means = self.seen[number]
-            near = all((a ^ b).bit_count() <= self.max_distance for a, b in zip(hashes, theirs, strict=True))
-            if near and float(np.abs(means - others_means).max()) <= self.colour:
+            other, other_hashes, other_means = self.seen[number]
+            near = all((a ^ b).bit_count() <= self.max_distance for a, b in zip(hashes, other_hashes, strict=True))
+            if near and float(np.abs(means - other_means).max()) <= self.colour:
                 return other
         for band in self._bands_of(hashes[0]):
             self.bands[band].append(len(self.seen))

@@ -38,7 +38,7 @@ class ClipStage(Stage):
                 try:
                     self.process(clip)
                 except Dropped as dropped:
-                    drop(clip, self.name, dropped)
+                    drop_clip(clip, self.name, dropped)
         return clips
 
     @abstractmethod
@@ -67,6 +67,6 @@ class GlobalStage(Stage):
         """Given the rows of all clips kept so far, in order, return the clips to drop, by key."""
 
 
-def drop(clip: Candidate, stage: str, dropped: Dropped) -> None:
+def drop_clip(clip: Candidate, stage: str, dropped: Dropped) -> None:
     """Mark a clip as dropped and free its frames."""
     clip.dropped, clip.frames = Drop(stage, dropped.reason, dropped.detail), None
