@@ -79,7 +79,7 @@ def build(
     name: str = "clips",
     identity: dict[str, str] | None = None,
 ) -> None:
-    """Write the missing parts of one share; `encode(i)` returns clip i. The caller must synchronise the ranks after."""
+    """Write the missing parts of one share; `encode(i)` returns clip i. Ranks must be synchronised afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_killed(folder)
     starts = range(0, len(keys), PART)

@@ -170,7 +170,7 @@ def describe_source(source: str) -> str:
     """
     refuse_address(source)
     paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else local_paths(source)
-    # A folder may hold a million clips, so only shards are measured.
+    # A folder may hold a million clips, so only the sizes of shards are read.
     sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
     digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())
     return f"{len(paths)} files ({digest.hexdigest()[:8]})"

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from mobius_train.assembly.load_model import load_unet
+from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
@@ -40,7 +40,7 @@ def test_every_frame_is_what_the_image_model_draws(
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     for mode, kind in (("parallel", ParallelUNet), ("serial", SerialUNet)):
         from_image_model(stable_diffusion["sd15"], tmp_path / mode, mode)
-        assert isinstance(load_unet(None, str(tmp_path / mode)), kind)
+        assert isinstance(load_image_or_video_model(None, str(tmp_path / mode)), kind)
 
 
 def test_weights_that_are_missing_or_left_over_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

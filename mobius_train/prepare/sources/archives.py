@@ -136,9 +136,9 @@ def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_b
         try:
             _copy(packed, file, max_bytes)
         except _TooLarge as error:
-            raise _refused(path, max_bytes) from error
+            raise _too_large_error(path, max_bytes) from error
         except DAMAGED as error:
-            _raise_if_the_disks(error)
+            _raise_disk_error(error)
             problem = error
     members = list(_tar(_synced(_unpacked(path, work)), path.name))
     return members if problem is None else [*members, _broken(path.name, path, problem)]
@@ -160,14 +160,14 @@ def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
                         with archive.open(member) as contents:
                             _copy(contents, file, max_bytes - start)
                     except _TooLarge as error:
-                        raise _refused(path, max_bytes) from error
+                        raise _too_large_error(path, max_bytes) from error
                     except (*DAMAGED, NotImplementedError) as error:
-                        _raise_if_the_disks(error)
+                        _raise_disk_error(error)
                         problem = Drop(STAGE, "damaged", str(error))
                 if problem is not None or not member.is_dir():
                     members.append(Member(member.filename, target, start, file.tell() - start, problem))
     except DAMAGED as error:
-        _raise_if_the_disks(error)
+        _raise_disk_error(error)
         members.append(_broken(path.name, path, error))
     _synced(target)
     return members
@@ -189,11 +189,11 @@ class _TooLarge(Exception):
     """An archive unpacks to more bytes than allowed."""
 
 
-def _refused(path: Path, max_bytes: int) -> MobiusError:
+def _too_large_error(path: Path, max_bytes: int) -> MobiusError:
     return MobiusError(f"{path} unpacks to more than {max_bytes} bytes: raise max_unpacked_bytes")
 
 
-def _raise_if_the_disks(error: BaseException) -> None:
+def _raise_disk_error(error: BaseException) -> None:
     """Re-raise an error of the local disk, which does not mean a damaged archive."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
