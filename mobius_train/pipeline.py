@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobius_train.conditions import Conditions
 from mobius_train.diffusion.sampler import (
-    denoise,
-    guided,
+    denoise_latents,
+    guided_prediction,
     initial_noise,
     prompt_generator,
     sampling_scheduler,
@@ -128,7 +128,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         Args:
             height, width: pixels, multiples of the autoencoder's downsampling factor.
             guidance_scale: scale of classifier-free guidance; at 1 or less the model runs on the prompt only.
-            guidance_rescale: see `guided`.
+            guidance_rescale: see `guided_prediction`.
             seed: determines, together with the prompt, the clip's initial noise.
             generator: replaces the seed, as in diffusers: one for all prompts in turn, or one per prompt.
             latents: the initial noise, (B, C, F, h, w).
@@ -156,7 +156,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         with evaluating(self.unet), self.progress_bar(total=len(prompts) * num_inference_steps) as bar:
             for noise, condition in zip(noises, conditions, strict=True):
                 predict = self._guided_prediction(condition, unconditional, scale, guidance_rescale)
-                clips.append(denoise(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update))
+                clips.append(
+                    denoise_latents(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update)
+                )
 
         if output_type == "latent":
             frames: Any = torch.cat(clips)
@@ -245,7 +247,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         def predict(sample: Tensor, timestep: Tensor) -> Tensor:
             both = model.predict(torch.cat([sample, sample]), timestep, conditions)
             without, conditional = both.float().chunk(2)
-            return guided(without, conditional, scale, rescale)
+            return guided_prediction(without, conditional, scale, rescale)
 
         return predict
 

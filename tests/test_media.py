@@ -11,7 +11,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.media.clips import file_names, write_clips
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.media.gif import write_gif
-from mobius_train.media.pixels import enlarge
+from mobius_train.media.pixels import enlarge_frames
 from mobius_train.media.video import write_mp4
 
 
@@ -54,8 +54,8 @@ def test_a_gif_holds_the_clip(tmp_path: Path) -> None:
     write_gif(clip, tmp_path / "a.gif", fps=10)
     shown = read_gif(tmp_path / "a.gif")
     assert shown.shape == (5, 3, 192, 288)
-    assert mean_error(shown, enlarge(clip, 192)) < 1
-    assert mean_error(shown.roll(1, 0), enlarge(clip, 192)) > 5, "the frames are told apart"
+    assert mean_error(shown, enlarge_frames(clip, 192)) < 1
+    assert mean_error(shown.roll(1, 0), enlarge_frames(clip, 192)) > 5, "the frames are told apart"
     assert (shown[..., -1, -1] == 255).all(), "white stays white"
     with Image.open(tmp_path / "a.gif") as image:
         assert image.info["loop"] == 0
@@ -65,7 +65,7 @@ def test_a_gif_holds_the_clip(tmp_path: Path) -> None:
 def test_every_colour_of_a_clip_with_few_is_exact(tmp_path: Path) -> None:
     clip = moving_square() // 64 * 64
     write_gif(clip, tmp_path / "a.gif")
-    assert torch.equal(read_gif(tmp_path / "a.gif"), enlarge(clip, 192))
+    assert torch.equal(read_gif(tmp_path / "a.gif"), enlarge_frames(clip, 192))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (193, 255)])
@@ -73,7 +73,7 @@ def test_an_mp4_holds_the_clip_at_even_sizes(tmp_path: Path, height: int, width:
     clip = moving_square(6, height, width)
     write_mp4(clip, tmp_path / "a.mp4", fps=12.5)
     shown = read_mp4(tmp_path / "a.mp4")
-    wanted = enlarge(clip, 192)
+    wanted = enlarge_frames(clip, 192)
     assert shown.shape[0] == 6
     assert [size % 2 for size in shown.shape[-2:]] == [0, 0]
     shown = shown[..., : wanted.shape[-2], : wanted.shape[-1]]
@@ -85,10 +85,10 @@ def test_an_mp4_holds_the_clip_at_even_sizes(tmp_path: Path, height: int, width:
 
 def test_enlarging_repeats_pixels_by_a_whole_factor() -> None:
     frames = moving_square(1, 32, 48)
-    large = enlarge(frames, 70)
+    large = enlarge_frames(frames, 70)
     assert large.shape == (1, 3, 96, 144)
     assert torch.equal(large[..., 1::3, 1::3], frames)
-    assert torch.equal(enlarge(frames, 32), frames)
+    assert torch.equal(enlarge_frames(frames, 32), frames)
 
 
 def test_a_sheet_shows_every_clip_whatever_its_caption(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mobius_train.checkpoint.format import MANIFEST
 from mobius_train.cli import run
 from mobius_train.config import load
-from mobius_train.convert.consolidate import DTYPES, consolidate
+from mobius_train.convert.consolidate import DTYPES, consolidate_checkpoint
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.run_checkpoint import EMA, MODEL
@@ -89,7 +89,9 @@ def convert(arguments: argparse.Namespace) -> Report:
             return from_single_file(source, arguments.config, output)
         case _:
             dtype = DTYPES[arguments.dtype]
-            return consolidate(source, output, dtype, arguments.weights, arguments.tag, arguments.max_shard_size)
+            return consolidate_checkpoint(
+                source, output, dtype, arguments.weights, arguments.tag, arguments.max_shard_size
+            )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from mobius_train.cli import run
 from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import array_task
-from mobius_train.prepare.preparation import Share, prepare
+from mobius_train.prepare.preparation import Share, prepare_data
 from mobius_train.prepare.recipe import PrepareConfig
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     config = load_as(PrepareConfig, arguments.config, arguments.overrides)
     if arguments.workers < 1:
         raise MobiusError(f"--workers {arguments.workers} must be at least 1")
-    prepare(config, arguments.workers, Share(*array_task(arguments.task)))
+    prepare_data(config, arguments.workers, Share(*array_task(arguments.task)))
     print((config.output_dir / "report" / "report.md").read_text(encoding="utf-8").partition("\n## ")[0])
     print(f"\n{config.output_dir}: shards, index.jsonl and report/")
 

@@ -13,7 +13,7 @@ from mobius_train.config import DataConfig
 from mobius_train.data.clips import describe_source
 from mobius_train.data.patterns import is_remote, without_secrets
 from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
-from mobius_train.data.shards import listed
+from mobius_train.data.shards import listed_shard
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 
@@ -90,7 +90,7 @@ def _indices(shards: Sequence[Remote], show: bool) -> Iterator[None]:
 
 
 def _fetch(shards: Sequence[Remote], name: str, show: bool) -> Iterator[None]:
-    sizes = [expected.bytes for shard in shards if (expected := listed(shard.path)) is not None]
+    sizes = [expected.bytes for shard in shards if (expected := listed_shard(shard.path)) is not None]
     total = sum(sizes) if len(sizes) == len(shards) else None
     with tqdm(total=total, unit="B", unit_scale=True, disable=not show or not shards) as bar:
         for number, shard in enumerate(shards, start=1):

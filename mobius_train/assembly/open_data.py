@@ -9,7 +9,7 @@ from typing import Any
 
 from mobius_train.assembly.fetch import fetch_all, remote_sources
 from mobius_train.config import DataConfig, RunConfig
-from mobius_train.data.buckets import Shape, batch_shares, describe, largest_first, members
+from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, describe_buckets, largest_first
 from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.data.loader import Collate, Samples, training_batches
 from mobius_train.data.order import BucketOrder
@@ -31,7 +31,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
         if distributed.is_main:
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
             assert train.files is not None
-            print(*describe(wanted, train.files, train.shapes, shares), sep="\n", flush=True)
+            print(*describe_buckets(wanted, train.files, train.shapes, shares), sep="\n", flush=True)
     heldout = None if config.data.validation is None else _open(config, config.data.validation, distributed)
     return train, heldout
 
@@ -75,7 +75,7 @@ def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
     Raises:
         MobiusError: the recipe's shares can't be.
     """
-    counts = {shape: len(clips) for shape, clips in members(shapes).items()}
+    counts = {shape: len(clips) for shape, clips in clips_by_bucket(shapes).items()}
     given = {_shape(bucket): bucket.share for bucket in data.buckets or () if bucket.share is not None}
     return batch_shares(counts, given)
 
@@ -91,7 +91,7 @@ def recipe_batches(
     order = None
     if clips.shapes is not None:
         size = config.samples_per_step(distributed.world_size)
-        order = BucketOrder(members(clips.shapes), shares_of(clips.shapes, config.data), size, config.seed)
+        order = BucketOrder(clips_by_bucket(clips.shapes), shares_of(clips.shapes, config.data), size, config.seed)
     return training_batches(
         samples,
         collate,

@@ -1,1 +1,1 @@
-"""Conversions between checkpoints and model folders, each with a strict report and a check of what was written."""
+"""Conversions between checkpoints and model folders, each with a complete report and a check of the output."""

@@ -1,4 +1,4 @@
-"""From a sharded training checkpoint to one safetensors file, without GPUs and with the memory of one tensor."""
+"""Consolidation of a sharded training checkpoint to safetensors, without GPUs and with the memory of one tensor."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
-from mobius_train.convert.safetensors_files import write
-from mobius_train.convert.weights import Weights, cast
+from mobius_train.convert.safetensors_files import write_safetensors
+from mobius_train.convert.weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def consolidate(
+def consolidate_checkpoint(
     source: Path,
     destination: Path,
     dtype: torch.dtype = torch.float32,
@@ -26,38 +26,38 @@ def consolidate(
     tag: str | None = None,
     max_shard_size: str = "5GB",
 ) -> Report:
-    """Write the whole weights of a checkpoint, and read them back.
+    """Write the full weights of a checkpoint, read them back and compare.
 
     Args:
         source: a run's folder or one of its checkpoints; or a folder of DeepSpeed (ZeRO 1 to 3) or of
             torch.distributed.checkpoint (FSDP).
-        destination: NAME.safetensors; several files and an index where it would be larger than `max_shard_size`.
-        dtype: of floating-point tensors.
-        weights: which entry of the checkpoint: a run has "model", and "ema" with use_ema; DeepSpeed has "model" alone.
-        tag: which checkpoint of a folder with several; none: the one that its file `latest` names.
+        destination: NAME.safetensors; becomes several files and an index if larger than `max_shard_size`.
+        dtype: dtype of floating-point tensors.
+        weights: entry of the checkpoint: a run has "model", and "ema" with use_ema; DeepSpeed has only "model".
+        tag: selects a checkpoint in a folder with several; None: the one named in the file `latest`.
 
     Raises:
-        MobiusError: the source is damaged, incomplete, of another kind or asks for code, naming the file; or the
-            destination exists, or cannot be written.
+        MobiusError: the source is damaged, incomplete, of another kind or contains code (names the file); or the
+            destination exists or cannot be written.
     """
     if destination.suffix != ".safetensors":
         raise MobiusError(f"the output {destination} must be named NAME.safetensors")
     stem = destination.name.removesuffix(".safetensors")
     present = [p for p in (destination, *destination.parent.glob(f"{stem}-*-of-*.safetensors")) if p.exists()]
     if present:
-        raise MobiusError(f"{present[0]} exists: choose another output, or remove it")
+        raise MobiusError(f"{present[0]} exists: choose another output or remove it")
     report = Report(source, destination)
     opened = open_weights(source, weights, tag, report)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MobiusError(f"cannot make the folder of {destination}: {error.strerror}") from error
-    files = write(opened, destination, dtype, max_shard_size)
+        raise MobiusError(f"cannot create the folder of {destination}: {error.strerror}") from error
+    files = write_safetensors(opened, destination, dtype, max_shard_size)
     size = sum(file.stat().st_size for file in files)
     where = files[0].name if len(files) == 1 else f"{len(files)} files and {destination.name}.index.json"
     report.mapped.append((f"{len(opened.layout)} tensors", f"{where}, {dtype}, {size / 1e6:.1f} MB"))
     different = _different(opened, files, dtype)
-    report.require(not different, f"{len(opened.layout)} tensors read back equal the checkpoint's, bit for bit")
+    report.require(not different, f"the {len(opened.layout)} tensors read back are bit-identical to the checkpoint's")
     report.problems += [f"{name} differs" for name in different]
     if different:
         for file in (*files, destination.with_name(f"{destination.name}.index.json")):
@@ -67,18 +67,18 @@ def consolidate(
 
 
 def open_weights(source: Path, weights: str, tag: str | None, report: Report) -> Weights:
-    """The weights of a checkpoint folder of any known kind; what it holds beside them goes into the report.
+    """Open the weights of a checkpoint folder of any supported kind; the report lists its other contents.
 
     Raises:
-        MobiusError: see `consolidate`.
+        MobiusError: see `consolidate_checkpoint`.
     """
     if not source.is_dir():
         raise MobiusError(f"there is no folder {source}")
-    mine = find_run_checkpoint(source, tag)
-    if mine is not None:
-        checkpoint = open_checkpoint(mine)
+    run_checkpoint = find_run_checkpoint(source, tag)
+    if run_checkpoint is not None:
+        checkpoint = open_checkpoint(run_checkpoint)
         report.left_out.append(("the optimizer's state", "not weights"))
-        report.notes.append(f"step {checkpoint.state.progress['step']}, of {checkpoint.state.world_size} rank(s)")
+        report.notes.append(f"step {checkpoint.state.progress['step']}, {checkpoint.state.world_size} rank(s)")
         return weights_of(checkpoint, weights)
     if (source / distributed_checkpoint.METADATA).is_file():
         sharded = distributed_checkpoint.open_distributed(source, weights)
@@ -87,31 +87,31 @@ def open_weights(source: Path, weights: str, tag: str | None, report: Report) ->
     folder = zero.find_tag(source, tag)
     if folder is None:
         raise MobiusError(
-            f"{source} is no checkpoint of a known kind: a run's has a manifest.json, DeepSpeed's a file `latest` or"
-            " the ranks' *_optim_states.pt (give --tag where there are several), that of torch.distributed.checkpoint"
-            " a .metadata"
+            f"{source} is not a supported checkpoint: a run's checkpoint has a manifest.json, DeepSpeed's a file"
+            " `latest` or the ranks' *_optim_states.pt (use --tag to select one of several), and"
+            " torch.distributed.checkpoint's a .metadata"
         )
     if weights != MODEL:
-        raise MobiusError(f"{folder} was written by DeepSpeed, which saves no {weights!r}: its weights are {MODEL!r}")
+        raise MobiusError(f"{folder} is a DeepSpeed checkpoint, which has no {weights!r}: its weights are {MODEL!r}")
     opened = zero.open_zero(folder)
     report.left_out += opened.left_out
     report.left_out.append(("the optimizer's state", "not weights"))
-    report.notes.append(f"written by DeepSpeed under ZeRO {opened.stage} on {opened.world_size} rank(s)")
+    report.notes.append(f"written by DeepSpeed with ZeRO {opened.stage} on {opened.world_size} rank(s)")
     return opened.weights
 
 
 def _different(weights: Weights, files: list[Path], dtype: torch.dtype) -> list[str]:
-    """Names of tensors that are other in the files than in the checkpoint."""
+    """Names of tensors that differ between the files and the checkpoint."""
     places: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
     different = []
     for name, tensor in weights.read():
-        # Opened anew for each tensor, so that the pages of the others do not stay in memory.
+        # The file is reopened for each tensor, so that pages of other tensors do not stay in memory.
         with safe_open(places[name], "pt") as file:
             written = file.get_tensor(name)
-        expected = cast(tensor, dtype).contiguous()
+        expected = cast_floating(tensor, dtype).contiguous()
         same = written.dtype == expected.dtype and written.shape == expected.shape
         if not same or not torch.equal(_bytes(written), _bytes(expected)):
             different.append(name)
@@ -119,5 +119,5 @@ def _different(weights: Weights, files: list[Path], dtype: torch.dtype) -> list[
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """NaN is equal to itself as bytes."""
+    """The tensor's bytes, in which NaN equals itself."""
     return tensor.reshape(-1).view(torch.uint8)

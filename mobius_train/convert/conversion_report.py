@@ -1,4 +1,4 @@
-"""What a conversion did: told in full, and an error when anything is unaccounted for."""
+"""The complete report of a conversion; anything unaccounted for is an error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mobius_train.errors import MobiusError
 
 @dataclass
 class Report:
-    """Every name of the source and of the destination is in one of the lists.
+    """Every name of the source and the destination is covered by one of the lists.
 
     Attributes:
-        mapped: how many tensors, or which parts, went where: (what, where to).
-        left_out: what of the source has no place in the destination, and why.
-        made: what of the destination is not from the source, and where it is from.
-        problems: what makes the conversion fail.
-        checks: comparisons of what was read back with the source.
-        notes: what a person has to know beside that.
+        mapped: converted tensors or parts and their destinations.
+        left_out: contents of the source that are not in the destination, and the reasons.
+        made: contents of the destination that are not from the source, and their origins.
+        problems: reasons for which the conversion fails.
+        checks: passed comparisons of the written files with the source.
+        notes: further information for the user.
     """
 
     source: Path
@@ -31,14 +31,14 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def require(self, condition: bool, check: str) -> None:
-        """Note a check: passed, or a problem."""
+        """Record a check as passed or as a problem."""
         if condition:
             self.checks.append(check)
         else:
             self.problems.append(f"the check failed: {check}")
 
     def raise_problems(self) -> None:
-        """End the conversion here if anything is wrong with it.
+        """Fail the conversion if there are problems.
 
         Raises:
             MobiusError: lists all problems.
@@ -48,7 +48,7 @@ class Report:
             raise MobiusError(f"{self.source} → {self.destination}: {len(self.problems)} problem(s):\n  - {listed}")
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
+        """The report as lines of text."""
         lines = [f"{self.source} → {self.destination}"]
         lines += [f"  mapped    {what} → {where}" for what, where in self.mapped]
         lines += [f"  left out  {what}: {why}" for what, why in self.left_out] or ["  left out  nothing"]

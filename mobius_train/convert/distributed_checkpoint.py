@@ -1,7 +1,7 @@
-"""Whole weights out of a torch.distributed.checkpoint folder, as FSDP trainings write it.
+"""Full weights from a torch.distributed.checkpoint folder, as FSDP training writes it.
 
-Its `.metadata` is a pickle, and torch's reader runs whatever is in it. Here it may make the types of which metadata
-consist, and nothing else. The tensors beside it are read by torch's own reader, which takes tensors alone.
+Its `.metadata` is a pickle, and torch's reader runs any code in it. The unpickler here can only create the types of
+metadata. The tensor files are read with torch's own reader, which accepts only tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.serialization import _get_layout
 
-from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable
+from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable_file
 from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
@@ -43,7 +43,7 @@ ALLOWED: dict[str, Any] = {
     "torch.serialization._get_layout": _get_layout,
     "torch.Size": torch.Size,
     "collections.OrderedDict": dict,
-    # Where the checkpoint once lay.
+    # The original path of the checkpoint.
     **{
         f"{module}.{name}Path": PurePosixPath
         for module in ("pathlib", "pathlib._local")
@@ -55,7 +55,7 @@ ALLOWED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DistributedWeights:
-    """The tensors of one entry of the saved state, and what the others hold."""
+    """The tensors of one entry of the saved state, and a list of its other contents."""
 
     weights: Weights
     entry: str
@@ -66,11 +66,10 @@ def open_distributed(folder: Path, entry: str) -> DistributedWeights:
     """Open a folder with a `.metadata` file.
 
     Args:
-        entry: of the dictionary that was saved, the one with the weights; no matter where that was the weights
-            themselves.
+        entry: the entry of the saved dictionary that contains the weights; ignored if the dictionary is the weights.
 
     Raises:
-        MobiusError: names the file that is missing, damaged, or that asks for code; or there is no such entry.
+        MobiusError: a file is missing, damaged or contains code (names the file); or there is no such entry.
     """
     reader = _Reader(folder)
     described = reader.read_metadata()
@@ -85,18 +84,18 @@ def open_distributed(folder: Path, entry: str) -> DistributedWeights:
         else:
             names[name] = ".".join(map(str, rest)) if nested else name
     if not names:
-        there = ", ".join(sorted(others)) or "nothing"
-        raise MobiusError(f"{folder} holds {there}, and no {entry!r}: name the weights among them by --weights")
-    left_out = [(f"{top} ({count} entries)", f"not the weights: those are in {entry}") for top, count in others.items()]
+        contents = ", ".join(sorted(others)) or "nothing"
+        raise MobiusError(f"{folder} contains {contents}, but no {entry!r}: select the weights with --weights")
+    left_out = [(f"{top} ({count} entries)", f"not the weights, which are in {entry}") for top, count in others.items()]
     tensors = {}
     for name, short in names.items():
         about = described.state_dict_metadata[name]
         if isinstance(about, metadata.TensorStorageMetadata):
             tensors[name] = torch.empty(about.size, dtype=about.properties.dtype, device="meta")
         else:
-            left_out.append((short, "no tensor, but pickled bytes"))
+            left_out.append((short, "pickled bytes instead of a tensor"))
     if not tensors:
-        raise MobiusError(f"{folder} holds no tensors in {entry!r}: name the weights by --weights")
+        raise MobiusError(f"{folder} contains no tensors in {entry!r}: select the weights with --weights")
 
     def read() -> Iterator[tuple[str, Tensor]]:
         for name, meta in tensors.items():
@@ -106,7 +105,7 @@ def open_distributed(folder: Path, entry: str) -> DistributedWeights:
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, with an unpickler that makes metadata alone."""
+    """torch's reader with an unpickler that only creates metadata types."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -117,38 +116,38 @@ class _Reader(FileSystemReader):
         return self._metadata
 
     def tensor(self, name: str, meta: Tensor) -> Tensor:
-        """One whole tensor, put together from the ranks' shards."""
+        """Assemble one tensor from the ranks' shards."""
         try:
             whole = torch.empty_like(meta, device="cpu")
             with warnings.catch_warnings():
-                # It says that no process group is there, and that it reads in one process: so it is meant.
+                # It warns that there is no process group, which is intended here.
                 warnings.simplefilter("ignore")
                 dcp.load({name: whole}, storage_reader=self, no_dist=True)
         except (*UNREADABLE, dcp.CheckpointException) as error:
             files = sorted({info.relative_path for index, info in self.storage_data.items() if index.fqn == name})
             places = ", ".join(str(self._folder / file) for file in files)
             cause = error.failures[0][0] if isinstance(error, dcp.CheckpointException) else error
-            raise unreadable(Path(places), cause) from error
+            raise unreadable_file(Path(places), cause) from error
         return whole
 
     def _unpickle(self) -> metadata.Metadata:
         path = self._folder / METADATA
         try:
             with path.open("rb") as file:
-                found = RestrictedUnpickler(file, ALLOWED).load()
-            if not isinstance(found, metadata.Metadata):
-                raise ValueError("it describes no checkpoint")
-            storage = dict(found.storage_data)
+                loaded = RestrictedUnpickler(file, ALLOWED).load()
+            if not isinstance(loaded, metadata.Metadata):
+                raise ValueError("it does not describe a checkpoint")
+            storage = dict(loaded.storage_data)
             for info in storage.values():
                 if (
                     Path(info.relative_path).name != info.relative_path
                     or not (self._folder / info.relative_path).is_file()
                 ):
-                    raise ValueError(f"it names {info.relative_path!r}, which is no file beside it")
+                    raise ValueError(f"it names {info.relative_path!r}, which is not a file in its folder")
                 if getattr(info, "transform_descriptors", None):
-                    raise ValueError("its tensors went through extensions of the writer, which are not supported")
+                    raise ValueError("its tensors were written with storage extensions, which are not supported")
         except UNREADABLE as error:
-            raise unreadable(path, error) from error
-        if found.storage_meta is None:
-            found.storage_meta = metadata.StorageMeta()
-        return found
+            raise unreadable_file(path, error) from error
+        if loaded.storage_meta is None:
+            loaded.storage_meta = metadata.StorageMeta()
+        return loaded

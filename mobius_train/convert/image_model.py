@@ -1,4 +1,4 @@
-"""From a text-to-image model to the starting point of text-to-video training."""
+"""Conversion of a text-to-image model to an initial model for text-to-video training."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def from_image_model(
     num_frames: int = 8,
     seed: int = 0,
 ) -> Report:
-    """Write a text-to-video pipeline that draws on every frame what the source draws.
+    """Write a text-to-video pipeline whose frames equal the images of the source.
 
     Args:
         source: a diffusers pipeline folder, Stable Diffusion 1.x or 2.x.
-        destination: a pipeline folder, as a run's final/.
-        mode: parallel puts a new ring beside the UNet, serial new temporal layers in it.
-        text_encoder: in the place of the source's own: a folder, or package:NAME.
-        num_frames: of a clip, where sampling does not say.
-        seed: of the new layers.
+        destination: a pipeline folder in the format of a run's final/.
+        mode: "parallel" adds a ring in parallel to the UNet, "serial" adds temporal layers inside it.
+        text_encoder: a folder or package:NAME that replaces the source's text encoder.
+        num_frames: default number of frames of a sampled clip.
+        seed: seed of the new layers.
 
     Raises:
-        MobiusError: a part is missing, damaged or unsupported, or what was written predicts something else.
+        MobiusError: a part is missing, damaged or unsupported, or the written model predicts something else.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         unet = load_model(UNet2DConditionModel, source / "unet")
-        as_denoiser(unet)  # refuses what cannot be a backbone
+        as_denoiser(unet)  # raises if it cannot be a backbone
         components = load_components(source, text_encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def from_image_model(
         apart = compare.distance(compare.prediction(written), compare.prediction_of_stills(unet))
         report.require(
             apart <= compare.TOLERANCE,
-            f"read back, it predicts on every frame what the 2D UNet does (apart {apart:.1e})",
+            f"the model read back predicts the 2D UNet's output on every frame (difference {apart:.1e})",
         )
         report.raise_problems()
     return report

@@ -1,4 +1,4 @@
-"""Loading models of diffusers from a stranger's folder: nothing missing, nothing ignored, no code run."""
+"""Strict loading of diffusers models from untrusted folders: nothing missing, nothing ignored, no code run."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def model_class(folder: Path) -> str:
-    """The name of the class that a model folder was saved by.
+    """The class name recorded in a model folder.
 
     Raises:
-        MobiusError: there is no config.json that says so.
+        MobiusError: there is no config.json with a class name.
     """
     path = folder / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MobiusError(
-            f"{path} does not say what model this is ({error!r}): give a folder in diffusers layout"
+            f"{path} does not name the model's class ({error!r}): give a folder in diffusers format"
         ) from (error)
 
 
 def load_model(kind: type[Model], folder: Path) -> Model:
-    """A model of exactly this class, in float32, all of whose weights are in the folder, and no others.
+    """Load a model of exactly this class in float32; the folder must contain exactly its weights.
 
     Raises:
-        MobiusError: it is of another class, a weight is missing or left over, or a file is damaged.
+        MobiusError: it is of another class, a weight is missing or unexpected, or a file is damaged.
     """
-    found = model_class(folder)
-    if found != kind.__name__:
-        raise MobiusError(f"{folder} holds a {found}, not a {kind.__name__}")
+    saved_class = model_class(folder)
+    if saved_class != kind.__name__:
+        raise MobiusError(f"{folder} contains a {saved_class}, not a {kind.__name__}")
     loader: Any = kind
     try:
         model, info = loader.from_pretrained(
@@ -61,36 +61,36 @@ def load_model(kind: type[Model], folder: Path) -> Model:
     except (*UNREADABLE, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise MobiusError(
-            f"the {found} in {folder} does not load: {reason}. Its weights are in {_files(folder)}"
+            f"cannot load the {saved_class} in {folder}: {reason}. Its weights are in {_files(folder)}"
         ) from (error)
     problems = [f"{name} is missing" for name in info["missing_keys"]]
-    problems += [f"{name} is no weight of this model" for name in info["unexpected_keys"]]
+    problems += [f"{name} is not a weight of this model" for name in info["unexpected_keys"]]
     problems += [f"{entry[0]} has another shape" for entry in info["mismatched_keys"]]
     if problems:
         raise MobiusError(
-            f"{_files(folder)} and {folder / 'config.json'} do not belong together: {len(problems)} weights do not"
-            f" fit, {'; '.join(problems[:5])}"
+            f"{_files(folder)} and {folder / 'config.json'} do not match: {len(problems)} weights differ,"
+            f" {'; '.join(problems[:5])}"
         )
     return model.eval().requires_grad_(False)
 
 
 def load_video_model(kind: type[Video], folder: Path) -> Video:
-    """A ParallelUNet or SerialUNet, each of its parts as `load_model` loads it."""
-    found = model_class(folder)
-    if found != kind.__name__:
-        raise MobiusError(f"{folder} holds a {found}, not a {kind.__name__}")
+    """Load a ParallelUNet or SerialUNet, each part with `load_model`."""
+    saved_class = model_class(folder)
+    if saved_class != kind.__name__:
+        raise MobiusError(f"{folder} contains a {saved_class}, not a {kind.__name__}")
     parts: dict[str, Any] = {name: load_model(part, folder / name) for name, part in kind.parts.items()}
     return kind(**parts).eval().requires_grad_(False)
 
 
 def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, Any]:
-    """Autoencoder, text encoder, tokenizer and scheduler of a pipeline folder.
+    """Load autoencoder, text encoder, tokenizer and scheduler of a pipeline folder.
 
     Args:
-        text_encoder: another folder, or package:NAME, in the place of the pipeline's own.
+        text_encoder: a folder or package:NAME that replaces the pipeline's text encoder.
 
     Raises:
-        MobiusError: one of them is missing, or does not load.
+        MobiusError: a component is missing or cannot be loaded.
     """
     vae = load_model(AutoencoderKL, folder / "vae")
     text = load_text_encoder(text_encoder or str(folder), torch.device("cpu"))
@@ -101,10 +101,10 @@ def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, 
 def save_video_pipeline(
     model: torch.nn.Module, components: dict[str, Any], source: Path, folder: Path, report: Report, **settings: Any
 ) -> None:
-    """Write a pipeline of this project around a video model, and account for the source's parts.
+    """Write a TextToVideoPipeline with this video model, and report the source's parts.
 
     Args:
-        components: of `load_components`.
+        components: result of `load_components`.
         settings: see TextToVideoPipeline.
     """
     TextToVideoPipeline(unet=model, **components, **settings).save_pretrained(folder)
@@ -112,18 +112,18 @@ def save_video_pipeline(
 
 
 def account_for_components(source: Path, report: Report) -> None:
-    """Note in the report what became of a source pipeline's parts besides the denoiser."""
+    """Report the parts of a source pipeline other than the denoiser."""
     report.mapped += [(part, part) for part in sorted(COMPONENTS)]
     report.left_out += [(part, "not needed to make clips") for part in other_parts(source, COMPONENTS | {DEFAULT.part})]
 
 
 def other_parts(folder: Path, taken: set[str]) -> list[str]:
-    """Parts of a pipeline folder beside those `taken`, as its index lists them."""
+    """The parts in a pipeline's index except those in `taken`."""
     try:
         index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
         named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     except (OSError, ValueError, AttributeError, IndexError) as error:
-        raise MobiusError(f"{folder / PIPELINE} is no index of a pipeline: {error!r}") from error
+        raise MobiusError(f"{folder / PIPELINE} is not a pipeline index: {error!r}") from error
     return [name for name in named if name not in taken]
 
 

@@ -1,4 +1,4 @@
-"""Reading pickles of strangers without running what is in them."""
+"""Reading of untrusted pickles without running code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from mobius_train.errors import MobiusError
 
-# What torch and the pickle module raise on files that are damaged or not theirs.
+# Errors that torch and pickle raise on damaged or foreign files.
 UNREADABLE = (
     OSError,
     RuntimeError,
@@ -32,35 +32,35 @@ UNREADABLE = (
 
 
 def load_tensors(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
-    """What torch.save wrote: tensors, which stay on disk until they are used, in plain containers.
+    """Load a torch.save file of memory-mapped tensors in plain containers.
 
     Args:
-        stand_ins: further types that the file may name, and what is made of them: an object with their fields.
+        stand_ins: maps further type names that the file may contain to the types that replace them.
 
     Raises:
-        MobiusError: the file is damaged, or names anything else. Nothing of it has run then.
+        MobiusError: the file is damaged or names other types. No code of it is run.
     """
     try:
         with torch.serialization.safe_globals([(kind, name) for name, kind in (stand_ins or {}).items()]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
-def unreadable(path: Path, error: BaseException) -> MobiusError:
-    """The error that names the file, and says in one line what is wrong with it."""
+def unreadable_file(path: Path, error: BaseException) -> MobiusError:
+    """The error for a file that cannot be read, with its name and a one-line reason."""
     reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
     if "nsupported" in reason or "forbidden" in reason:
         return MobiusError(
-            f"{path} is refused: it is a pickle that asks for code beside tensors ({reason}), and nothing of it was"
-            " run. Get the weights as safetensors, or from a source that you can make write plain tensors"
+            f"{path} is refused: it is a pickle that contains code in addition to tensors ({reason}); none of it was"
+            " run. Get the weights as safetensors, or save them again as plain tensors"
         )
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return MobiusError(f"{path} cannot be read: {first[:300]}. It is damaged, cut short, or of another kind")
+    return MobiusError(f"{path} cannot be read: {first[:300]}. It is damaged, truncated or of another kind")
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickles objects of the given types alone; any other name in the pickle is an error, before it is looked up."""
+    """Unpickles only objects of the given types. Any other name is an error and is never imported."""
 
     def __init__(self, file: Any, allowed: dict[str, Any]) -> None:
         super().__init__(file)

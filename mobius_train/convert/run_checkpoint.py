@@ -1,4 +1,4 @@
-"""The weights of a run's own checkpoints, sharded over any number of ranks."""
+"""The weights of a run's checkpoints, sharded over any number of ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL, EMA = "model", "ema"
 
 
 def find_run_checkpoint(source: Path, tag: str | None = None) -> Path | None:
-    """`source` itself, or the one in it that `tag` or its file `latest` names; none if there is no such."""
+    """`source` if it is a checkpoint, else the one in it named by `tag` or its file `latest`; None if there is none."""
     if (source / MANIFEST).is_file():
         return source
     name = tag or pointed(source) or ""
@@ -24,13 +24,13 @@ def find_run_checkpoint(source: Path, tag: str | None = None) -> Path | None:
 
 
 def weights_of(checkpoint: Checkpoint, entry: str) -> Weights:
-    """The trained weights, or their moving average, by their names in the module that the engine wrapped.
+    """The trained weights or their moving average, by their names in the module that the engine wrapped.
 
     Raises:
         MobiusError: there is no such entry.
     """
     entries = (MODEL, EMA) if checkpoint.state.contents.use_ema else (MODEL,)
     if entry not in entries:
-        raise MobiusError(f"{checkpoint.folder} holds no weights {entry!r}; it holds {' and '.join(entries)}")
+        raise MobiusError(f"{checkpoint.folder} contains no weights {entry!r}; it contains {' and '.join(entries)}")
     layout = {name: torch.empty(shape, device="meta") for name, shape in checkpoint.state.contents.trained.items()}
     return Weights(layout, lambda: checkpoint.weights(averaged=entry == EMA))

@@ -1,6 +1,6 @@
-"""Writing safetensors one tensor at a time, in several files above a size, as Hugging Face does.
+"""Writing of safetensors one tensor at a time, split into files by size in Hugging Face's format.
 
-The library's own writer needs all tensors of a file at once.
+The safetensors library needs all tensors of a file in memory at once.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from mobius_train.convert.weights import Weights, cast
+from mobius_train.convert.weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_files, replace_file
 from mobius_train.safetensors_header import DTYPES, lay_out
 
 
-def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
-    """Write `path`, or NAME-00001-of-0000N.safetensors and an index beside it where that would be too large.
+def write_safetensors(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
+    """Write `path`, or NAME-00001-of-0000N.safetensors and an index if the file would be too large.
 
-    Memory is that of one tensor. The files get their names when all of them are complete.
+    Only one tensor is in memory at a time. The files get their names once all of them are complete.
 
     Args:
-        dtype: of floating-point tensors in the files; others keep theirs.
-        max_shard_size: such as "5GB"; a larger tensor has a file of its own.
+        dtype: dtype of floating-point tensors in the files; other tensors keep theirs.
+        max_shard_size: such as "5GB"; a larger tensor gets its own file.
 
     Returns:
-        The files, in the order of their names, without the index.
+        The files sorted by name, without the index.
 
     Raises:
-        MobiusError: a file cannot be written, or `weights` yields something else than its layout says.
+        MobiusError: a file cannot be written, or `weights` yields tensors that do not match its layout.
     """
-    wanted = {name: cast(tensor, dtype) for name, tensor in weights.layout.items()}
-    foreign = [f"{name} ({tensor.dtype})" for name, tensor in wanted.items() if tensor.dtype not in DTYPES]
-    if foreign:
-        raise MobiusError(f"{foreign[0]}: tensors of this dtype cannot be written to {path}")
+    layout = {name: cast_floating(tensor, dtype) for name, tensor in weights.layout.items()}
+    unsupported = [f"{name} ({tensor.dtype})" for name, tensor in layout.items() if tensor.dtype not in DTYPES]
+    if unsupported:
+        raise MobiusError(f"{unsupported[0]}: tensors of this dtype cannot be written to {path}")
     pattern = path.name.removesuffix(".safetensors").replace("{", "{{").replace("}", "}}") + "{suffix}.safetensors"
     try:
-        split = split_torch_state_dict_into_shards(wanted, filename_pattern=pattern, max_shard_size=max_shard_size)
+        split = split_torch_state_dict_into_shards(layout, filename_pattern=pattern, max_shard_size=max_shard_size)
     except ValueError as error:
-        raise MobiusError(f"max_shard_size={max_shard_size!r} is no size: write 5GB or 500MB") from error
+        raise MobiusError(f"max_shard_size={max_shard_size!r} is not a size: use a form like 5GB or 500MB") from error
     files = {name: path.with_name(name) for name in sorted(split.filename_to_tensors)}
     try:
         with finished_files(list(files.values())) as temporaries, ExitStack() as stack:
             shards = {
                 name: _Shard(
                     stack.enter_context(temporary.open("wb")),
-                    {tensor: wanted[tensor] for tensor in split.filename_to_tensors[name]},
+                    {tensor: layout[tensor] for tensor in split.filename_to_tensors[name]},
                 )
                 for name, temporary in zip(files, temporaries, strict=True)
             }
-            for name, tensor in _expected(weights.read(), wanted, dtype):
+            for name, tensor in _checked(weights.read(), layout, dtype):
                 shards[split.tensor_to_filename[name]].put(name, tensor)
             if split.is_sharded:
                 index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -66,28 +66,28 @@ def write(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str)
     return list(files.values())
 
 
-def _expected(
-    tensors: Iterator[tuple[str, Tensor]], wanted: dict[str, Tensor], dtype: torch.dtype
+def _checked(
+    tensors: Iterator[tuple[str, Tensor]], layout: dict[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in their dtype, each once and each as announced."""
-    outstanding = dict(wanted)
+    """Cast the tensors, and check that each comes once and matches the layout."""
+    outstanding = dict(layout)
     for name, tensor in tensors:
-        tensor = cast(tensor, dtype)
+        tensor = cast_floating(tensor, dtype)
         meta = outstanding.pop(name, None)
         if meta is None or (meta.shape, meta.dtype) != (tensor.shape, tensor.dtype):
             raise MobiusError(
-                f"{name!r} came twice, or is not what was announced: {tuple(tensor.shape)} {tensor.dtype}"
+                f"{name!r} occurs twice, or does not match its layout: {tuple(tensor.shape)} {tensor.dtype}"
             )
         yield name, tensor
     if outstanding:
-        raise MobiusError(f"{len(outstanding)} tensors never came, {next(iter(outstanding))!r} among them")
+        raise MobiusError(f"{len(outstanding)} tensors are missing, {next(iter(outstanding))!r} among them")
 
 
 class _Shard:
-    """A file whose layout is written first, and its tensors then, each at its place."""
+    """A file whose header is written first and whose tensors are then written at their positions, in any order."""
 
     def __init__(self, file: IO[bytes], layout: dict[str, Tensor]) -> None:
-        # The widest first, so that every tensor is aligned.
+        # Tensors of the widest dtype come first, which aligns every tensor.
         ordered = sorted(layout.items(), key=lambda item: -item[1].element_size())
         plan = lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
         file.write(plan.header)

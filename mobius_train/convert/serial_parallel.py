@@ -1,7 +1,7 @@
-"""Temporal weights from a serial text-to-video model to a ring beside its 2D layers, and back.
+"""Conversion of temporal weights between a serial text-to-video model and a parallel one.
 
-Both have TC, TA and transformer_in of the same shapes under the same names, so these go over as they are, hash for
-hash. What they compute with them is not the same, since they are connected in another way.
+Both have TC, TA and transformer_in with the same names and shapes, so these weights are copied unchanged. The models
+still compute different outputs, because they connect the layers differently.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
 
 OTHER_TOPOLOGY = (
-    "the weights are the same and the predictions are not: in a serial model each layer's time goes through the next"
-    " spatial layer, in a parallel one beside it. On fixed inputs they are {:.0%} of the largest value apart; train the"
-    " result before you judge it"
+    "the weights are the same, but the predictions are not: in a serial model the output of each temporal layer passes"
+    " through the next spatial layer, in a parallel model it does not. On fixed inputs the predictions differ by {:.0%}"
+    " of the largest value; train the result before you evaluate it"
 )
 
 
 def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None = None, seed: int = 0) -> Report:
-    """A serial model's temporal weights in a ring beside its 2D layers.
+    """Convert a serial model to a parallel one: its temporal weights become those of the ring.
 
     Args:
-        source: a UNet3DConditionModel of diffusers (ModelScope's) or a SerialUNet: its folder, or its pipeline's.
-        destination: a ParallelUNet's folder, or its pipeline's.
-        text_encoder: of a pipeline, in the place of its own.
-        seed: of the ring's layers that a serial model does not have.
+        source: folder of a diffusers UNet3DConditionModel (ModelScope's) or SerialUNet, or of its pipeline.
+        destination: folder of the ParallelUNet, or of its pipeline.
+        text_encoder: replaces the pipeline's text encoder.
+        seed: seed of the ring's layers that a serial model does not have.
 
     Raises:
-        MobiusError: the source is damaged, of another kind, or a weight of it finds no place.
+        MobiusError: the source is damaged or of another kind, or one of its weights has no counterpart in the ring.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
@@ -57,8 +57,8 @@ def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None
             torch.manual_seed(seed)
             parallel = ParallelUNet.from_unet2d(serial.unet)
         temporal = serial.temporal.state_dict()
-        homeless = parallel.ring.load_state_dict(temporal, strict=False).unexpected_keys
-        report.problems += [f"{name} has no place in the ring" for name in homeless]
+        unexpected = parallel.ring.load_state_dict(temporal, strict=False).unexpected_keys
+        report.problems += [f"{name} has no counterpart in the ring" for name in unexpected]
         report.raise_problems()
         _save(parallel, source, folder, text_encoder, report)
 
@@ -77,15 +77,15 @@ def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None
 
 
 def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None = None) -> Report:
-    """A ring's temporal weights between its 2D layers, as diffusers' UNet3DConditionModel.
+    """Convert a parallel model to a serial one, diffusers' UNet3DConditionModel.
 
     Args:
-        source: a ParallelUNet's folder, or its pipeline's, such as a run's final/.
-        destination: a UNet3DConditionModel's folder, or a TextToVideoSDPipeline's.
-        text_encoder: of a pipeline, in the place of its own.
+        source: folder of a ParallelUNet, or of its pipeline, such as a run's final/.
+        destination: folder of the UNet3DConditionModel, or of the TextToVideoSDPipeline.
+        text_encoder: replaces the pipeline's text encoder.
 
     Raises:
-        MobiusError: the source is damaged or of another kind, or diffusers' class cannot express it.
+        MobiusError: the source is damaged or of another kind, or diffusers' class cannot represent it.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
@@ -99,7 +99,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         report.mapped.append((f"{len(names)} temporal tensors of the ring", "temporal layers"))
         report.mapped.append((f"{len(parallel.spatial.state_dict())} tensors of the spatial UNet", "2D layers"))
         report.left_out += [
-            (f"{count} ring tensors, {kind}", "serial models have no such layer of their own")
+            (f"{count} ring tensors, {kind}", "serial models have no separate layer for this")
             for kind, count in _ring_only(parallel, names).items()
         ]
         serial = SerialUNet.from_unet3d(written)
@@ -108,7 +108,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
             compare.prediction_of_stills(serial.unet), compare.prediction_of_stills(parallel.spatial)
         )
         report.require(
-            same <= compare.TOLERANCE, f"its 2D layers predict what the spatial UNet does (apart {same:.1e})"
+            same <= compare.TOLERANCE, f"its 2D layers predict the spatial UNet's output (difference {same:.1e})"
         )
         apart = compare.distance(compare.prediction(written), compare.prediction(parallel))
         report.notes.append(OTHER_TOPOLOGY.format(apart))
@@ -117,23 +117,23 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
 
 
 def load_serial(folder: Path) -> SerialUNet:
-    """A serial model from its folder, of diffusers or ours.
+    """Load a serial model, diffusers' or ours.
 
     Raises:
-        MobiusError: it holds another model, or is damaged.
+        MobiusError: the folder contains another model, or is damaged.
     """
     kind = model_class(folder)
     if kind == UNet3DConditionModel.__name__:
         return SerialUNet.from_unet3d(load_model(UNet3DConditionModel, folder))
     if kind == SerialUNet.__name__:
         return load_video_model(SerialUNet, folder)
-    raise MobiusError(f"{folder} holds a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
+    raise MobiusError(f"{folder} contains a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
 
 
 ORIGINS = {
     "samplers": "copies of the 2D UNet's",
     "output head": "copies of the 2D UNet's",
-    "fusion": "the identity on the spatial branch: a new ring has no say before it is trained",
+    "fusion": "the identity on the spatial branch: an untrained ring does not change the output",
     "projections where TC changes channels": "initialised at random",
 }
 
@@ -164,7 +164,7 @@ def _unet_folder(folder: Path) -> Path:
 
 
 def _save(model: Any, source: Path, folder: Path, text_encoder: str | None, report: Report) -> None:
-    """Write the model, and around it the pipeline if the source is one."""
+    """Write the model, or a pipeline with the model if the source is a pipeline."""
     if not is_pipeline(source):
         model.save_pretrained(folder)
         return

@@ -1,7 +1,7 @@
-"""From a single .safetensors or .ckpt file of the Stable Diffusion family to a diffusers pipeline folder.
+"""Conversion of a single .safetensors or .ckpt file of the Stable Diffusion family to a diffusers pipeline folder.
 
-diffusers' own loader does it, and drops without a word what it has no use for. So the account is made here: every
-tensor of the file is looked for, by its values, among those that were written, and the other way round.
+diffusers' loader silently drops tensors that it does not use. This module therefore compares the values of all tensors
+in the file with those of all written tensors, in both directions.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from torch import Tensor
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.parts import is_pipeline
-from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable
+from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable_file
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
 
 MODELS = ("unet", "vae", "text_encoder")
-# Every tensor under these is a weight of the UNet and of the autoencoder.
+# Prefixes of the UNet's and the autoencoder's weights, all of which must be converted.
 REQUIRED = ("model.diffusion_model.", "first_stage_model.")
 REASONS = {
-    "model_ema.": "averaged weights: the file's plain ones were taken, as diffusers does",
-    "cond_stage_model.": "the text encoder of diffusers has no such tensor (positions, or layers that it leaves out)",
+    "model_ema.": "averaged weights: the non-averaged ones are used, as in diffusers",
+    "cond_stage_model.": "diffusers' text encoder has no such tensor (positions, or layers that it omits)",
 }
 
 
 def from_single_file(source: Path, config: Path, destination: Path) -> Report:
-    """Write the models of one file as a pipeline folder, with the configurations of another.
+    """Write the models of a file as a pipeline folder, with the configuration of another pipeline.
 
     Args:
-        source: a .safetensors file, or a .ckpt that holds nothing but tensors.
-        config: a local pipeline folder of the same family, for its configurations, tokenizer and scheduler; its
-            weights are not used.
-        destination: a StableDiffusionPipeline's folder.
+        source: a .safetensors file, or a .ckpt that contains only tensors.
+        config: a local pipeline folder of the same family. Its configurations, tokenizer and scheduler are used, its
+            weights are not.
+        destination: folder of the StableDiffusionPipeline.
 
     Raises:
-        MobiusError: the file is damaged or asks for code, the configuration is of another family, or a tensor of
-            the UNet or the autoencoder did not arrive.
+        MobiusError: the file is damaged or contains code, the configuration is of another family, or a tensor of the
+            UNet or the autoencoder was not converted.
     """
     if not is_pipeline(config):
         raise MobiusError(
-            f"{config} holds no model_index.json: without a network diffusers needs a local pipeline folder of the same"
-            " family (its configurations and tokenizer; the weights may be missing). Give one by --config"
+            f"{config} contains no model_index.json: without network access diffusers needs a local pipeline folder of"
+            " the same family (configurations and tokenizer; the weights may be missing). Give one with --config"
         )
     report = Report(source, destination)
     with finished_folder(destination) as folder:
@@ -64,18 +64,18 @@ def from_single_file(source: Path, config: Path, destination: Path) -> Report:
         placed = {_digest(t) for m in models.values() for t in m.state_dict().values()}
         known = {digest for digests in in_file.values() for digest in digests}
         for name, model in models.items():
-            strange = [n for n, t in model.state_dict().items() if _digest(t) not in known]
-            report.problems += [f"{name}: {tensor} is not from the file" for tensor in strange]
+            unknown = [n for n, t in model.state_dict().items() if _digest(t) not in known]
+            report.problems += [f"{name}: {tensor} is not from the file" for tensor in unknown]
             report.mapped.append((f"{len(model.state_dict())} tensors of the {name}", name))
             same = weights_hash(model) == weights_hash(getattr(pipeline, name))
-            report.require(same, f"the {name} read back has the hash of the one that was loaded")
+            report.require(same, f"the {name} read back has the hash of the loaded one")
         for name, digests in in_file.items():
             if not placed.issuperset(digests):
                 _left_out(name, report)
-        report.made.append(("tokenizer, scheduler", f"those of {config}"))
+        report.made.append(("tokenizer, scheduler", f"from {config}"))
         apart = compare.distance(*(compare.prediction_of_stills(p.unet) for p in (written, pipeline)))
         report.require(
-            apart <= compare.TOLERANCE, f"the UNet read back predicts what the file's does (apart {apart:.1e})"
+            apart <= compare.TOLERANCE, f"the UNet read back predicts the output of the file's (difference {apart:.1e})"
         )
         report.raise_problems()
     return report
@@ -95,8 +95,8 @@ def _load(source: Path, config: Path) -> Any:
     except (*UNREADABLE, SingleFileComponentError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise MobiusError(
-            f"diffusers cannot make the models of {config} from {source}: {reason}. Give the configuration of the"
-            " same family (Stable Diffusion 1.x and 2.x differ) by --config"
+            f"diffusers cannot create the models of {config} from {source}: {reason}. Use --config with a configuration"
+            " of the same family (Stable Diffusion 1.x and 2.x differ)"
         ) from error
 
 
@@ -107,35 +107,35 @@ def _read(source: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118
                     yield name, file.get_tensor(name)
         except (*UNREADABLE, SafetensorError) as error:
-            raise unreadable(source, error) from error
+            raise unreadable_file(source, error) from error
         return
     state = load_tensors(source)
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict):
-        raise MobiusError(f"{source} holds no dictionary of tensors")
+        raise MobiusError(f"{source} does not contain a dictionary of tensors")
     for name, tensor in state.items():
         if isinstance(tensor, Tensor):
             yield str(name), tensor
 
 
 def _fingerprints(name: str, tensor: Tensor) -> set[str]:
-    """Digests of a tensor as diffusers may store it: as it is, or a fused projection in its three parts."""
+    """Digests of a tensor in the form that diffusers stores: unchanged, or a fused projection split in three."""
     if name.endswith(("in_proj_weight", "in_proj_bias")):
         return {_digest(part) for part in tensor.chunk(3)}
     return {_digest(tensor)}
 
 
 def _digest(tensor: Tensor) -> str:
-    """Of the values, whatever the shape: 1x1 convolutions become linear layers."""
+    """Digest of the values without the shape, since 1x1 convolutions become linear layers."""
     values = tensor.float() if tensor.is_floating_point() else tensor
     return hashlib.sha256(values.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _left_out(name: str, report: Report) -> None:
     if name.startswith(REQUIRED):
-        report.problems.append(f"{name} is in the file and arrived nowhere")
+        report.problems.append(f"{name} is in the file but was not converted")
         return
     reason = next(
-        (why for prefix, why in REASONS.items() if name.startswith(prefix)), "no weight of a pipeline's model"
+        (why for prefix, why in REASONS.items() if name.startswith(prefix)), "not a weight of a pipeline's model"
     )
     report.left_out.append((name, reason))

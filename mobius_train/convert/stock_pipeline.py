@@ -1,4 +1,4 @@
-"""The components of our pipeline so that diffusers' own pipelines condition and sample as ours does."""
+"""Components that make diffusers' own pipelines condition and sample like ours."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 
 
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
-    """vae, text_encoder, tokenizer and scheduler; what is set in them for diffusers is noted in the report.
+    """Return vae, text_encoder, tokenizer and scheduler with settings for diffusers, which are noted in the report.
 
-    Here the padding is masked or not by the kind of encoder, and a caption's length is a setting of ours; diffusers
-    reads both from the components.
+    Our pipeline derives the masking of padding from the kind of encoder and has its own setting for the length of
+    captions; diffusers reads both from the components.
     """
     text_encoder = components["text_encoder"]
     tokens = TextEncoder(text_encoder, components["tokenizer"], torch.device("cpu"), max_text_tokens).max_tokens
@@ -27,8 +27,8 @@ def stock_components(components: dict[str, Any], max_text_tokens: int | None, re
     tokenizer.model_max_length = tokens
     text_encoder.config.use_attention_mask = masks_padding(text_encoder)
     report.notes.append(
-        f"text_encoder/config.json has use_attention_mask={str(masks_padding(text_encoder)).lower()} and the tokenizer"
-        f" a maximum of {tokens} tokens, as here"
+        f"text_encoder/config.json has use_attention_mask={str(masks_padding(text_encoder)).lower()}, and the tokenizer"
+        f" has a maximum of {tokens} tokens, as in our pipeline"
     )
     return {
         "vae": components["vae"],
@@ -39,5 +39,5 @@ def stock_components(components: dict[str, Any], max_text_tokens: int | None, re
 
 
 def text_tokens_of(folder: Path) -> int | None:
-    """The length of captions that a pipeline folder of ours states; none in others."""
+    """The length of captions in the index of our pipeline; None for other pipelines."""
     return json.loads((folder / PIPELINE).read_text(encoding="utf-8")).get("max_text_tokens")

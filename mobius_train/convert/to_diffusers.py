@@ -1,4 +1,4 @@
-"""From what a run made to a folder that diffusers opens."""
+"""Conversion of a run's result to a folder that diffusers can load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.models.families import video_models
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
-# diffusers makes the class in this file of a folder, when it is asked to trust it.
+# With trust_remote_code, diffusers loads the pipeline class from this file of the folder.
 CUSTOM_PIPELINE = "pipeline.py"
 CUSTOM_PIPELINE_CODE = f'''"""DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True).
 
@@ -44,17 +44,17 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")
 
 
 def to_diffusers(source: Path, destination: Path) -> Report:
-    """The pipeline of a run as a folder for diffusers; which class it has is in the report.
+    """Write the pipeline of a run as a folder for diffusers; the report names its class.
 
     Args:
         source: a run's output_dir, its final/, or any folder of our pipeline.
 
     Raises:
-        MobiusError: see `write_pipeline`; or no pipeline lies there.
+        MobiusError: see `write_pipeline`; or the source is not a pipeline.
     """
     pipeline = load_pipeline(source, "cpu")
     folder = next(path for path in (source / "final", source) if is_pipeline(path)) / "unet"
-    # diffusers initialises what it does not find in a file.
+    # Loaded strictly, since diffusers initialises missing weights at random.
     kind: Any = video_models().get(model_class(folder))
     unet = load_model(UNet2DConditionModel, folder) if kind is None else load_video_model(kind, folder)
     pipeline.register_modules(unet=unet)
@@ -64,14 +64,14 @@ def to_diffusers(source: Path, destination: Path) -> Report:
 def checkpoint_to_diffusers(
     source: Path, destination: Path, weights: str | None = None, config: Path | None = None
 ) -> Report:
-    """One of a run's checkpoints as the pipeline that its final/ would have held then, for diffusers.
+    """Write a run's checkpoint as a pipeline for diffusers, equal to the final/ of a run that ended there.
 
     Args:
-        weights: "model" or "ema"; none: the average where the run has one, as in final/.
-        config: another recipe than the checkpoint's own, for models that lie elsewhere now.
+        weights: "model" or "ema"; None: the average if the run has one, as in final/.
+        config: a recipe that replaces the checkpoint's, for models that have moved.
 
     Raises:
-        MobiusError: see `write_pipeline`; or the checkpoint is damaged, or the frozen weights are not those of then.
+        MobiusError: see `write_pipeline`; or the checkpoint is damaged, or the frozen weights have changed.
     """
     checkpoint = open_checkpoint(source)
     entry = weights or (EMA if checkpoint.state.contents.use_ema else MODEL)
@@ -83,13 +83,13 @@ def checkpoint_to_diffusers(
 
 
 def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Path) -> Report:
-    """Write our pipeline for diffusers, read it back, and compare the latents that both sample.
+    """Write our pipeline for diffusers, read it back, and compare the sampled latents.
 
-    A parallel model becomes a folder of TextToVideoPipeline, a serial one of diffusers' TextToVideoSDPipeline, a
-    text-to-image model of diffusers' StableDiffusionPipeline.
+    A parallel model is written as our TextToVideoPipeline, a serial model as diffusers' TextToVideoSDPipeline, and a
+    text-to-image model as diffusers' StableDiffusionPipeline.
 
     Raises:
-        MobiusError: diffusers cannot express the model, or samples something else from what was written.
+        MobiusError: diffusers cannot represent the model, or the written pipeline samples other latents.
     """
     report = Report(source, destination)
     pipeline.set_progress_bar_config(disable=True)
@@ -106,7 +106,8 @@ def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Pat
         apart = _samples_apart(written, pipeline)
         report.require(
             apart <= compare.SAMPLING_TOLERANCE,
-            f"the {type(written).__name__} that diffusers reads back samples what ours does (apart {apart:.1e})",
+            f"the {type(written).__name__} read back by diffusers samples the same latents as ours (difference"
+            f" {apart:.1e})",
         )
         report.raise_problems()
     return report
@@ -123,7 +124,7 @@ def _write_parallel(pipeline: TextToVideoPipeline, folder: Path, report: Report)
     expected = weights_hash(pipeline.unet)
     report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
     report.notes.append(
-        "load it by TextToVideoPipeline.from_pretrained(folder), or by DiffusionPipeline.from_pretrained(folder,"
+        "load it with TextToVideoPipeline.from_pretrained(folder), or with DiffusionPipeline.from_pretrained(folder,"
         " custom_pipeline=folder, trust_remote_code=True); both need mobius_train"
     )
     return written
@@ -137,9 +138,11 @@ def _write_serial(pipeline: TextToVideoPipeline, folder: Path, report: Report) -
     expected = weights_hash(unet3d)
     report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
     apart = compare.distance(compare.prediction(written.unet), compare.prediction(pipeline.unet))
-    report.require(apart <= compare.TOLERANCE, f"UNet3DConditionModel predicts what ours does (apart {apart:.1e})")
+    report.require(
+        apart <= compare.TOLERANCE, f"UNet3DConditionModel predicts the same as ours (difference {apart:.1e})"
+    )
     _leave_out_settings(pipeline, report)
-    report.notes.append("load it by DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
+    report.notes.append("load it with DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
     return written
 
 
@@ -155,27 +158,27 @@ def _write_image(pipeline: TextToVideoPipeline, folder: Path, report: Report) ->
     expected = weights_hash(pipeline.unet)
     report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
     _leave_out_settings(pipeline, report)
-    report.notes.append("load it by DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
+    report.notes.append("load it with DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
     return written
 
 
 def _leave_out_settings(pipeline: TextToVideoPipeline, report: Report) -> None:
     names = ("num_frames", "resolution", "guidance_scale", "frame_noise_correlation")
     report.left_out += [
-        (f"{name}={pipeline.config[name]}", "diffusers' pipeline has no such setting: give it in the call")
+        (f"{name}={pipeline.config[name]}", "diffusers' pipeline has no such setting: pass it in the call")
         for name in names
     ]
 
 
 def _samples_apart(written: Any, ours: TextToVideoPipeline) -> float:
-    """How far apart the latents are that both draw from the same noise and prompt."""
+    """The difference of the latents that both pipelines sample from the same noise and prompt."""
     still = isinstance(ours.unet, UNet2DConditionModel)
     latents = _noise(ours, 1 if still else compare.FRAMES)
     expected = compare.sampled(ours, latents, guidance_scale=3.0)
     if still:
         size = latents.shape[-1] * written.vae_scale_factor
-        drawn = compare.sampled(written, latents.squeeze(2), guidance_scale=3.0, height=size, width=size)
-        return compare.distance(drawn.unsqueeze(2), expected)
+        images = compare.sampled(written, latents.squeeze(2), guidance_scale=3.0, height=size, width=size)
+        return compare.distance(images.unsqueeze(2), expected)
     if isinstance(written, TextToVideoSDPipeline):
         size = latents.shape[-1] * written.vae_scale_factor
         return compare.distance(

@@ -1,4 +1,4 @@
-"""From a recipe and the weights that its training saved to the pipeline that its final/ would hold."""
+"""Building of a run's final pipeline from its recipe and saved weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mobius_train.assembly.parts import parts_of
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
-from mobius_train.convert.pickles import UNREADABLE, unreadable
+from mobius_train.convert.pickles import UNREADABLE, unreadable_file
 from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, weights_hash
@@ -20,12 +20,11 @@ from mobius_train.pipeline import TextToVideoPipeline
 
 
 class FromCheckpoint(Pretrained):
-    """The models that a recipe names, with trained weights from elsewhere.
+    """The pretrained models of a recipe, with trained weights from a checkpoint.
 
     Args:
-        trained: every trained parameter by its name in the module that the engine wrapped (a ring's, say), once, and
-            nothing else.
-        frozen_sha256: of the frozen weights that the trained ones belong to; None: not known.
+        trained: exactly the trained parameters, by their names in the module that the engine wrapped (such as a ring).
+        frozen_sha256: hash of the frozen weights that were used in training; None: unknown.
     """
 
     def __init__(self, trained: Weights, frozen_sha256: str | None = None) -> None:
@@ -34,32 +33,32 @@ class FromCheckpoint(Pretrained):
     def fill(self, denoiser: Denoiser) -> None:
         """
         Raises:
-            MobiusError: a weight is missing, left over, or of another shape, or the frozen weights are others.
+            MobiusError: a weight is missing, unexpected or has another shape, or the frozen weights differ.
         """
         if denoiser.frozen is not None and self._frozen_sha256 is not None:
-            found = weights_hash(denoiser.frozen)
-            if found != self._frozen_sha256:
+            frozen_sha256 = weights_hash(denoiser.frozen)
+            if frozen_sha256 != self._frozen_sha256:
                 raise MobiusError(
-                    f"the frozen weights of the recipe's pretrained_model_name_or_path have the hash {found[:12]}…, and"
-                    f" the trained weights belong to {self._frozen_sha256[:12]}…: put those back, or give the"
-                    " config.yaml of the run with another pretrained_model_name_or_path"
+                    f"the frozen weights in the recipe's pretrained_model_name_or_path have hash {frozen_sha256[:12]}…,"
+                    f" but the training used {self._frozen_sha256[:12]}…: restore these weights, or set"
+                    " pretrained_model_name_or_path in a copy of the run's config.yaml to their location"
                 )
         _assign(denoiser.trained, self._trained)
 
 
 def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None = None) -> TextToVideoPipeline:
-    """The pipeline of a run, with its trained weights from elsewhere; its final/ would hold the same.
+    """Build the pipeline of a run with the given trained weights, as in its final/.
 
     Args:
-        config: the run's config.yaml; its pretrained models must still be where it says.
+        config: the run's config.yaml; its pretrained models must still exist.
         weights, frozen_sha256: see FromCheckpoint.
 
     Raises:
-        MobiusError: a model does not load, or the weights do not fit.
+        MobiusError: a model cannot be loaded, or the weights do not match.
     """
     if config.stage == "autoencoder":
-        raise MobiusError("stage 'autoencoder' makes no pipeline: its final/ is an AutoencoderKL of diffusers")
-    # Options of the run's GPUs: none of them changes a weight.
+        raise MobiusError("stage 'autoencoder' has no pipeline: its final/ is a diffusers AutoencoderKL")
+    # These options depend on the run's GPUs and do not change weights.
     config = config.model_copy(update={"activation_offload": 0.0, "compile": False, "attention_backend": "sdpa"})
     parts = parts_of(config, FromCheckpoint(weights, frozen_sha256), torch.device("cpu"))
     trained = parts.denoiser.trained.to(parts.dtypes.trained)
@@ -67,7 +66,7 @@ def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None =
 
 
 def open_safetensors(path: Path) -> Weights:
-    """The tensors of a .safetensors file, or of the files that NAME.safetensors.index.json lists.
+    """Open the tensors of a .safetensors file, or of the files listed in NAME.safetensors.index.json.
 
     Raises:
         MobiusError: a file is missing or damaged.
@@ -82,7 +81,7 @@ def open_safetensors(path: Path) -> Weights:
                 for name in opened.keys():  # noqa: SIM118
                     layout[name] = opened.get_tensor(name).to("meta")
         except (*UNREADABLE, SafetensorError) as error:
-            raise unreadable(file, error) from error
+            raise unreadable_file(file, error) from error
 
     def read() -> Iterator[tuple[str, Tensor]]:
         for file in files:
@@ -99,14 +98,12 @@ def _assign(module: torch.nn.Module, weights: Weights) -> None:
     buffers = dict(module.named_buffers())
     problems = [f"{name} is missing" for name in trained if name not in weights.layout]
     for name, meta in weights.layout.items():
-        mine = trained.get(name, buffers.get(name))
-        if mine is None:
-            problems.append(f"{name} is no trained weight of the {type(module).__name__}")
-        elif mine.shape != meta.shape:
-            problems.append(f"{name} is {tuple(meta.shape)}, the {type(module).__name__}'s {tuple(mine.shape)}")
+        target = trained.get(name, buffers.get(name))
+        if target is None:
+            problems.append(f"{name} is not a trained weight of the {type(module).__name__}")
+        elif target.shape != meta.shape:
+            problems.append(f"{name} is {tuple(meta.shape)}, the {type(module).__name__}'s is {tuple(target.shape)}")
     if problems:
-        raise MobiusError(
-            f"these weights are not those of the recipe: {len(problems)} do not fit, " + "; ".join(problems[:5])
-        )
+        raise MobiusError(f"the weights do not match the recipe: {len(problems)} differ, " + "; ".join(problems[:5]))
     for name, tensor in weights.read():
         (trained | buffers)[name].copy_(tensor)

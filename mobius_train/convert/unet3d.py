@@ -1,4 +1,4 @@
-"""Our serial layers as one diffusers UNet3DConditionModel; the way back is SerialUNet.from_unet3d."""
+"""Conversion of our serial layers to diffusers' UNet3DConditionModel; the inverse is SerialUNet.from_unet3d."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mobius_train.errors import MobiusError
 from mobius_train.models.unet.layers import read_layout
 
-# What UNet3DConditionModel says in other words, or does not ask about since it makes no difference to the weights.
+# Options with another form in UNet3DConditionModel, or without an effect on the weights.
 TRANSLATED = {
     "down_block_types",
     "up_block_types",
@@ -24,12 +24,12 @@ TRANSLATED = {
 
 
 def to_unet3d(unet: UNet2DConditionModel, temporal: Mapping[str, Tensor]) -> UNet3DConditionModel:
-    """The 2D layers and the temporal layers (named as in UNet3DConditionModel) in one model.
+    """Combine 2D layers and temporal layers (named as in UNet3DConditionModel) in one model.
 
-    Projections that are 1x1 convolutions become linear layers, which compute the same.
+    Projections that are 1x1 convolutions become equivalent linear layers.
 
     Raises:
-        MobiusError: diffusers' class cannot express this UNet.
+        MobiusError: diffusers' class cannot represent this UNet.
     """
     model = UNet3DConditionModel(**_config3d(unet)).eval().requires_grad_(False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -51,28 +51,28 @@ def _config3d(unet: UNet2DConditionModel) -> dict[str, Any]:
     known = set(inspect.signature(UNet3DConditionModel.__init__).parameters) - {"attention_head_dim"}
     defaults = inspect.signature(UNet2DConditionModel.__init__).parameters
     problems = [
-        f"{name}={value!r}: it has no such entry, and computes as with {defaults[name].default!r}"
+        f"{name}={value!r}: it has no such option and behaves as with {defaults[name].default!r}"
         for name, value in config.items()
         if name in defaults and name not in known | TRANSLATED and value != defaults[name].default
     ]
     if config["mid_block_type"] is None:
         problems.append("mid_block_type=None: it always has a middle block")
     if config["act_fn"] != "silu":
-        problems.append(f"act_fn={config['act_fn']!r}: its output head has silu")
+        problems.append(f"act_fn={config['act_fn']!r}: its output head uses silu")
     if not isinstance(config["layers_per_block"], int):
-        problems.append(f"layers_per_block={config['layers_per_block']!r}: it has as many in all blocks")
+        problems.append(f"layers_per_block={config['layers_per_block']!r}: it has the same number in all blocks")
     sizes = {shape.channels // shape.heads for shape in read_layout(config).layers() if shape.heads is not None} | {
         config["block_out_channels"][0] // read_layout(config).in_heads
     }
     if len(sizes) != 1:
         problems.append(
-            f"attention heads of sizes {sorted(sizes)}: its heads are of one size (Stable Diffusion 2.x: 64)"
+            f"attention heads of sizes {sorted(sizes)}: all its heads have one size (Stable Diffusion 2.x: 64)"
         )
     if problems:
         raise MobiusError(
-            "diffusers' UNet3DConditionModel cannot express this UNet:\n  - "
+            "diffusers' UNet3DConditionModel cannot represent this UNet:\n  - "
             + "\n  - ".join(problems)
-            + "\nUse it through mobius_train.pipeline.TextToVideoPipeline instead"
+            + "\nUse it with mobius_train.pipeline.TextToVideoPipeline instead"
         )
     own = {name: value for name, value in config.items() if name in known}
     return own | {

@@ -1,4 +1,4 @@
-"""Weights that are read one tensor at a time."""
+"""Weights with lazy loading, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors, of which only one has to be in memory.
+    """Named tensors that are loaded one at a time.
 
     Attributes:
-        layout: shape and dtype of each tensor, known before any is read, as meta tensors.
-        read: starts to read; yields every tensor of `layout` once, whole, in any order.
+        layout: meta tensors with the shape and dtype of each tensor, available before reading.
+        read: starts reading; yields every full tensor of `layout` once, in any order.
     """
 
     layout: dict[str, Tensor]
@@ -23,10 +23,10 @@ class Weights:
 
     @classmethod
     def of(cls, read: Callable[[], Iterator[tuple[str, Tensor]]]) -> Weights:
-        """Weights whose layout is only known by reading them, which is done once for it."""
+        """Create weights whose layout is unknown; this reads all tensors once."""
         return cls({name: tensor.to("meta") for name, tensor in read()}, read)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A floating-point tensor in `dtype`; indices and masks as they are."""
+def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a floating-point tensor to `dtype`; other tensors are unchanged."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

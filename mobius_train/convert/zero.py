@@ -1,8 +1,8 @@
-"""Whole float32 weights out of a checkpoint that DeepSpeed wrote under ZeRO 1, 2 or 3, rank by rank.
+"""Full float32 weights from a DeepSpeed checkpoint of ZeRO 1, 2 or 3.
 
-The files are memory-mapped: of the optimizer's state only the float32 weights are ever read, one parameter at a
-time. The layout is that of deepspeed.utils.zero_to_fp32, which unpickles whatever the files contain; here they
-may contain tensors, and a few types of DeepSpeed for which others stand in. DeepSpeed itself is not needed.
+The files are memory-mapped: of the optimizer's state only the float32 weights are read, one parameter at a time. The
+layout is that of deepspeed.utils.zero_to_fp32, which unpickles arbitrary objects. Here the files may contain only
+tensors and a few DeepSpeed types, which are replaced by stand-ins. DeepSpeed itself is not needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mobius_train.errors import MobiusError
 
 
 class _Fields:
-    """An object's fields, without its class."""
+    """The fields of an object without its class."""
 
 
 STAND_INS: dict[str, type] = {
@@ -41,7 +41,7 @@ Fragments = list[Tensor]
 
 @dataclass(frozen=True)
 class ZeroWeights:
-    """A ZeRO checkpoint's weights, and what of the module it holds no float32 weight of."""
+    """The weights of a ZeRO checkpoint, and the tensors of the module for which it has no float32 weights."""
 
     weights: Weights
     stage: int
@@ -50,10 +50,10 @@ class ZeroWeights:
 
 
 def find_tag(folder: Path, tag: str | None = None) -> Path | None:
-    """The folder with the ranks' files: `folder` itself, or the one in it that `tag` or its file `latest` names.
+    """The folder of the ranks' files: `folder` itself, or the one in it that `tag` or its file `latest` names.
 
     Raises:
-        MobiusError: the tag is no plain name, or there is no such folder.
+        MobiusError: the tag is not a plain folder name, or there is no such folder.
     """
     if tag is None and any(OPTIMIZER_FILES.fullmatch(path.name) for path in folder.iterdir()):
         return folder
@@ -61,13 +61,15 @@ def find_tag(folder: Path, tag: str | None = None) -> Path | None:
     if tag is None and latest.is_file():
         tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         if not TAG.fullmatch(tag):
-            raise MobiusError(f"{latest} holds {tag[:80]!r}, which is no name of a folder: give the right one as --tag")
+            raise MobiusError(
+                f"{latest} contains {tag[:80]!r}, which is not a folder name: give the right one with --tag"
+            )
     if tag is None:
         return None
     if not TAG.fullmatch(tag):
-        raise MobiusError(f"the tag {tag!r} is no plain folder name")
+        raise MobiusError(f"the tag {tag!r} is not a plain folder name")
     if not (folder / tag).is_dir():
-        raise MobiusError(f"{folder / tag} is missing: give another tag of {folder} as --tag")
+        raise MobiusError(f"{folder / tag} is missing: give another tag in {folder} with --tag")
     return folder / tag
 
 
@@ -75,7 +77,7 @@ def open_zero(folder: Path) -> ZeroWeights:
     """Open the ranks' files in `folder`.
 
     Raises:
-        MobiusError: names the file that is missing, damaged, of another run, or that asks for code.
+        MobiusError: a file is missing, damaged, of another run, or contains code; names the file.
     """
     optimizer_files = _by_rank(folder, OPTIMIZER_FILES, "optim_states")
     model_files = _by_rank(folder, MODEL_FILES, "model_states")
@@ -85,7 +87,7 @@ def open_zero(folder: Path) -> ZeroWeights:
         return _assemble(optimizer_files, model_files, states, models)
     except UNREADABLE as error:
         raise MobiusError(
-            f"the files in {folder} do not fit together ({error!r}): they are damaged, or not all of one checkpoint"
+            f"the files in {folder} are inconsistent ({error!r}): they are damaged or from different checkpoints"
         ) from error
 
 
@@ -94,23 +96,24 @@ def _assemble(
 ) -> ZeroWeights:
     optimizers = [state["optimizer_state_dict"] for state in states]
     if "zero_stage" not in optimizers[0]:
-        raise MobiusError(f"{optimizer_files[0]} is no ZeRO state: stage 0 keeps whole weights in its model_states")
+        raise MobiusError(f"{optimizer_files[0]} is not a ZeRO state: stage 0 has full weights in its model_states")
     stage = int(optimizers[0]["zero_stage"])
     count = optimizers[0]["partition_count"]
     world_size = max(count) if isinstance(count, list) else int(count)
     if world_size != len(states):
         raise MobiusError(
-            f"{optimizer_files[0].parent} was written by {world_size} ranks and holds the optim_states of"
-            f" {len(states)}: some files are missing, or are left from another run"
+            f"{optimizer_files[0].parent} was written by {world_size} ranks, but contains the optim_states of"
+            f" {len(states)}: some files are missing or left over from another run"
         )
     if stage == 3 and len(models) != world_size:
         raise MobiusError(
-            f"{model_files[0].parent} holds the model_states of {len(models)} ranks of {world_size}: some are missing"
+            f"{model_files[0].parent} contains the model_states of {len(models)} of {world_size} ranks: some"
+            " are missing"
         )
     first = models[0]
     shapes: list[dict[str, torch.Size]] = first["param_shapes"]
     buffers = {name: first["module"][name] for name in first["buffer_names"] if name in first["module"]}
-    pieces = _FlatRanges(shapes, optimizers) if stage <= 2 else _Sharded(shapes, optimizers)
+    pieces = _FlatRanges(shapes, optimizers) if stage <= 2 else _ParameterShards(shapes, optimizers)
     pieces.check(optimizer_files)
     frozen_shapes: dict[str, torch.Size] = first["frozen_param_shapes"] or {}
     layout = {name: _meta(tensor.shape, _float32(tensor).dtype) for name, tensor in buffers.items()}
@@ -136,7 +139,7 @@ def _assemble(
                 yield each, tensor
 
     left_out = [
-        (name, f"frozen, and ZeRO {stage} saves no float32 weight of it: it is what the training started from")
+        (name, f"frozen: ZeRO {stage} saves no float32 weight, since training does not change it")
         for name in first["module"]
         if name not in layout
     ]
@@ -144,7 +147,7 @@ def _assemble(
 
 
 class _FlatRanges:
-    """Stages 1 and 2: the parameters of a group end to end, cut into one range for each rank."""
+    """Stages 1 and 2: the parameters of a group are concatenated and split into one range per rank."""
 
     def __init__(self, shapes: list[dict[str, torch.Size]], optimizers: list[Any]) -> None:
         self._shapes = shapes
@@ -154,18 +157,20 @@ class _FlatRanges:
     def check(self, files: list[Path]) -> None:
         for file, ranges in zip(files, self._ranges, strict=True):
             if len(ranges) != len(self._shapes):
-                raise MobiusError(f"{file} holds {len(ranges)} parameter groups, the model {len(self._shapes)}")
+                raise MobiusError(
+                    f"{file} contains {len(ranges)} parameter groups, but the model has {len(self._shapes)}"
+                )
         # DeepSpeed pads the end of a group to a multiple of this.
         align = 2 * len(self._ranges)
         for group, shapes in enumerate(self._shapes):
-            wanted = sum(shape.numel() for shape in shapes.values())
+            expected = sum(shape.numel() for shape in shapes.values())
             if self._paddings is not None:
-                wanted += sum(self._paddings[group])
-            there = sum(len(ranges[group]) for ranges in self._ranges)
-            if math.ceil(wanted / align) != math.ceil(there / align):
+                expected += sum(self._paddings[group])
+            actual = sum(len(ranges[group]) for ranges in self._ranges)
+            if math.ceil(expected / align) != math.ceil(actual / align):
                 raise MobiusError(
-                    f"the optim_states in {files[0].parent} hold {there} numbers of parameter group {group}, whose"
-                    f" shapes want {wanted}: they are not of one checkpoint"
+                    f"the optim_states in {files[0].parent} contain {actual} numbers of parameter group {group}, but"
+                    f" its shapes require {expected}: the files are from different checkpoints"
                 )
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
@@ -178,19 +183,21 @@ class _FlatRanges:
                 start += shape.numel() + padding
 
 
-class _Sharded:
-    """Stage 3: every parameter cut into equal shards, the last one padded; a rank's shards end to end."""
+class _ParameterShards:
+    """Stage 3: every parameter is split into equal shards, the last one padded; a rank's shards are concatenated."""
 
     def __init__(self, shapes: list[dict[str, torch.Size]], optimizers: list[Any]) -> None:
         self._shapes = {name: shape for group in shapes for name, shape in group.items()}
         self._shards: list[Fragments] = [optimizer["fp32_flat_groups"] for optimizer in optimizers]
 
     def check(self, files: list[Path]) -> None:
-        wanted = sum(math.ceil(shape.numel() / len(self._shards)) for shape in self._shapes.values())
+        expected = sum(math.ceil(shape.numel() / len(self._shards)) for shape in self._shapes.values())
         for file, shards in zip(files, self._shards, strict=True):
-            there = sum(len(shard) for shard in shards)
-            if there != wanted:
-                raise MobiusError(f"{file} holds {there} numbers, the shapes of the model want {wanted} of each rank")
+            actual = sum(len(shard) for shard in shards)
+            if actual != expected:
+                raise MobiusError(
+                    f"{file} contains {actual} numbers, but the model's shapes require {expected} per rank"
+                )
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         start = 0
@@ -202,32 +209,32 @@ class _Sharded:
 
 
 def _between(parts: Fragments, start: int, end: int) -> Tensor:
-    """Elements start … end of flat tensors laid end to end; a view where one of them has them all."""
-    found, offset = [], 0
+    """Elements start … end of concatenated flat tensors; a view if they are all in one tensor."""
+    pieces, offset = [], 0
     for part in parts:
         low, high = max(start - offset, 0), min(end - offset, len(part))
         if low < high:
-            found.append(part[low:high])
+            pieces.append(part[low:high])
         offset += len(part)
-    if len(found) == 1:
-        return found[0]
-    return torch.cat(found) if found else parts[0][:0]
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat(pieces) if pieces else parts[0][:0]
 
 
 def _by_rank(folder: Path, pattern: re.Pattern[str], what: str) -> list[Path]:
-    found = {}
+    files = {}
     for path in folder.iterdir():
         match = pattern.fullmatch(path.name)
         if match is not None:
             if int(match.group(2)) != 0:
-                raise MobiusError(f"{path} is of a model that was split by tensor parallelism, which is not supported")
-            found[int(match.group(1) or 0)] = path
-    if not found:
-        raise MobiusError(f"{folder} holds no {what} file of DeepSpeed's ZeRO: give the folder that contains them")
-    missing = [rank for rank in range(max(found) + 1) if rank not in found]
+                raise MobiusError(f"{path} belongs to a model with tensor parallelism, which is not supported")
+            files[int(match.group(1) or 0)] = path
+    if not files:
+        raise MobiusError(f"{folder} contains no {what} file of DeepSpeed's ZeRO: give the folder with these files")
+    missing = [rank for rank in range(max(files) + 1) if rank not in files]
     if missing:
         raise MobiusError(f"{folder} lacks the {what} of rank {missing[0]}: copy the whole folder again")
-    return [found[rank] for rank in sorted(found)]
+    return [files[rank] for rank in sorted(files)]
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Clips and captions: read from shards or folders, ordered, batched, cached."""
+"""Clips and captions: reading from shards or folders, ordering, batching, caching."""

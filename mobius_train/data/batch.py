@@ -1,4 +1,4 @@
-"""What the loader hands to the training step, before and after the frozen encoders.
+"""Batches of the loader, before and after the frozen encoders.
 
 Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 """
@@ -16,11 +16,11 @@ from mobius_train.data.clips import Clip
 
 
 class EncodedClip(NamedTuple):
-    """One clip as the frozen encoders see it.
+    """One clip after the frozen encoders.
 
     mean, std: (F, c, h, w), the autoencoder's posterior of every frame, before scaling.
-    conditions: of the caption.
-    variants: of the clip's further captions, where it has several, for a cache; a sample has one.
+    conditions: those of the caption.
+    variants: those of the clip's other captions; filled for a cache, empty in a sample.
     """
 
     key: str
@@ -30,14 +30,14 @@ class EncodedClip(NamedTuple):
     variants: tuple[Conditions, ...] = ()
 
     def frame(self, number: int) -> EncodedClip:
-        """A clip of that frame alone."""
-        one = slice(number, number + 1)
-        return self._replace(mean=self.mean[one], std=self.std[one])
+        """A clip with this single frame."""
+        selected = slice(number, number + 1)
+        return self._replace(mean=self.mean[selected], std=self.std[selected])
 
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """sample_index: (B,) position in the run's endless sample order; frames: (B, F, 3, H, W) uint8."""
+    """sample_index: (B,), position in the run's infinite sample order; frames: (B, F, 3, H, W) uint8."""
 
     sample_index: Tensor
     keys: list[str]
@@ -56,7 +56,7 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """sample_index: (B,); mean, std: (B, c, F, h, w), channels first as in video models; conditions: of B clips."""
+    """sample_index: (B,); mean, std: (B, c, F, h, w), the axis order of video models; conditions: those of B clips."""
 
     sample_index: Tensor
     keys: list[str]
@@ -76,6 +76,6 @@ class EncodedBatch:
         )
 
     def to(self, device: torch.device) -> EncodedBatch:
-        """The same batch with its tensors on `device`; the sample indices stay where they are."""
+        """A copy with tensors on `device`. The sample indices are not moved."""
         mean, std = self.mean.to(device), self.std.to(device)
         return EncodedBatch(self.sample_index, self.keys, mean, std, self.conditions.to(device))

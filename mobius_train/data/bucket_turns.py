@@ -1,8 +1,8 @@
-"""Which bucket each global batch is of: exact shares over time, spread evenly, known at any batch without a history.
+"""The bucket of each global batch. Shares are exact over time, evenly spread, and computed without a history.
 
-Adams' method of apportionment: bucket b with share s has its batch number i (from 0) due at the time i / s, and
-batches come in the order of these times. So all buckets come once at first, in their order, and among any first k
-batches a bucket has less than one more than s·k, and at most s·n fewer, where n is the number of buckets.
+Adams' method of apportionment: batch i (from 0) of a bucket with share s is due at time i / s, and batches are ordered
+by these times. Every bucket therefore comes once at the start, in the given order. Among the first k batches a bucket
+has less than s·k + 1 batches and at least s·k - s·n, where n is the number of buckets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Turn(NamedTuple):
-    """The bucket of a batch, and how many batches of it came before."""
+    """The bucket of a batch, and the number of earlier batches of this bucket."""
 
     bucket: int
     before: int
@@ -23,20 +23,20 @@ class Turn(NamedTuple):
 class Schedule:
     """
     Args:
-        shares: of each bucket, more than 0, 1 together.
+        shares: the share of each bucket, greater than 0; they sum to 1.
     """
 
     def __init__(self, shares: Sequence[Fraction]) -> None:
-        # Whole numbers: the same on every machine, however large k.
+        # Integer arithmetic is exact on every machine and for every k.
         denominator = lcm(*(share.denominator for share in shares))
         self._weights = [int(share * denominator) for share in shares]
         common = lcm(*self._weights)
         self._periods = [common // weight for weight in self._weights]
 
     def turn(self, k: int) -> Turn:
-        """Batch k, from 0."""
+        """The turn of batch k, counted from 0."""
         buckets, total = len(self._weights), sum(self._weights)
-        # All batches that are due before the time (k - n) / total: k or fewer.
+        # At most k batches are due before the time (k - n) / total.
         start = max(0, k - buckets)
         counts = [-(-start * weight // total) for weight in self._weights]
         for _ in range(k - sum(counts)):
@@ -45,6 +45,6 @@ class Schedule:
         return Turn(bucket, counts[bucket])
 
     def _next(self, counts: list[int]) -> int:
-        """The bucket whose next batch is due first; of several the first."""
+        """The bucket whose next batch is due first; ties go to the first bucket."""
         due = [count * period for count, period in zip(counts, self._periods, strict=True)]
         return due.index(min(due))

@@ -1,4 +1,4 @@
-"""Buckets: the numbers of frames and sizes that clips are trained at, and which of them each clip goes to."""
+"""Buckets: the shapes (frames, width, height) of training clips, and the assignment of clips to them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from mobius_train.errors import MobiusError
 
-# Sides a clip may be enlarged by as long as another bucket, for which it need not be, has a place for it.
+# Enlarging the sides by up to this factor does not count against a bucket.
 ENLARGED = 1.25
 
 
 class Shape(NamedTuple):
-    """Frames and pixels, of a clip as it lies in its file or as it is trained."""
+    """Frames and pixels of a clip, either in its file or in training."""
 
     num_frames: int
     width: int
@@ -26,7 +26,7 @@ class Shape(NamedTuple):
 
     @property
     def volume(self) -> int:
-        """Pixels of all frames."""
+        """Number of pixels in all frames."""
         return self.num_frames * self.width * self.height
 
 
@@ -34,58 +34,58 @@ def largest_first(shapes: Sequence[Shape]) -> list[Shape]:
     return sorted(shapes, key=lambda shape: (shape.volume, shape), reverse=True)
 
 
-def enlarging(clip: Shape, bucket: Shape) -> float:
-    """What the clip's sides are multiplied by to cover the bucket; above 1 it is enlarged."""
+def enlargement(clip: Shape, bucket: Shape) -> float:
+    """The factor that scales the clip's sides to cover the bucket; above 1 the clip is enlarged."""
     return max(bucket.width / clip.width, bucket.height / clip.height)
 
 
 def best_bucket(clip: Shape, buckets: Sequence[Shape], enlarged: float = ENLARGED) -> Shape | None:
-    """The bucket that a clip is cropped and scaled to; None where it has too few frames for all.
+    """The bucket that a clip is cropped and scaled to, or None if the clip has too few frames for every bucket.
 
-    Of those that enlarge it least (up to `enlarged` all are alike), those of the most frames, of these the one of the
-    nearest aspect ratio, and of its sizes the largest.
+    Criteria in this order: the smallest enlargement (factors up to `enlarged` are equal), the most frames, the nearest
+    aspect ratio, the largest size.
     """
 
     def cost(bucket: Shape) -> tuple[float, int, float, int]:
         aspect = abs(math.log(bucket.width * clip.height / (bucket.height * clip.width)))
-        # Sizes of the same aspect ratio must be equal here, however they were rounded.
-        return max(enlarging(clip, bucket), enlarged), -bucket.num_frames, round(aspect, 6), -bucket.volume
+        # Rounding makes sizes of the same aspect ratio compare equal.
+        return max(enlargement(clip, bucket), enlarged), -bucket.num_frames, round(aspect, 6), -bucket.volume
 
     return min((bucket for bucket in buckets if bucket.num_frames <= clip.num_frames), key=cost, default=None)
 
 
 def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callable[[int], str]) -> list[Shape]:
-    """Each clip's bucket.
+    """The bucket of each clip.
 
     Args:
-        clips: as they lie in their files.
-        name_of: what a person knows clip i by.
+        clips: shapes of the clips in their files.
+        name_of: maps a clip's index to its name in error messages.
 
     Raises:
-        MobiusError: clips have too few frames for all buckets.
+        MobiusError: some clips have too few frames for every bucket.
     """
-    found: dict[Shape, Shape | None] = {clip: best_bucket(clip, buckets) for clip in set(clips)}
+    bucket_of: dict[Shape, Shape | None] = {clip: best_bucket(clip, buckets) for clip in set(clips)}
     sorted_clips: list[Shape] = []
-    homeless: list[int] = []
+    too_short: list[int] = []
     for index, clip in enumerate(clips):
-        bucket = found[clip]
+        bucket = bucket_of[clip]
         if bucket is None:
-            homeless.append(index)
+            too_short.append(index)
         else:
             sorted_clips.append(bucket)
-    if homeless:
+    if too_short:
         fewest = min(bucket.num_frames for bucket in buckets)
-        first = homeless[0]
+        first = too_short[0]
         raise MobiusError(
-            f"{len(homeless)} of {len(clips)} clips have fewer frames than the {fewest} of the shortest of"
-            f" data.buckets: the first is {name_of(first)} with {clips[first].num_frames}. Leave them out, or add a"
-            " bucket of fewer frames; one of num_frames=1 takes stills, and of other clips the first frame"
+            f"{len(too_short)} of {len(clips)} clips have fewer frames than the shortest bucket of data.buckets, which"
+            f" has {fewest}. The first is {name_of(first)} with {clips[first].num_frames}. Remove these clips, or add a"
+            " bucket with fewer frames; a bucket with num_frames=1 takes stills and the first frame of other clips"
         )
     return sorted_clips
 
 
-def members(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
-    """The numbers of the clips of each bucket, the largest bucket first."""
+def clips_by_bucket(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
+    """The clip indices of each bucket, largest bucket first."""
     clips: dict[Shape, list[int]] = defaultdict(list)
     for index, shape in enumerate(shapes):
         clips[shape].append(index)
@@ -93,30 +93,32 @@ def members(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
 
 
 def batch_shares(counts: Mapping[Shape, int], given: Mapping[Shape, float]) -> dict[Shape, Fraction]:
-    """Which part of the batches each bucket gives; they add up to 1.
+    """Each bucket's share of the batches; the shares sum to 1.
 
     Args:
-        counts: clips of each bucket, more than 0.
-        given: shares that the recipe fixes; the other buckets divide the rest by their numbers of clips.
+        counts: number of clips in each bucket, greater than 0.
+        given: shares set in the recipe. The other buckets divide the rest in proportion to their clips.
 
     Raises:
-        MobiusError: a bucket has a share and no clip, or the shares leave nothing, or too much.
+        MobiusError: a bucket has a share but no clip, or the given shares leave nothing for the other buckets, or do
+            not sum to 1 where there are no others.
     """
     empty = [shape for shape in given if shape not in counts]
     if empty:
         raise MobiusError(
-            f"the bucket {empty[0]} has the share {given[empty[0]]} and not one clip: take it out of data.buckets"
+            f"the bucket {empty[0]} has share {given[empty[0]]} but no clips: remove it from data.buckets"
         )
     fixed = {shape: Fraction(share).limit_denominator(10**6) for shape, share in given.items()}
     rest = 1 - sum(fixed.values(), Fraction(0))
     free = {shape: count for shape, count in counts.items() if shape not in fixed}
     if free and rest <= 0:
         raise MobiusError(
-            f"the shares of data.buckets leave nothing for {', '.join(map(str, free))}: make them less than 1 together"
+            f"the shares in data.buckets leave nothing for {', '.join(map(str, free))}: their sum must be less than 1"
         )
     if not free and abs(rest) > Fraction(1, 1000):
         raise MobiusError(
-            f"all buckets with clips have a share, and these make {float(1 - rest):g} together: make them 1"
+            f"all buckets with clips have a share in data.buckets, and the shares sum to {float(1 - rest):g}: their sum"
+            " must be 1"
         )
     if not free:
         return {shape: share / (1 - rest) for shape, share in fixed.items()}
@@ -124,15 +126,15 @@ def batch_shares(counts: Mapping[Shape, int], given: Mapping[Shape, float]) -> d
     return {shape: fixed.get(shape, rest * Fraction(count, total)) for shape, count in counts.items()}
 
 
-def describe(
+def describe_buckets(
     buckets: Sequence[Shape], clips: Sequence[Shape], sorted_clips: Sequence[Shape], shares: Mapping[Shape, Fraction]
 ) -> list[str]:
-    """Lines that say what each bucket has got, with what a person may not have meant."""
+    """One line for each bucket: its clips, its share, and assignments that may be unintended."""
     counts = Counter(sorted_clips)
     enlarged: Counter[Shape] = Counter()
     stilled: Counter[Shape] = Counter()
     for clip, bucket in zip(clips, sorted_clips, strict=True):
-        enlarged[bucket] += enlarging(clip, bucket) > ENLARGED
+        enlarged[bucket] += enlargement(clip, bucket) > ENLARGED
         stilled[bucket] += bucket.num_frames == 1 < clip.num_frames
     lines = []
     for bucket in largest_first(buckets):
@@ -142,6 +144,6 @@ def describe(
         if enlarged[bucket]:
             line += f"; {enlarged[bucket]} of them enlarged by more than {ENLARGED}"
         if stilled[bucket]:
-            line += f"; {stilled[bucket]} of them no stills, but too short or too small for the others"
+            line += f"; {stilled[bucket]} of them are videos, too short or too small for the other buckets"
         lines.append(line)
     return lines

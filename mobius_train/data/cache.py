@@ -1,9 +1,9 @@
-"""Latents and text embeddings, computed once and read back.
+"""A disk cache of latents and text embeddings.
 
-A cache folder belongs to an identity (clips, decoding, the encoders' weights): another one is another folder, and an
-identity.json inside says what each part of it was. It is built in parts of `PART` clips, each written under a
-temporary name and renamed, so that an interrupted build goes on where it stopped and ranks never wait for each other
-inside a part.
+A cache folder belongs to one identity (clips, decoding, the encoders' weights), which its identity.json records; a
+different identity gets a different folder. The cache is built in parts of `PART` clips. Each part is written under a
+temporary name and renamed, so an interrupted build resumes at the first missing part, and ranks do not wait for each
+other within a part.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ IDENTITY = "identity.json"
 
 
 def folder_of(root: Path, name: str, identity: dict[str, str]) -> Path:
-    """Where the cache of this identity lies."""
+    """The folder of the cache with this identity."""
     return root / f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
 
 
 def open_built(root: Path, name: str, identity: dict[str, str]) -> LatentCache:
-    """The whole cache of this identity, built before.
+    """Open the complete cache of this identity.
 
     Raises:
-        MobiusError: there is none, and what the nearest one differs in.
+        MobiusError: there is none; states how the most similar cache differs.
     """
     folder = folder_of(root, name, identity)
     if folder.is_dir():
         return LatentCache(folder)
     parts = differing(root, name, identity)
-    found = f"the nearest one differs in: {', '.join(parts)}" if parts else "none is there"
+    closest = f"the nearest one differs in: {', '.join(parts)}" if parts else "there is no cache"
     raise MobiusError(
-        f"no latent cache of the {name} clips fits in {root}: {found}. Make one by tools/cache_latents.py with the same"
-        " recipe, or let the run make it by data.cache_required=false"
+        f"no latent cache in {root} matches the {name} clips: {closest}. Run tools/cache_latents.py with this recipe,"
+        " or set data.cache_required=false to build the cache in the run"
     )
 
 
 def differing(root: Path, name: str, identity: dict[str, str]) -> list[str]:
-    """The parts of the identity in which the nearest of the caches there differs; none where no other one is."""
+    """The parts of the identity that differ from the most similar cache in `root`; empty if there is no cache."""
     others = [_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
-    found = ([part for part in identity if other.get(part) != identity[part]] for other in others)
-    return min(found, key=len, default=[])
+    differences = ([part for part in identity if other.get(part) != identity[part]] for other in others)
+    return min(differences, key=len, default=[])
 
 
 def _identity(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise MobiusError(f"{path} cannot be read: {error}; delete its folder") from error
+        raise MobiusError(f"cannot read {path}: {error}; delete its folder") from error
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -79,7 +79,7 @@ def build(
     name: str = "clips",
     identity: dict[str, str] | None = None,
 ) -> None:
-    """Write one share's missing parts; `encode(i)` gives clip i. No communication: place a barrier after it."""
+    """Write the missing parts of one share; `encode(i)` returns clip i. Ranks must be synchronised afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_killed(folder)
     starts = range(0, len(keys), PART)
@@ -106,7 +106,7 @@ def build(
 
 
 def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:
-    """What a part holds of clip `index`: a condition of its caption number k, from 1, has `.k` after its name."""
+    """The tensors of clip `index` in its part. Conditions of caption k ≥ 1 have the suffix `.k`."""
     named = {"mean": clip.mean, "std": clip.std} | clip.conditions.tensors
     for caption, conditions in enumerate(clip.variants, start=1):
         named |= {f"{name}.{caption}": tensor for name, tensor in conditions.tensors.items()}
@@ -114,18 +114,18 @@ def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:
 
 
 class LatentCache:
-    """A built cache as a map-style data set of `EncodedClip`."""
+    """A complete cache as a map-style data set of `EncodedClip`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             self.keys: list[str] = json.loads((folder / "keys.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise MobiusError(f"{folder} is no complete latent cache: start again to build the rest") from error
+            raise MobiusError(f"the latent cache {folder} is incomplete: restart to build the rest") from error
         absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
         if absent:
             raise MobiusError(
-                f"the latent cache misses {absent[0]} and {len(absent) - 1} more: start again to build them"
+                f"the latent cache lacks {absent[0]} and {len(absent) - 1} more files: restart to build them"
             )
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class LatentCache:
 
     @cached_property
     def _conditions(self) -> list[str]:
-        """Names of the conditions, which all clips have."""
+        """Names of the conditions, the same for all clips."""
         names = [name.removeprefix("0.") for name in self._part(0).keys() if name.startswith("0.")]  # noqa: SIM118
         return sorted(name for name in names if name not in ("mean", "std") and "." not in name)
 
@@ -147,11 +147,11 @@ class LatentCache:
         return self._open[number]
 
     def __getitem__(self, index: int) -> EncodedClip:
-        """Clip `index` with its first caption."""
+        """Return clip `index` with its first caption."""
         return self.read(index, 0)
 
     def read(self, index: int, caption: int) -> EncodedClip:
-        """Clip `index` with its caption of that number."""
+        """Return clip `index` with caption number `caption`."""
         part, ending = self._part(index // PART), f".{caption}" if caption else ""
         mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))
         conditions = {name: part.get_tensor(f"{index}.{name}{ending}") for name in self._conditions}

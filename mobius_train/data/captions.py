@@ -1,4 +1,4 @@
-"""A clip's captions from text, or from JSON that may say them in several languages and variants."""
+"""Captions of a clip, from text or from JSON with several languages and variants."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mobius_train.errors import MobiusError
 SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "text")
 MAX_WEIGHT = 1e6
-MAX_CAPTION_BYTES = 2**20  # of the file
+MAX_CAPTION_BYTES = 2**20  # file size
 
 
 class Caption(NamedTuple):
-    """One of the captions of a clip; a sample of it takes this one with a probability in proportion to `weight`."""
+    """One caption of a clip. A sample draws it with probability proportional to `weight`."""
 
     text: str
     weight: float = 1.0
 
 
 def read_caption(data: bytes, suffix: str, name: str, language: str) -> tuple[Caption, ...]:
-    """The captions in a .txt file, which is one, or under "caption" or "text" in a .json file.
+    """The captions of a file: the text of a .txt, or the "caption" or "text" of a .json.
 
     Raises:
-        MobiusError: naming `name`, where there is no caption or none in this language.
+        MobiusError: there is no caption, or none in this language; names `name`.
     """
     return caption_of(_record(data, suffix, name), name, language)
 
@@ -34,39 +34,39 @@ def _record(data: bytes, suffix: str, name: str) -> Any:
         text = data.decode("utf-8-sig")
         return {"text": text} if suffix == ".txt" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise MobiusError(f"the caption of {name} is no UTF-8 {suffix[1:]}: {error}") from error
+        raise MobiusError(f"the caption of {name} is not valid UTF-8 {suffix[1:]}: {error}") from error
 
 
 def read_captions(data: bytes, suffix: str, name: str) -> Any:
-    """What the file has as its caption: words, or words by language, or anything else that someone put there.
+    """The unchecked caption value of a file: text, text by language, or anything else the file contains.
 
     Raises:
-        MobiusError: naming `name`, where there is none.
+        MobiusError: there is none; names `name`.
     """
     return _field(_record(data, suffix, name), name)
 
 
 def _field(record: Any, name: str) -> Any:
-    found = [record[field] for field in FIELDS if isinstance(record, dict) and record.get(field) is not None]
-    if not found:
-        raise MobiusError(f'{name} has no caption: give it a "caption" or a "text"')
-    return found[0]
+    values = [record[field] for field in FIELDS if isinstance(record, dict) and record.get(field) is not None]
+    if not values:
+        raise MobiusError(f'{name} has no caption: add a "caption" or a "text"')
+    return values[0]
 
 
 def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
     """The captions of a record {"caption" or "text": C, or {language: C}}.
 
-    C is words, or a list of variants: words, or {"text": words, "weight": number}. Variants of weight 0 are left out,
-    and those of the same words are one.
+    C is a string or a list of variants; a variant is a string or {"text": string, "weight": number}. Variants of
+    weight 0 are dropped, and variants with the same text are merged.
 
     Raises:
-        MobiusError: naming `name`, where there is no caption or none in this language, or a weight makes no sense.
+        MobiusError: there is no caption, none in this language, or an invalid weight; names `name`.
     """
     caption = _field(record, name)
     if isinstance(caption, dict):
         if language not in caption:
             languages = ", ".join(sorted(map(str, caption))) or "none"
-            raise MobiusError(f"{name} has no caption in the language {language!r}; available: {languages}")
+            raise MobiusError(f"{name} has no caption in language {language!r}; available: {languages}")
         caption = caption[language]
     if not isinstance(caption, list):
         return (Caption(_words(caption, name)),)
@@ -83,7 +83,7 @@ def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
 def _words(caption: Any, name: str) -> str:
     if not isinstance(caption, str) or not caption.strip():
         raise MobiusError(
-            f"the caption of {name} is {'empty' if caption == '' else repr(caption)[:80]}: it wants words"
+            f"the caption of {name} is {'empty' if caption == '' else repr(caption)[:80]}: it must be non-empty text"
         )
     return caption.strip()
 
@@ -93,10 +93,11 @@ def _variant(variant: Any, name: str) -> Caption:
         return Caption(_words(variant, name))
     if not set(variant) <= {"text", "weight"}:
         raise MobiusError(
-            f'a caption of {name} has {", ".join(sorted(map(str, variant)))}: a variant has a "text" and a "weight"'
+            f'a caption of {name} has the keys {", ".join(sorted(map(str, variant)))}: only "text" and "weight" are'
+            " allowed"
         )
     weight = variant.get("weight", 1.0)
-    # True is an int to Python; NaN and infinity are numbers to its JSON.
+    # In Python True is an int, and json accepts NaN and infinity.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
-        raise MobiusError(f"a caption of {name} has the weight {weight!r}: a weight is a number from 0 to {MAX_WEIGHT}")
+        raise MobiusError(f"a caption of {name} has weight {weight!r}: it must be a number from 0 to {MAX_WEIGHT}")
     return Caption(_words(variant.get("text"), name), float(weight))

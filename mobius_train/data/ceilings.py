@@ -1,4 +1,4 @@
-"""What one file may cost. A few hundred bytes can claim gigabytes of pixels."""
+"""Limits on the cost of decoding one file: a few hundred bytes can declare gigabytes of pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mobius_train.config import Section
 
 
 class Undecodable(Exception):
-    """A file gives no frames. reason: a few words that many files share. detail: this file's own figures."""
+    """A file that yields no frames. reason: a short text shared by many files. detail: this file's numbers."""
 
     def __init__(self, reason: str, detail: object = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -16,12 +16,12 @@ class Undecodable(Exception):
 
 
 class Limits(Section):
-    """Checked on what the headers say before a pixel is decoded, and again on what comes out."""
+    """Checked against the headers before decoding, and again against the decoded frames."""
 
     max_file_bytes: int = Field(2**30, ge=1)
     max_frame_pixels: int = Field(2**24, ge=1, description="width x height: 4096 x 4096")
-    max_frames: int = Field(2**18, ge=1, description="of the file")
-    max_pixels: int = Field(2**30, ge=1, description="of all frames of an animation, and of all frames kept of a video")
+    max_frames: int = Field(2**18, ge=1, description="frames in the file")
+    max_pixels: int = Field(2**30, ge=1, description="in all frames of an animation, or all kept frames of a video")
 
     def check_bytes(self, size: int) -> None:
         """
@@ -34,7 +34,7 @@ class Limits(Section):
     def check(self, width: int, height: int, frames: int) -> None:
         """
         Raises:
-            Undecodable: so many frames of this size are too many pixels.
+            Undecodable: a frame, the number of frames, or their total number of pixels is too large.
         """
         pixels = width * height
         if pixels > self.max_frame_pixels:

@@ -1,7 +1,7 @@
-"""Clips with captions, from shards or from a folder, by number.
+"""A map-style data set of clips with captions, from shards or a folder.
 
-Access is by number on purpose: any count of ranks and workers can split such a data set without loss or
-repetition, and any position can be returned to. Tar headers are read once, when the source is opened.
+Access by index allows any number of ranks and workers to split the data set without loss or repetition, and a run to
+resume at any position. Tar headers are read once, when the source is opened.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobius_train.data.buckets import Shape, sort_into
-from mobius_train.data.decode import check_bytes, decode, shape_of
+from mobius_train.data.decode import check_bytes, decode_clip, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
 from mobius_train.data.patterns import local_paths, refuse_address
 from mobius_train.data.shards import read_shards
 from mobius_train.errors import MobiusError
 
-FINGERPRINT_SPAN = 2**14  # bytes, at either end of a clip
+FINGERPRINT_SPAN = 2**14  # bytes at each end of a clip
 
 
 class Clip(NamedTuple):
@@ -35,18 +35,17 @@ class Clip(NamedTuple):
     frames: Tensor
 
     def frame(self, number: int) -> Clip:
-        """A clip of that frame alone."""
+        """A clip with this single frame."""
         return self._replace(frames=self.frames[number : number + 1])
 
 
 class ClipDataset(Dataset[Clip]):
-    """Clips by number, in the order of `keys`.
+    """Clips by index, in the order of `keys`.
 
-    identity: the same wherever the same clips with the same captions are read in the same way: its hash is made of
-    keys, captions, sizes and either end of each clip's bytes, not of places or times.
-
-    shapes, files: where there are buckets, what each clip is decoded to, and what it is in its file.
-    caption_weights: of the captions of each clip that has several, by its number.
+    identity: equal for equal clips and captions that are read with equal settings. Its hash covers keys, captions,
+    sizes and both ends of each clip's bytes, but no paths or times.
+    shapes, files: with buckets, the decoded shape of each clip and its shape in the file.
+    caption_weights: for each clip with several captions, their weights, by clip index.
     """
 
     def __init__(self, entries: Sequence[Entry], *, num_frames: int, resolution: int) -> None:
@@ -77,7 +76,7 @@ class ClipDataset(Dataset[Clip]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Clip:
-        """Clip `index`, decoded, with its first caption.
+        """Decode clip `index`; with its first caption.
 
         Raises:
             MobiusError: the clip is damaged, too large or too short.
@@ -85,23 +84,23 @@ class ClipDataset(Dataset[Clip]):
         return self.read(index, 0)
 
     def read(self, index: int, caption: int) -> Clip:
-        """Clip `index` with its caption of that number; raises as above."""
+        """Decode clip `index`; with caption number `caption`. Raises as `__getitem__`."""
         entry = self.entries[index]
         num_frames, size = self.num_frames, (self.resolution, self.resolution)
         if self.shapes is not None:
             num_frames, *sides = self.shapes[index]
             size = (sides[0], sides[1])
-        frames = decode(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
+        frames = decode_clip(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
         return Clip(entry.key, entry.captions[caption].text, frames)
 
     def captions(self, index: int) -> list[str]:
-        """All captions of clip `index`, by number."""
+        """All captions of clip `index`."""
         return [caption.text for caption in self.entries[index].captions]
 
     def measure(self, share: int, shares: int) -> list[Shape]:
-        """Frames and size in its file of every clip of one share: clips share, share + shares, …
+        """Shapes in the files of the clips of one share: clips share, share + shares, …
 
-        As the shards say them, or else from the clips themselves, which are read for it.
+        A shape comes from the shard's .json if it is there, and from the clip's headers otherwise.
 
         Raises:
             MobiusError: a clip is damaged or too large.
@@ -111,13 +110,13 @@ class ClipDataset(Dataset[Clip]):
         ]
 
     def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
-        """The same clips, each of the bucket's shape that fits it best.
+        """A copy that decodes each clip to the shape of its best bucket.
 
         Args:
-            files: each clip as it lies in its file.
+            files: shape of each clip in its file.
 
         Raises:
-            MobiusError: clips have too few frames for all buckets.
+            MobiusError: some clips have too few frames for every bucket.
         """
         clips = copy(self)
         clips.files = files
@@ -133,15 +132,15 @@ class ClipDataset(Dataset[Clip]):
 def open_clips(
     source: str | Sequence[Path], *, num_frames: int, resolution: int, caption_language: str = "en"
 ) -> ClipDataset:
-    """The clips of a folder, or of shards given by path, glob or braces (`train-{000000..000003}.tar`), or as paths.
+    """Open the clips of a folder, or of shards given as a path, glob, braces (`train-{000000..000003}.tar`) or a list.
 
     Args:
-        num_frames: evenly spaced over each clip; 1 takes its first frame.
-        resolution: pixels, width and height of the frames.
-        caption_language: which caption, where a clip has one for each of several languages.
+        num_frames: frames taken at even spacing from each clip; 1 takes the first frame.
+        resolution: width and height of the frames in pixels.
+        caption_language: language of the captions that are given by language.
 
     Raises:
-        MobiusError: the source is not there, not a local path, empty, damaged or incomplete.
+        MobiusError: the source is missing, not a local path, empty, damaged or incomplete.
     """
     if num_frames < 1 or resolution < 1:
         raise MobiusError(f"num_frames={num_frames} and resolution={resolution} must be 1 or more")
@@ -155,23 +154,23 @@ def open_clips(
             entries = read_shards(local_paths(source), caption_language)
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
-        where = source if isinstance(source, str) else source[0].parent
+        location = source if isinstance(source, str) else source[0].parent
         places = ", ".join(entry.name for entry in entries if entry.key == repeated[0])
         raise MobiusError(
-            f"{len(repeated)} keys occur more than once in {where}: the first is {repeated[0]}, in {places}"
+            f"{len(repeated)} keys occur more than once in {location}: the first is {repeated[0]}, in {places}"
         )
     return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
 
 
 def describe_source(source: str) -> str:
-    """What is there, by names and sizes alone: the same text wherever the same files are.
+    """Describe a source by its file names and sizes; equal files give equal text on every machine.
 
     Raises:
-        MobiusError: the source is not there, or not a local path.
+        MobiusError: the source is missing or not a local path.
     """
     refuse_address(source)
     paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else local_paths(source)
-    # Of a folder the names alone: it may hold a million clips.
+    # A folder may hold a million clips, so only the sizes of shards are read.
     sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
     digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())
     return f"{len(paths)} files ({digest.hexdigest()[:8]})"

@@ -1,7 +1,7 @@
-"""From a file's bytes to frames: GIF, WebP and stills by Pillow, video by PyAV; for training and for preparation.
+"""Decoding of files to frames: GIF, WebP and stills with Pillow, video with PyAV.
 
-What a file may cost is bounded before its pixels are decoded. `decode` and `shape_of` are what training reads clips
-by; the functions below them read any file frame by frame.
+The cost of a file is bounded before its pixels are decoded. Training uses `decode_clip` and `shape_of`. Preparation
+uses the functions below them, which read a file frame by frame.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mobius_train.data.headers import Header, read_header
 from mobius_train.errors import MobiusError
 
 PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
-# The demuxer is named, never guessed: a playlist under the name of a video would open other files.
+# The demuxer is fixed by the suffix: with guessing, a playlist named like a video could open other files.
 VIDEOS = {".mp4": "mov", ".mov": "mov", ".webm": "matroska"}
 SUFFIXES = (*PICTURES, *VIDEOS)
 
-# Of the clips that training reads; their frames are bounded by their pixels alone.
+# Limits of training clips. Only the pixels bound the number of frames.
 PICTURE_LIMITS = Limits(max_file_bytes=2**26, max_frames=2**30)
 VIDEO_LIMITS = Limits(max_file_bytes=2**28, max_frames=2**30)
 
-# What decoders raise on damaged data is not one family.
+# Decoders have no common exception class for damaged data.
 DAMAGED = (
     OSError,
     EOFError,
@@ -45,40 +45,40 @@ DAMAGED = (
 
 
 def check_bytes(size: int, suffix: str, name: str) -> None:
-    """Refuse a file that is too large to be read.
+    """Reject a file that is too large to read.
 
     Raises:
-        MobiusError: naming the file, its size and the limit.
+        MobiusError: names the file, its size and the limit.
     """
     with _named(name):
         _limits(suffix).check_bytes(size)
 
 
-def decode(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
-    """Frames floor(i·n/F) of the n in the file, on white, cropped in the middle to the wanted aspect ratio.
+def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
+    """Decode frames floor(i·n/F) of the file's n frames, on white, centre-cropped to the requested aspect ratio.
 
     Args:
-        resolution: pixels, of a square, or width and height.
+        resolution: pixels: the side of a square, or (width, height).
 
     Returns:
-        (F, 3, height, width) uint8. Frames of that size already are left as they are.
+        (F, 3, height, width) uint8. Frames that already have this size are not resampled.
 
     Raises:
-        MobiusError: naming the clip: fewer frames than asked, too large, damaged, or of no known kind.
+        MobiusError: the clip has too few frames, is too large, damaged, or of an unknown kind; names the clip.
     """
     _check(data, suffix, name)
     with _named(name):
         images = (_frames_of_video if suffix in VIDEOS else _frames_of_picture)(data, suffix, name, num_frames)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    frames = [np.asarray(cover(image, size)) for image in images]
+    frames = [np.asarray(crop_to_size(image, size)) for image in images]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
 def shape_of(data: bytes, suffix: str, name: str) -> Shape:
-    """Frames, width and height of a clip as its headers say, and the packets of a video; no pixel is decoded.
+    """Frames, width and height of a clip, from its headers (and the packets of a video) without decoding.
 
     Raises:
-        MobiusError: naming the clip: too large, damaged, or of no known kind.
+        MobiusError: the clip is too large, damaged, or of an unknown kind; names the clip.
     """
     _check(data, suffix, name)
     limits = _limits(suffix)
@@ -101,51 +101,51 @@ def _limits(suffix: str) -> Limits:
 def _check(data: bytes, suffix: str, name: str) -> None:
     check_bytes(len(data), suffix, name)
     if suffix not in SUFFIXES:
-        raise MobiusError(f"{name} is no clip: known are {', '.join(SUFFIXES)}")
+        raise MobiusError(f"{name} is not a clip: supported are {', '.join(SUFFIXES)}")
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors of decoders as one that names the clip."""
+    """Turn decoder errors into a MobiusError that names the clip."""
     try:
         yield
     except Undecodable as error:
-        raise MobiusError(f"{name} gives no frames, {error}. Cut it, repair it or leave it out") from error
+        raise MobiusError(f"{name} yields no frames, {error}. Shorten, repair or remove it") from error
     except DAMAGED as error:
-        raise MobiusError(f"{name} is damaged or of another kind: {error}. Fetch it again or leave it out") from error
+        raise MobiusError(f"{name} is damaged or of another kind: {error}. Fetch it again or remove it") from error
 
 
-def _wanted(available: int, num_frames: int, name: str) -> list[int]:
+def _frame_numbers(available: int, num_frames: int, name: str) -> list[int]:
     if available < num_frames:
         kind = "is a still" if available == 1 else f"has {available} frames"
         raise MobiusError(
-            f"{name} {kind} but {num_frames} frames are asked for: leave it out, or ask for"
-            f" num_frames={max(available, 1)} or fewer"
+            f"{name} {kind}, but {num_frames} frames are required: remove it, or set num_frames={max(available, 1)} or"
+            " less"
         )
     return [number * available // num_frames for number in range(num_frames)]
 
 
 def _frames_of_picture(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
     limits = _limits(suffix)
-    wanted = _wanted(picture_header(data, limits).num_frames, num_frames, name)
-    return [image for image, _ in picture_frames(data, wanted, limits)]
+    numbers = _frame_numbers(picture_header(data, limits).num_frames, num_frames, name)
+    return [image for image, _ in picture_frames(data, numbers, limits)]
 
 
 def _frames_of_video(data: bytes, suffix: str, name: str, num_frames: int) -> list[Image.Image]:
-    """The number of frames is that of the frames decoded: headers and packets only guess it."""
+    """Decode until the frame count is consistent: headers and packets only estimate it."""
     demuxer, limits = VIDEOS[suffix], _limits(suffix)
     if num_frames == 1:
         first = next(video_frames(data, demuxer, limits), None)
         if first is None:
-            raise Undecodable("no picture", "no frame decodes")
+            raise Undecodable("no picture", "no frame can be decoded")
         return [first.to_image()]
     available = len(packet_times(data, demuxer, limits))
     while True:
-        wanted = set(_wanted(available, num_frames, name))
+        numbers = set(_frame_numbers(available, num_frames, name))
         images, decoded = [], 0
         for decoded, frame in enumerate(video_frames(data, demuxer, limits), start=1):
             limits.check(frame.width, frame.height, decoded)
-            if decoded - 1 in wanted:
+            if decoded - 1 in numbers:
                 images.append(frame.to_image())
         if decoded == available:
             return images
@@ -153,11 +153,11 @@ def _frames_of_video(data: bytes, suffix: str, name: str, num_frames: int) -> li
 
 
 def picture_header(data: bytes, limits: Limits) -> Header:
-    """Kind, size and frames of a picture, within the limits.
+    """Kind, size and number of frames of a picture.
 
     Raises:
-        Undecodable: they are not.
-        ValueError: the bytes are no picture, or damaged.
+        Undecodable: the picture exceeds the limits.
+        ValueError: the bytes are not a picture, or damaged.
     """
     header = read_header(data, limits.max_pixels)
     limits.check(header.width, header.height, header.num_frames)
@@ -165,13 +165,13 @@ def picture_header(data: bytes, limits: Limits) -> Header:
 
 
 def picture_frames(data: bytes, numbers: Iterable[int], limits: Limits) -> Iterator[tuple[Image.Image, float]]:
-    """Frames of a picture by their numbers, RGB on white, with their durations in ms; 0 where the file says none.
+    """Yield the given frames of a picture as RGB on white, with durations in ms (0 if the file has none).
 
-    Call `picture_header` before: it bounds what Pillow allocates.
+    Call `picture_header` first: it bounds the memory that Pillow allocates.
 
     Raises:
-        Undecodable: a frame is larger than the header says, and than the limits.
-        DAMAGED: the data are.
+        Undecodable: a frame exceeds its header and the limits.
+        DAMAGED: the data are damaged.
     """
     with Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG", "JPEG")) as image:
         for number in numbers:
@@ -183,25 +183,25 @@ def picture_frames(data: bytes, numbers: Iterable[int], limits: Limits) -> Itera
 
 @contextmanager
 def video_stream(data: bytes, demuxer: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream, whose announced size is within the limits.
+    """Open the container and its first video stream.
 
     Raises:
-        Undecodable: the limits are passed, or there is no stream that can be decoded.
-        DAMAGED: the data are.
+        Undecodable: the declared size exceeds the limits, or no stream can be decoded.
+        DAMAGED: the data are damaged.
     """
     with av.open(io.BytesIO(data), format=demuxer) as container:
         if not container.streams.video:
             raise Undecodable("no picture", f"{len(container.streams)} other streams")
         stream = container.streams.video[0]
         if stream.codec_context is None:
-            raise Undecodable("no picture", "its codec is not known")
-        stream.codec_context.thread_count = 1  # several files are decoded at once, each in a process
+            raise Undecodable("no picture", "unknown codec")
+        stream.codec_context.thread_count = 1  # parallelism comes from processes, one file each
         limits.check(stream.codec_context.width, stream.codec_context.height, 1)
         yield container, stream
 
 
 def packet_times(data: bytes, demuxer: str, limits: Limits) -> list[float]:
-    """Seconds at which a video's frames begin, sorted, from the container alone; raises as `video_stream`."""
+    """Sorted start times of a video's frames in seconds, from the container only; raises as `video_stream`."""
     with video_stream(data, demuxer, limits) as (container, stream):
         times: list[float] = []
         step = 1 / float(stream.average_rate or 25)
@@ -214,7 +214,7 @@ def packet_times(data: bytes, demuxer: str, limits: Limits) -> list[float]:
 
 
 def video_frames(data: bytes, demuxer: str, limits: Limits) -> Iterator[av.VideoFrame]:
-    """All frames of a video, each within the limits of one frame; raises as `video_stream`."""
+    """Yield all frames of a video, each checked against the frame limits; raises as `video_stream`."""
     with video_stream(data, demuxer, limits) as (container, stream):
         for frame in container.decode(stream):
             limits.check(frame.width, frame.height, 1)
@@ -222,7 +222,7 @@ def video_frames(data: bytes, demuxer: str, limits: Limits) -> Iterator[av.Video
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """8-bit RGB of the same size; 16-bit greys keep their upper byte."""
+    """Convert to 8-bit RGB on white; 16-bit greys keep their upper byte."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
         grey = (values / 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
@@ -232,12 +232,12 @@ def on_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
-    # A copy: the frames of an animation are drawn into one picture.
+    # A copy, since Pillow reuses one image for all frames of an animation.
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image's middle of the aspect ratio of `size` (width, height), at this size."""
+def crop_to_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Centre-crop to the aspect ratio of `size` (width, height) and resize."""
     scale = max(size[0] / image.width, size[1] / image.height)
     width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, size, strict=True))
     if (width, height) != image.size:

@@ -1,4 +1,4 @@
-"""Where a clip's bytes are."""
+"""The location of a clip's bytes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mobius_train.errors import MobiusError
 
 
 class Entry(NamedTuple):
-    """A clip as `size` bytes at `offset` of a file; `suffix` says what it is, `name` where a person finds it.
+    """A clip as `size` bytes at `offset` of a file.
 
-    `shape` is what the data set says that the file holds, if it says it.
+    suffix: its file type. name: its location in messages. shape: its shape, if the data set records it.
 
-    A file is opened for each read: nothing is shared between forked workers, nothing open is pickled, and
-    thousands of shards do not use up the process's file handles.
+    Each read opens the file: forked workers share no handle, no open file is pickled, and thousands of shards do not
+    exhaust the process's file handles.
     """
 
     key: str
@@ -30,21 +30,21 @@ class Entry(NamedTuple):
     shape: Shape | None = None
 
     def read(self, most: int | None = None) -> bytes:
-        """All bytes, or the first `most`.
+        """Read all bytes, or the first `most`.
 
         Raises:
-            MobiusError: the file is gone or has become shorter, or the clip is too large to be read.
+            MobiusError: the file is missing or shorter than before, or the clip is too large to read.
         """
         if most is None:
             check_bytes(self.size, self.suffix, self.name)
         return self._read(self.offset, self.size if most is None else min(most, self.size))
 
     def read_any(self) -> bytes:
-        """All bytes, however many: the caller has looked at `size`."""
+        """Read all bytes without a limit; the caller has checked `size`."""
         return self._read(self.offset, self.size)
 
     def read_end(self, most: int) -> bytes:
-        """The last `most` bytes."""
+        """Read the last `most` bytes."""
         size = min(most, self.size)
         return self._read(self.offset + self.size - size, size)
 
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise MobiusError(f"{self.name} cannot be read: {error}") from error
+            raise MobiusError(f"cannot read {self.name}: {error}") from error
         if len(data) < size:
-            raise MobiusError(f"{self.name} has become shorter since it was opened: start again")
+            raise MobiusError(f"{self.name} became shorter after it was opened: restart")
         return data

@@ -1,4 +1,4 @@
-"""A folder of clips: a.gif beside a.txt, or a metadata.jsonl or metadata.csv that names file and caption."""
+"""A folder of clips: a.gif with a.txt, or a metadata.jsonl or metadata.csv with file names and captions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def read_folder(folder: Path, caption_language: str) -> list[Entry]:
-    """The clips of a folder and its subfolders, in the order of their names; keys are paths without ending.
+    """The clips of a folder and its subfolders, sorted by name; keys are paths without suffix.
 
-    A metadata file alone says what belongs; without one every clip needs a .txt or .json of its name.
+    If there is a metadata file, exactly the clips it lists are used. Otherwise every clip needs a .txt or .json of the
+    same name.
 
     Raises:
-        MobiusError: no clip, a clip without a caption, or a line that names no clip of the folder.
+        MobiusError: there is no clip, a clip has no caption, or a metadata line names no clip of the folder.
     """
     metadata = [folder / name for name in METADATA if (folder / name).exists()]
     if len(metadata) > 1:
-        raise MobiusError(f"{folder} has both {' and '.join(METADATA)}: keep one")
+        raise MobiusError(f"{folder} has both {' and '.join(METADATA)}: keep only one")
     entries = _listed(folder, metadata[0], caption_language) if metadata else _paired(folder, caption_language)
     return sorted(entries)
 
@@ -43,20 +44,20 @@ def _paired(folder: Path, language: str) -> list[Entry]:
     files = [p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file()]
     clips = sorted(path for path in files if path.suffix.lower() in CLIPS)
     if not clips:
-        kinds = Counter(path.suffix.lower() or "no ending" for path in files)
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing"
-        hint = f"; shards are named by a pattern: {folder}/*.tar" if ".tar" in kinds else ""
-        raise MobiusError(f"{folder} holds no clip ({' '.join(CLIPS)}), but {found}{hint}")
+        kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+        contents = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing"
+        hint = f". For shards give a pattern: {folder}/*.tar" if ".tar" in kinds else ""
+        raise MobiusError(f"{folder} contains no clips ({' '.join(CLIPS)}), only {contents}{hint}")
     captions = {path: [c for s in CAPTIONS if (c := path.with_suffix(s)).is_file()] for path in clips}
-    bare = [path for path, found in captions.items() if not found]
+    bare = [path for path, candidates in captions.items() if not candidates]
     if bare:
         raise MobiusError(
-            f"{len(bare)} of {len(clips)} clips in {folder} have no caption: {bare[0].name} wants"
-            f" {bare[0].with_suffix('.txt').name} beside it, or the folder a metadata.jsonl"
+            f"{len(bare)} of {len(clips)} clips in {folder} have no caption: add"
+            f" {bare[0].with_suffix('.txt').name} for {bare[0].name}, or a metadata.jsonl for the folder"
         )
     return [
-        _entry(folder, path, read_caption(found[0].read_bytes(), found[0].suffix, str(path), language))
-        for path, found in captions.items()
+        _entry(folder, path, read_caption(caption.read_bytes(), caption.suffix, str(path), language))
+        for path, (caption, *_) in captions.items()
     ]
 
 
@@ -65,21 +66,21 @@ def _listed(folder: Path, metadata: Path, language: str) -> list[Entry]:
     try:
         text = metadata.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise MobiusError(f"{metadata} cannot be read as UTF-8: {error}") from error
+        raise MobiusError(f"cannot read {metadata} as UTF-8: {error}") from error
     for where, record in _records(metadata, text):
         name = record.get("file_name") if isinstance(record, dict) else None
         if not isinstance(name, str) or not name:
             raise MobiusError(f'{where} has no "file_name"')
         path = folder / name
         if PurePosixPath(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-            raise MobiusError(f"{where}: {name} lies outside the folder")
+            raise MobiusError(f"{where}: {name} is outside the folder")
         if path.suffix.lower() not in CLIPS:
-            raise MobiusError(f"{where}: {name} is no clip: known are {', '.join(CLIPS)}")
+            raise MobiusError(f"{where}: {name} is not a clip: supported are {', '.join(CLIPS)}")
         if not path.is_file():
             raise MobiusError(f"{where}: there is no file {path}")
         entries.append(_entry(folder, path, caption_of(record, where, language)))
     if not entries:
-        raise MobiusError(f"{metadata} names no clip: it is empty")
+        raise MobiusError(f"{metadata} lists no clips: it is empty")
     return entries
 
 
@@ -95,4 +96,4 @@ def _records(metadata: Path, text: str) -> Iterator[tuple[str, Any]]:
             try:
                 yield where, json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise MobiusError(f"{where} is no JSON: {error}") from error
+                raise MobiusError(f"{where} is not valid JSON: {error}") from error

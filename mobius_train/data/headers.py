@@ -1,7 +1,7 @@
-"""What the headers of a picture say of its size and frames, read without decoding a pixel.
+"""Size and number of frames of a picture, from its headers without decoding.
 
-A few hundred bytes can claim gigabytes of pixels, and image libraries allocate before they doubt. The
-walks here take time in proportion to the file's bytes, and stop as soon as `max_pixels` is passed.
+A few hundred bytes can declare gigabytes of pixels, and image libraries allocate before they check. The parsers here
+take time linear in the file size, and stop once `max_pixels` is exceeded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 
 class Header(NamedTuple):
-    """num_frames: those seen, where the walk was cut short. duration: ms of all frames."""
+    """num_frames: the frames counted before `max_pixels` was exceeded, or all. duration: ms of these frames."""
 
     kind: str
     width: int
@@ -24,13 +24,13 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """The header of a GIF, WebP, PNG or JPEG, told apart by content; a PNG may be animated.
+    """The header of a GIF, WebP, PNG (possibly animated) or JPEG, detected by content.
 
     Args:
-        max_pixels: of all frames together; a walk that counts frames ends once they are more.
+        max_pixels: total over all frames; counting stops once it is exceeded.
 
     Raises:
-        ValueError: the bytes are none of these, or damaged.
+        ValueError: the bytes are of another format, or damaged.
     """
     try:
         if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -40,17 +40,17 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     except (IndexError, struct.error) as error:
         raise ValueError("the file ends too early") from error
     try:
-        # Both formats are opened lazily: the size is known before anything is decoded.
+        # Pillow opens both formats lazily: the size is known before any pixel is decoded.
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return Header("still", *image.size, getattr(image, "n_frames", 1) if image.format == "PNG" else 1)
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError("no GIF, WebP, PNG or JPEG") from error
+        raise ValueError("not a GIF, WebP, PNG or JPEG") from error
 
 
 def _gif(data: bytes, max_pixels: int) -> Header:
-    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt; like Pillow, stray bytes are skipped."""
+    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt; skips stray bytes, as Pillow does."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + _colour_table(flags)
     frames = duration = 0
@@ -59,7 +59,7 @@ def _gif(data: bytes, max_pixels: int) -> Header:
             if data[position + 1] == 0xF9:  # the graphic control of the next frame
                 duration += 10 * struct.unpack_from("<H", data, position + 4)[0]
             position = _past_sub_blocks(data, position + 2)
-        elif data[position] == 0x2C:  # a frame, which may reach beyond the screen and so enlarge it
+        elif data[position] == 0x2C:  # a frame; one that extends beyond the canvas enlarges it
             left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, position + 1)
             width, height = max(width, left + frame_width), max(height, top + frame_height)
             end = _past_sub_blocks(data, position + 11 + _colour_table(flags))

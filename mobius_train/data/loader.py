@@ -1,4 +1,4 @@
-"""Loaders: training batches without end, and held-out batches once through."""
+"""Loaders: infinite training batches, and one pass over the held-out clips."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any:
-        """The clip with its first caption."""
+        """Return the clip with its first caption."""
 
     def read(self, index: int, caption: int) -> Any:
-        """The clip with one of its captions, by number."""
+        """Return the clip with caption number `caption`."""
 
 
 class _InOrder(Dataset[tuple[int, Any]]):
-    """(global sample index, the clip, or a frame of it, that the run's order puts there)."""
+    """Pairs (global sample index, clip or frame at this index in the run's order)."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ def training_batches(
     caption_weights: Mapping[int, Sequence[float]] | None = None,
     random_frame_of: int | None = None,
 ) -> Iterator[Any]:
-    """This rank's micro-batches, for ever, continuing after `samples_seen` samples of all ranks.
+    """An infinite iterator over this rank's micro-batches, starting after `samples_seen` samples of all ranks.
 
     Args:
-        order: which clip each global sample is; None: `clip_of` over all of them.
-        caption_weights: of the captions of each clip that has several, by the clip's number.
-        random_frame_of: when given, one frame drawn from so many stands for each clip.
+        order: maps a global sample index to a clip; None: `clip_of` over all clips.
+        caption_weights: for each clip with several captions, their weights, by clip index.
+        random_frame_of: if given, each sample is one frame, drawn from this many frames of its clip.
     """
     if order is None:
         order = partial(clip_of, count=len(samples), seed=seed)
@@ -101,7 +101,7 @@ def training_batches(
 
 
 class HeldoutBatch(NamedTuple):
-    """counts: (B,) bool, whether a clip counts on this rank, or is there to make ranks even."""
+    """counts: (B,) bool, False for clips that only pad this rank to the same number of batches."""
 
     batch: Any
     counts: Tensor
@@ -119,11 +119,11 @@ def heldout_batches(
     first_frame: bool = False,
     even: bool = False,
 ) -> Iterator[HeldoutBatch]:
-    """The first `max_clips` clips once, this rank's share of them; the sample index is the clip's.
+    """One pass over this rank's share of the first `max_clips` clips; sample indices are clip indices.
 
     Args:
-        shapes: of the clips, where they differ: a batch is of clips of one shape.
-        even: every rank has as many batches; those that would have fewer clips end with clips that do not count.
+        shapes: shapes of the clips if they differ; all clips of a batch have the same shape.
+        even: give every rank the same number of batches, padded with clips that do not count.
     """
     alike: dict[Any, list[int]] = {}
     for index in range(min(max_clips, len(samples))):
@@ -131,12 +131,12 @@ def heldout_batches(
     chunks: list[list[int]] = []
     counts: list[Tensor] = []
     for indices in alike.values():
-        mine = indices[rank::world_size]
-        added = -(-len(indices) // world_size) - len(mine) if even else 0
-        theirs = [True] * len(mine) + [False] * added
-        mine += indices[:1] * added
-        for start in range(0, len(mine), batch_size):
-            chunks.append(mine[start : start + batch_size])
-            counts.append(torch.tensor(theirs[start : start + batch_size]))
+        share = indices[rank::world_size]
+        padding = -(-len(indices) // world_size) - len(share) if even else 0
+        counted = [True] * len(share) + [False] * padding
+        share += indices[:1] * padding
+        for start in range(0, len(share), batch_size):
+            chunks.append(share[start : start + batch_size])
+            counts.append(torch.tensor(counted[start : start + batch_size]))
     loader = DataLoader(_Heldout(samples, first_frame), batch_sampler=chunks, collate_fn=collate)
     return map(HeldoutBatch, loader, counts)

@@ -1,11 +1,11 @@
-"""The order in which a run sees its clips: a function of the seed alone.
+"""The order of a run's clips, a function of the seed only.
 
-Every training sample has a global index g = 0, 1, 2, …; g // n is its epoch, and a permutation drawn from
-(seed, epoch) says which of the n clips it is. A global batch is a run of consecutive indices, of which
-each rank takes its part. So nothing is lost or repeated whatever the number of ranks and workers, the
-same global batch holds the same clips on one rank or on four, and a run continues from a sample count.
+Every training sample has a global index g = 0, 1, 2, … Its epoch is g // n, and a permutation drawn from (seed, epoch)
+maps it to one of the n clips. A global batch is a range of consecutive indices, divided among the ranks. No clip is
+lost or repeated for any number of ranks and workers, a global batch contains the same clips on one rank or on four,
+and a run resumes from its sample count.
 
-With buckets each of them has such an order of its own clips, and a whole global batch is of one bucket.
+With buckets, each bucket has such an order of its own clips, and all samples of a global batch come from one bucket.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def clip_of(sample_index: int, count: int, seed: int) -> int:
-    """Which of `count` clips the global sample is."""
+    """The clip (of `count`) of a global sample."""
     epoch, position = divmod(sample_index, count)
     return int(_permutation(count, seed, epoch)[position])
 
 
 def frame_of(sample_index: int, num_frames: int, seed: int) -> int:
-    """Which of a clip's frames stands for it where one is drawn at random."""
+    """The random frame (of `num_frames`) of a global sample."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + sample_index * 7919 + 1) % 2**63)
     return int(torch.randint(num_frames, (), generator=generator))
 
 
 def caption_of(sample_index: int, weights: Sequence[float], seed: int) -> int:
-    """Which of a clip's captions a sample takes, in proportion to their weights."""
+    """The random caption of a global sample, drawn in proportion to the weights."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + sample_index * 7919 + 2) % 2**63)
     point = float(torch.rand((), dtype=torch.float64, generator=generator)) * sum(weights)
     for number, weight in enumerate(weights[:-1]):
@@ -53,29 +53,31 @@ def caption_of(sample_index: int, weights: Sequence[float], seed: int) -> int:
 
 
 class BucketOrder:
-    """Called with a global sample index: which clip it is.
+    """A callable that maps a global sample index to a clip.
 
     Args:
-        clips: the numbers of each bucket's clips, one or more, the largest bucket first.
-        shares: which part of the batches each bucket gives.
-        batch_size: samples of a global batch, over all ranks and micro-batches.
+        clips: the clip indices of each bucket, at least one, largest bucket first.
+        shares: each bucket's share of the batches.
+        batch_size: samples in a global batch, over all ranks and micro-batches.
     """
 
     def __init__(
         self, clips: Mapping[Shape, Sequence[int]], shares: Mapping[Shape, Fraction], batch_size: int, seed: int
     ) -> None:
         self._schedule = Schedule([shares[shape] for shape in clips])
-        self._streams = [_Stream(torch.tensor(numbers), _bucket_seed(seed, shape)) for shape, numbers in clips.items()]
+        self._buckets = [
+            _BucketClips(torch.tensor(numbers), _bucket_seed(seed, shape)) for shape, numbers in clips.items()
+        ]
         self._batch_size = batch_size
 
     def __call__(self, sample_index: int) -> int:
         batch, place = divmod(sample_index, self._batch_size)
         turn = self._schedule.turn(batch)
-        return self._streams[turn.bucket].clip(turn.before * self._batch_size + place)
+        return self._buckets[turn.bucket].clip(turn.before * self._batch_size + place)
 
 
-class _Stream:
-    """A bucket's clips without end, each once in an epoch."""
+class _BucketClips:
+    """The infinite order of a bucket's clips; each occurs once in an epoch."""
 
     def __init__(self, clips: Tensor, seed: int) -> None:
         self._clips, self._seed = clips, seed
@@ -90,12 +92,12 @@ class _Stream:
 
 
 def _bucket_seed(seed: int, shape: Shape) -> int:
-    """Of its shape, not of its place in the recipe."""
+    """A seed that depends on the bucket's shape, not on its position in the recipe."""
     return seed * 1_000_003 + int.from_bytes(hashlib.sha256(str(shape).encode()).digest()[:7], "little")
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """Endless micro-batches of global sample indices for one rank, from `samples_seen` on."""
+    """Infinite micro-batches of global sample indices for one rank, starting at `samples_seen`."""
 
     def __init__(self, batch_size: int, rank: int, world_size: int, samples_seen: int = 0) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size

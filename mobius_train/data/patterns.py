@@ -1,4 +1,4 @@
-"""What a data source's text names: paths, or addresses."""
+"""Parsing of a data source's text into local paths or addresses."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from mobius_train.errors import MobiusError
 SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def expand(source: str) -> list[str]:
-    """The paths, patterns or addresses that a source's braces stand for.
+def expand_braces(source: str) -> list[str]:
+    """Expand the braces of a source to paths, patterns or addresses.
 
     Raises:
-        MobiusError: the braces do not match.
+        MobiusError: the braces are unbalanced.
     """
     try:
         return list(braceexpand(source))
     except ValueError:
-        raise MobiusError(without_secrets(f"the braces of {source!r} do not match")) from None
+        raise MobiusError(without_secrets(f"the braces in {source!r} are unbalanced")) from None
 
 
 def local_paths(source: str) -> list[Path]:
-    """The files that a path, a glob or braces stand for: in the order of the braces, and of names within a glob.
+    """The files that match a path, a glob or braces, in the order of the braces and sorted within a glob.
 
     Raises:
-        MobiusError: it is an address, the braces do not match, or one of their patterns matches nothing.
+        MobiusError: it is an address, the braces are unbalanced, or a pattern matches nothing.
     """
     if Path(source).exists():
         return [Path(source)]
     paths: list[Path] = []
-    for pattern in expand(source):
+    for pattern in expand_braces(source):
         refuse_address(pattern)
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-        if not found:
-            raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f', of {source}'}")
-        paths += [Path(path) for path in found]
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f' (from {source})'}")
+        paths += [Path(path) for path in matches]
     return paths
 
 
 def refuse_address(source: str) -> None:
     """
     Raises:
-        MobiusError: the source is an address or a command, and no local path.
+        MobiusError: the source is an address or a command instead of a local path.
     """
     if SCHEME.match(source):
         raise MobiusError(
-            f"{without_secrets(source)!r} is no local path; nothing was run or fetched. Give a folder or files on"
-            " a disk (a file whose name has a colon: with ./ in front)"
+            f"{without_secrets(source)!r} is not a local path; nothing was run or fetched. Give a local folder or local"
+            " files (start a file name that contains a colon with ./)"
         )
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source names addresses, or anything else than paths."""
-    return any(SCHEME.match(one) for one in (source, *expand(source)))
+    """True if a source contains an address."""
+    return any(SCHEME.match(place) for place in (source, *expand_braces(source)))
 
 
 def without_secrets(text: str) -> str:
-    """A text without the credentials, queries and fragments of the addresses in it."""
+    """Remove credentials, queries and fragments from the addresses in a text."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)

@@ -1,6 +1,6 @@
-"""Shards that lie elsewhere, named by addresses: fetched once, and then read from a disk like any others.
+"""Remote shards: fetched once, then read from the local disk.
 
-fsspec opens the addresses: http, https, s3, gs, hf, file and what else it knows. No shell or other program is started.
+fsspec opens the addresses: http, https, s3, gs, hf, file and its other schemes. No shell or other program is started.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fsspec import get_filesystem_class
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from mobius_train.data.patterns import expand, without_secrets
-from mobius_train.data.shards import INDEX, Shard, check_whole, listed
+from mobius_train.data.patterns import expand_braces, without_secrets
+from mobius_train.data.shards import INDEX, Shard, check_whole, listed_shard
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, remove_killed, sha256
 
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 HTTP = ("http", "https")
 ATTEMPTS = 5
-PAUSE = 1.0  # seconds before the second attempt; every further pause is twice as long
-SILENCE = 60.0  # seconds without a byte after which an HTTP connection counts as broken
-# HTTP statuses of 400 to 499 that another attempt may not meet: a timeout, and too many requests.
+PAUSE = 1.0  # seconds before the second attempt; doubles with each attempt
+SILENCE = 60.0  # seconds without data after which an HTTP connection is considered broken
+# HTTP statuses from 400 to 499 that are worth a retry: timeout, too many requests.
 PASSING = (408, 429)
-# Errors of the disk here, which stay.
+# Errors of the local disk that a retry cannot fix.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Remote(NamedTuple):
-    """A shard's address, and where it lies once it is fetched."""
+    """A shard's address and its local path."""
 
     url: str
     path: Path
@@ -48,26 +48,26 @@ class Remote(NamedTuple):
 
     @property
     def index_file(self) -> Remote | None:
-        """The index.json in the same place; None where a signature opens the shard alone."""
+        """The index.json in the shard's folder; None for a signed address, whose signature covers only the shard."""
         if urlparse(self.url).query:
             return None
         return Remote(f"{_parent(self.url)}/{INDEX}", self.path.with_name(INDEX))
 
 
 def remote_shards(source: str, folder: Path) -> list[Remote]:
-    """The shards that addresses name, by braces. Nothing is fetched yet.
+    """The shards of an address with braces. Nothing is fetched yet.
 
     Args:
-        folder: where they are to lie.
+        folder: the local folder for them.
 
     Raises:
-        MobiusError: an address is one that fsspec cannot open here, or occurs more than once.
+        MobiusError: fsspec cannot open an address here, or an address occurs more than once.
     """
-    shards = [_remote(url.strip(), folder) for url in expand(source)]
+    shards = [_remote(url.strip(), folder) for url in expand_braces(source)]
     places: set[Path] = set()
     for shard in shards:
         if shard.path in places:
-            raise MobiusError(f"{shard} is named more than once: name each shard once")
+            raise MobiusError(f"{shard} occurs more than once: give each shard once")
         places.add(shard.path)
     return shards
 
@@ -77,21 +77,19 @@ def _remote(url: str, folder: Path) -> Remote:
     scheme, separator, _ = url.lower().partition("://")
     if scheme.startswith("pipe:"):
         raise MobiusError(
-            "pipe: addresses are not supported, since they run commands in a shell; nothing was run or fetched. Fetch"
-            " the shards beforehand and give their paths, or give URLs that fsspec opens (https, s3, gs, hf)"
+            "pipe: addresses are not supported because they run shell commands; nothing was run or fetched. Fetch the"
+            " shards first and give their paths, or give URLs that fsspec opens (https, s3, gs, hf)"
         )
     if not separator:
-        raise MobiusError(
-            f"{str(remote)!r} has no scheme://; nothing was fetched. Give addresses alone, or paths alone"
-        )
+        raise MobiusError(f"{str(remote)!r} has no scheme://; nothing was fetched. Give only addresses or only paths")
     if re.search(r"[*\[\]]|::", url):
         raise MobiusError(
-            f"{remote}: addresses cannot be searched or chained; name shards by braces, {{000000..000003}}"
+            f"{remote}: globs and chained addresses are not supported; list shards with braces, {{000000..000003}}"
         )
     try:
         get_filesystem_class(scheme)
     except ValueError as error:
-        raise MobiusError(f"{remote}: fsspec opens no {scheme}:// addresses. Fetch the shards beforehand") from error
+        raise MobiusError(f"{remote}: fsspec cannot open {scheme}:// addresses. Fetch the shards first") from error
     except ImportError as error:
         package = "pip install 'mobius-train[remote]'" if scheme in HTTP else error
         raise MobiusError(f"{remote}: a package for {scheme}:// is missing: {package}") from error
@@ -99,7 +97,7 @@ def _remote(url: str, folder: Path) -> Remote:
 
 
 def _local_name(url: str) -> str:
-    """A name for each address; those of one place share a folder, where its index.json lies too."""
+    """A unique local path for an address. Addresses of one remote folder, with its index.json, share a folder."""
     parts = urlparse(url)
     name = unquote(parts.path.rpartition("/")[2])
     if parts.query or not re.fullmatch(r"[^./\0][^/\0]{0,150}", name):
@@ -116,56 +114,56 @@ def _digest(text: str) -> str:
 
 
 def fetch_index(shard: Remote) -> str | None:
-    """Fetch the index.json beside a shard, unless it is here; returns the reason where there is none.
+    """Fetch the index.json next to a shard unless it is already local; return the reason if there is none.
 
     Raises:
         MobiusError: the server cannot be reached.
     """
     if shard.index_file is None:
-        return f"{shard} is signed, and its signature opens no index.json"
+        return f"{shard} is signed, and its signature does not cover an index.json"
     if shard.index_file.path.exists():
         return None
     try:
-        fetch(shard.index_file, lambda path: None)
+        fetch_file(shard.index_file, lambda path: None)
     except _Refused as error:
         return str(error)
     return None
 
 
 def fetch_shard(shard: Remote, progress: Callable[[int], object] = lambda count: None) -> None:
-    """Fetch a shard: its name appears when it is complete, and as the index.json beside it says, if there is one.
+    """Fetch a shard. It gets its name only when it is complete and matches its index.json, if there is one.
 
     Args:
-        progress: called with the number of bytes that arrived, each time some have; negative where they are dropped.
+        progress: called with the number of bytes received since the last call; negative when an attempt is discarded.
 
     Raises:
-        MobiusError: naming the address: it cannot be fetched, or what arrived is not the whole shard.
+        MobiusError: the shard cannot be fetched, or the received file is incomplete; names the address.
     """
-    expected = listed(shard.path)
+    expected = listed_shard(shard.path)
 
     def check(file: Path) -> None:
         if expected is not None:
-            found = Shard(file.stat().st_size, sha256(file), expected.samples)
-            if found != expected:
+            received = Shard(file.stat().st_size, sha256(file), expected.samples)
+            if received != expected:
                 raise MobiusError(
-                    f"{shard} gave {found.bytes} bytes of sha256 {found.sha256[:12]}…, but the {INDEX} in its place"
-                    f" says {expected.bytes} bytes of {expected.sha256[:12]}…: start again, or repair it there. If the"
+                    f"{shard} has {received.bytes} bytes with sha256 {received.sha256[:12]}…, but its {INDEX} lists"
+                    f" {expected.bytes} bytes with {expected.sha256[:12]}…: restart, or repair the remote shard. If the"
                     f" shards were changed on purpose, delete {shard.path.parent}"
                 )
         try:
             check_whole(file)
         except MobiusError as error:
-            raise MobiusError(f"{shard} gave no whole shard: {error}") from error
+            raise MobiusError(f"{shard} is not a complete shard: {error}") from error
 
-    fetch(shard, check, progress)
+    fetch_file(shard, check, progress)
 
 
 class _Refused(MobiusError):
-    """The server was reached and gave no file: there is none, or it may not be read."""
+    """The server responded without the file: it does not exist, or access is denied."""
 
 
 class _Arrived(Callback):
-    """Reports the bytes of one attempt."""
+    """Reports the bytes received in one attempt."""
 
     def __init__(self, progress: Callable[[int], object]) -> None:
         super().__init__()
@@ -176,17 +174,17 @@ class _Arrived(Callback):
         self._reported = self.value
 
 
-def fetch(
+def fetch_file(
     remote: Remote, check: Callable[[Path], object], progress: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Fetch a file; it gets its name when all of it has arrived, is on the disk, and has passed the check.
+    """Fetch a file. It gets its name once it is complete, synced to disk, and has passed `check`.
 
     Raises:
-        MobiusError: it cannot be fetched, or written here; or what `check` raises.
+        MobiusError: it cannot be fetched or written; or any error of `check`.
     """
 
     def write(temporary: Path) -> None:
-        # If this disk refuses a file, that is not the server's refusal.
+        # Fail here if the local disk rejects the file, so that it is not mistaken for a server error.
         temporary.touch()
         _receive(remote, temporary, progress)
         check(temporary)
@@ -195,7 +193,7 @@ def fetch(
         remove_killed(remote.path.parent)
         publish(remote.path, write)
     except OSError as error:
-        raise MobiusError(f"{remote} cannot be written to {remote.path.parent}: {error}") from error
+        raise MobiusError(f"cannot write {remote} to {remote.path.parent}: {error}") from error
 
 
 def _receive(remote: Remote, file: Path, progress: Callable[[int], object]) -> None:
@@ -205,10 +203,10 @@ def _receive(remote: Remote, file: Path, progress: Callable[[int], object]) -> N
             system, path = url_to_fs(remote.url, **_options(remote.url))
             system.get_file(path, str(file), callback=arrived)
             return
-        # Every file system has errors of its own. They are not named as causes, since their texts hold signatures.
+        # Each file system has its own errors. They are not chained, because their texts contain signatures.
         except Exception as error:
             arrived.absolute_update(0)
-            message = f"{remote} cannot be fetched: {_reason(remote, error)}"
+            message = f"cannot fetch {remote}: {_reason(remote, error)}"
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in PASSING
             if refused or isinstance(error, FileNotFoundError | PermissionError):
@@ -223,10 +221,10 @@ def _receive(remote: Remote, file: Path, progress: Callable[[int], object]) -> N
 def _options(url: str) -> dict[str, Any]:
     if urlparse(url).scheme not in HTTP:
         return {}
-    from aiohttp import ClientTimeout  # a package of the extra `remote`
+    from aiohttp import ClientTimeout  # part of the extra `remote`
 
-    # aiohttp's own limit of 5 minutes a file is too short for a shard. The proxies are those of the environment, and
-    # the address is sent letter by letter, since a signature may cover it.
+    # aiohttp's default limit of 5 minutes per file is too short for a shard. Proxies come from the environment. The
+    # address is sent unchanged, because a signature may cover it.
     timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}, "encoded": True}
 

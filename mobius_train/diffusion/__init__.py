@@ -1,1 +1,1 @@
-"""The diffusion process: noise and target in training, the sampler, and where random numbers come from."""
+"""The diffusion process: noise and target in training, the sampler, and the random numbers."""

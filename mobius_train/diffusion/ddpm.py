@@ -1,4 +1,4 @@
-"""The DDPM process, over diffusers' noise schedulers.
+"""The DDPM process on top of diffusers' noise schedulers.
 
 Legend: B clips, C latent channels, F frames, h, w latent size.
 """
@@ -18,7 +18,7 @@ from mobius_train.errors import MobiusError
 
 
 def training_scheduler(scheduler: DDPMScheduler, config: ObjectiveConfig) -> DDPMScheduler:
-    """The pretrained scheduler with what the recipe changes in it."""
+    """The pretrained scheduler with the recipe's changes."""
     changes: dict[str, object] = {}
     if config.prediction_type is not None:
         changes["prediction_type"] = config.prediction_type
@@ -28,25 +28,25 @@ def training_scheduler(scheduler: DDPMScheduler, config: ObjectiveConfig) -> DDP
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise MobiusError(
-            f"the scheduler's prediction_type is {kind!r}; supported are epsilon and v_prediction:"
-            " set objective.prediction_type"
+            f"the scheduler's prediction_type {kind!r} is not supported: set objective.prediction_type to epsilon or"
+            " v_prediction"
         )
     if scheduler.config.rescale_betas_zero_snr and kind == "epsilon":
         raise MobiusError(
-            "objective.rescale_betas_zero_snr needs objective.prediction_type=v_prediction: at the last timestep"
-            " the sample is pure noise, and predicting the noise says nothing of the image (arXiv 2305.08891)"
+            "objective.rescale_betas_zero_snr needs objective.prediction_type=v_prediction: at the last timestep the"
+            " sample is pure noise, and predicting it gives no information about the image (arXiv 2305.08891)"
         )
     return scheduler
 
 
 class DdpmProcess:
-    """DDPM (arXiv 2006.11239) over the schedule of a diffusers scheduler; see Process.
+    """DDPM (arXiv 2006.11239) with the schedule of a diffusers scheduler; see Process.
 
     The target is the noise, or the velocity √ᾱ ε - √(1 - ᾱ) x_0 (arXiv 2202.00512). The weight is 1, or min-SNR-γ:
     min(SNR, γ) / SNR for the noise, min(SNR, γ) / (SNR + 1) for the velocity (arXiv 2303.09556).
 
     Raises:
-        MobiusError: the scheduler's prediction_type is another one, or does not suit the recipe.
+        MobiusError: the scheduler's prediction_type is not supported, or conflicts with the recipe.
     """
 
     def __init__(self, scheduler: DDPMScheduler, config: ObjectiveConfig) -> None:

@@ -1,4 +1,4 @@
-"""The diffusion process as training and sampling see it.
+"""The interface of a diffusion process for training and sampling.
 
 Legend: B clips, C latent channels, F frames, h, w latent size.
 """
@@ -16,13 +16,13 @@ from mobius_train.diffusion.randomness import Draws
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """What a denoiser is trained on.
+    """A training batch of the denoiser.
 
     Attributes:
-        sample: (B, C, F, h, w), what the model sees.
-        target: the same shape, what it must predict.
-        timesteps: (B,), as the model takes them.
-        weight: (B,) float32, of each clip's loss.
+        sample: (B, C, F, h, w), the model's input.
+        target: the same shape, the target of the prediction.
+        timesteps: (B,), the model's timestep input.
+        weight: (B,) float32, weight of each clip's loss.
     """
 
     sample: Tensor
@@ -32,24 +32,24 @@ class NoisyBatch:
 
 
 class Process(Protocol):
-    """How noise is mixed into latents, and what a model predicts of the mixture."""
+    """The mixing of noise into latents, and the target that a model predicts from the mixture."""
 
     scheduler: SchedulerMixin
-    """Saved with the model; it says what the model was trained for."""
+    """Saved with the model; records the noise schedule and the prediction type of its training."""
 
     def noisy(self, latents: Tensor, draws: Draws, quantile: float | None = None) -> NoisyBatch:
         """Mix noise into latents (B, C, F, h, w).
 
         Args:
-            draws: the clips' random numbers.
-            quantile: take this share of the noise schedule, in [0, 1], for all clips instead of drawn ones; for
+            draws: random numbers of the clips.
+            quantile: position in the noise schedule, in [0, 1], for all clips instead of random timesteps; used for
                 held-out losses.
         """
 
     def sampler(self) -> SchedulerMixin:
-        """The scheduler to sample with."""
+        """The scheduler for sampling."""
 
 
 def squared_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
-    """(B,) float32: every clip's mean squared error, without weight."""
+    """The unweighted mean squared error of each clip, (B,) float32."""
     return (prediction.float() - noisy.target.float()).square().flatten(1).mean(1)

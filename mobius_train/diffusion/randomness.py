@@ -1,8 +1,8 @@
-"""Everything random in a training sample, as a function of (seed, global sample index).
+"""All random numbers of a training sample, as a function of (seed, global sample index).
 
-The global sample index follows from the rank and the samples seen, so a run continues exactly without
-saving random states, and a global batch gets the same noise on one rank or on four. Draws are made on
-the CPU, whose generator gives the same bits on every machine.
+The global sample index depends on the rank and the samples seen. A run therefore resumes exactly without saved random
+states, and a global batch gets the same noise on one rank or on four. Numbers are drawn on the CPU, whose generator is
+bit-identical on every machine.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Draws:
     dropout: Tensor
 
     def correlated_noise(self, correlation: float, offset: float) -> Tensor:
-        """(B, C, F, h, w): `noise` correlated between a clip's frames, plus `offset` times a constant per channel."""
-        return correlated(self.noise, self.shared, correlation) + offset * self.offset
+        """Noise (B, C, F, h, w) correlated between a clip's frames, plus `offset` times a constant per channel."""
+        return correlate_frames(self.noise, self.shared, correlation) + offset * self.offset
 
 
-def correlated(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
+def correlate_frames(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
     """√ρ · shared + √(1 - ρ) · noise: unit variance, correlation ρ between a clip's frames (arXiv 2305.10474)."""
     if correlation == 0:
         return noise
@@ -42,14 +42,14 @@ def correlated(noise: Tensor, shared: Tensor, correlation: float) -> Tensor:
 
 
 def sample_generator(seed: int, sample_index: int) -> torch.Generator:
-    """A CPU generator of one sample's own."""
+    """A separate CPU generator for one sample."""
     # Two odd constants spread neighbouring seeds and indices over the generator's 64 bits.
     mixed = (seed * 0x9E3779B97F4A7C15 + sample_index * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) % 2**64
     return torch.Generator().manual_seed(mixed - 2**63)
 
 
-def draw(seed: int, sample_indices: Tensor, shape: Sequence[int]) -> Draws:
-    """The draws of some samples; shape (C, F, h, w)."""
+def draw_numbers(seed: int, sample_indices: Tensor, shape: Sequence[int]) -> Draws:
+    """Draw the random numbers of samples with latent shape (C, F, h, w)."""
     channels, _, height, width = shape
     rows = []
     for sample_index in sample_indices.tolist():

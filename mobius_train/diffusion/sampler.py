@@ -1,4 +1,4 @@
-"""From noise to latents: DDIM with classifier-free guidance.
+"""Sampling of latents: DDIM with classifier-free guidance.
 
 Legend: B clips, C latent channels, F frames, h, w latent size.
 """
@@ -12,47 +12,47 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
-from mobius_train.diffusion.randomness import correlated, sample_generator
+from mobius_train.diffusion.randomness import correlate_frames, sample_generator
 from mobius_train.errors import MobiusError
 
 
 def sampling_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """DDIM (arXiv 2010.02502) over the same noise schedule as the given scheduler."""
-    # Latents have no bounds: clipping them to [-1, 1], the default of diffusers, is meant for pixels.
+    """A DDIM scheduler (arXiv 2010.02502) with the noise schedule of the given scheduler."""
+    # diffusers clips samples to [-1, 1] by default, which suits pixels but not unbounded latents.
     changes: dict[str, object] = {"clip_sample": False}
     if getattr(scheduler.config, "rescale_betas_zero_snr", False):
-        # Sampling must begin at the last timestep, the only one that is pure noise (arXiv 2305.08891).
+        # Sampling must start at the last timestep, the only one with pure noise (arXiv 2305.08891).
         changes["timestep_spacing"] = "trailing"
     return DDIMScheduler.from_config(scheduler.config, **changes)
 
 
 def prompt_generator(seed: int, prompt: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the prompt alone, not on the prompts around it."""
+    """A CPU generator that depends only on the seed and the prompt, not on other prompts."""
     return sample_generator(seed, int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]))
 
 
 def initial_noise(shape: tuple[int, int, int, int], generator: torch.Generator, correlation: float = 0.0) -> Tensor:
-    """(1, C, F, h, w) standard normal noise of one clip; shape (C, F, h, w).
+    """Standard normal noise (1, C, F, h, w) of one clip; shape is (C, F, h, w).
 
     Args:
-        correlation: between the frames' noise, as in training.
+        correlation: correlation of the noise between frames, as in training.
     """
     channels, num_frames, height, width = shape
 
     def draw() -> Tensor:
         return torch.randn(channels, height, width, generator=generator, device=generator.device)
 
-    # Frame by frame, so that a still and clips of any length begin with the same noise.
+    # Drawn frame by frame, so that stills and clips of any length start with the same noise.
     shared = draw().unsqueeze(1)
     noise = torch.stack([draw() for _ in range(num_frames)], dim=1)
-    return correlated(noise, shared, correlation).unsqueeze(0)
+    return correlate_frames(noise, shared, correlation).unsqueeze(0)
 
 
-def guided(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+def guided_prediction(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance: u + scale · (c - u) (arXiv 2207.12598).
 
     Args:
-        rescale: share of the result whose deviation is brought back to the conditional one's, against
+        rescale: weight of the result rescaled to the standard deviation of the conditional prediction, which avoids
             overexposed pictures; 0.7 suits models with zero terminal SNR (arXiv 2305.08891, section 3.4).
     """
     prediction = unconditional + scale * (conditional - unconditional)
@@ -63,25 +63,25 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float, rescale: fl
     return prediction * (rescale * factor + 1 - rescale)
 
 
-def denoise(
+def denoise_latents(
     scheduler: SchedulerMixin,
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     num_inference_steps: int,
     after_step: Callable[[], object],
 ) -> Tensor:
-    """Noise (B, C, F, h, w) to latents of the same shape, in float32.
+    """Denoise (B, C, F, h, w) in float32; returns latents of the same shape.
 
     Args:
-        predict: (noisy latents, timestep ()) → what the scheduler's prediction_type says.
+        predict: (noisy latents, timestep ()) → prediction of the scheduler's prediction_type.
         after_step: called after every step, for a progress bar.
 
     Raises:
-        MobiusError: more steps than the model has timesteps.
+        MobiusError: num_inference_steps is less than 1 or more than the model's timesteps.
     """
     num_timesteps = int(scheduler.config.num_train_timesteps)
     if not 1 <= num_inference_steps <= num_timesteps:
-        raise MobiusError(f"num_inference_steps={num_inference_steps} must lie between 1 and {num_timesteps}")
+        raise MobiusError(f"num_inference_steps={num_inference_steps} must be between 1 and {num_timesteps}")
     scheduler.set_timesteps(num_inference_steps)
     latents = noise.float() * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:

@@ -1,1 +1,1 @@
-"""The frozen autoencoder and text encoders: pixels and captions to latents and embeddings."""
+"""The frozen autoencoder and text encoders, which map pixels and captions to latents and embeddings."""

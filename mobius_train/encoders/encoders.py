@@ -1,4 +1,4 @@
-"""Both frozen encoders together: clips in, latents' posteriors and text embeddings out."""
+"""Both frozen encoders: clips to latent posteriors and text embeddings."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ class Encoders:
     text: TextEncoder
 
     def encode(self, clip: Clip, variants: Sequence[str] = ()) -> EncodedClip:
-        """One clip, on the encoders' device.
+        """Encode one clip; the result is on the encoders' device.
 
         Args:
-            variants: further captions of it.
+            variants: other captions of the clip.
         """
         mean, std = self.images.posterior(clip.frames)
         first, *others = (self.text.encode(caption, where=clip.key) for caption in (clip.caption, *variants))
         return EncodedClip(clip.key, mean, std, first, tuple(others))
 
     def encode_batch(self, batch: ClipBatch) -> EncodedBatch:
-        """A batch, clip by clip: the same bits as the cache."""
+        """Encode a batch clip by clip, so that the result is bit-identical to the cache."""
         clips = zip(batch.keys, batch.captions, batch.frames, strict=True)
         encoded = [self.encode(Clip(*clip)) for clip in clips]
         return EncodedBatch.collate(list(zip(batch.sample_index.tolist(), encoded, strict=True)))
 
     def without_caption(self) -> Conditions:
-        """The conditions of the empty caption, for guidance."""
+        """The conditions of the empty caption, used for guidance."""
         return self.text.encode("")
 
     def move(self, device: torch.device, text: bool = True) -> None:
-        """Put the autoencoder on a device, and the text encoder with `text`."""
+        """Move the autoencoder and, if `text`, the text encoder to a device."""
         self.images.vae.to(device)
         if text:
             self.text.model.to(device)
 
     def identity(self) -> dict[str, str]:
-        """What a cached latent or embedding depends on, besides the clip, by name."""
+        """Everything except the clip on which a cached latent or embedding depends, by name."""
         return {
             "autoencoder": weights_hash(self.images.vae),
             "frames encoded at once": str(self.images.space.frames_at_once),

@@ -1,4 +1,4 @@
-"""The frozen autoencoder: pixels to latents and back.
+"""The frozen autoencoder, which maps pixels to latents and back.
 
 Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 """
@@ -22,38 +22,38 @@ class Posterior(NamedTuple):
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """uint8 frames of any shape to float32 in [-1, 1]."""
+    """Convert uint8 frames of any shape to float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1.0
 
 
 def to_frames(pixels: Tensor) -> Tensor:
-    """Float pixels in [-1, 1] to uint8."""
+    """Convert float pixels in [-1, 1] to uint8."""
     return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 class ImageEncoder:
-    """A frozen AutoencoderKL in float32 (Stable Diffusion's overflows in float16).
+    """A frozen AutoencoderKL in float32 (that of Stable Diffusion overflows in float16).
 
     Attributes:
         space: its latent space.
     """
 
     def __init__(self, vae: AutoencoderKL, device: torch.device) -> None:
-        # channels_last: twice as fast on CPUs, and the layout of tensor cores.
+        # channels_last is twice as fast on CPUs, and the layout that tensor cores use.
         self.vae = vae.requires_grad_(False).eval().to(device, torch.float32, memory_format=torch.channels_last)
         self.space = LatentSpace.of(vae.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the autoencoder is now."""
+        """The autoencoder's current device."""
         return self.vae.device
 
     @torch.no_grad()
     def posterior(self, frames: Tensor) -> Posterior:
         """Encode one clip, uint8 (F, 3, H, W).
 
-        Clip by clip on purpose, never a batch of clips: kernels choose another summation order for another batch, and
-        the cache must equal online encoding bit for bit.
+        Clips are not batched: the summation order of kernels depends on the batch size, and the cache must be
+        bit-identical to online encoding.
         """
         parts = [
             self.vae.encode(to_pixels(part.to(self.device))).latent_dist
@@ -62,12 +62,12 @@ class ImageEncoder:
         return Posterior(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-        """z = (mean + std · noise - shift) · scale, any shape, as a denoiser sees latents."""
+        """z = (mean + std · noise - shift) · scale, the denoiser's input, for any shape."""
         return self.space.scaled(mean + std * noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, c, F, h, w) → uint8 (B, F, 3, H, W), on the CPU."""
+        """Decode latents (B, c, F, h, w) to uint8 frames (B, F, 3, H, W) on the CPU."""
         folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
         folded = self.space.unscaled(folded)
         pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(self.space.frames_at_once)])

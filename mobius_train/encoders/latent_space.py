@@ -11,20 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-# Frames at once. Kernels choose another summation order for another batch, so this number is part of a cached latent's
-# identity, and is the same wherever frames are encoded or decoded.
+# The summation order of kernels depends on the batch size, so this number is part of a cached latent's identity and is
+# used for all encoding and decoding.
 FRAMES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Where an autoencoder puts images.
+    """The latent space of an autoencoder.
 
     Attributes:
         channels: c.
         reduction: H / h and W / w.
-        scale, shift: latents that a denoiser sees are (z - shift) · scale.
-        frames_at_once: frames that the autoencoder encodes or decodes in one call, so that long clips fit the memory.
+        scale, shift: a denoiser's input is (z - shift) · scale.
+        frames_at_once: number of frames in one call of the autoencoder, which bounds the memory for long clips.
     """
 
     channels: int
@@ -44,11 +44,11 @@ class LatentSpace:
         )
 
     def shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(c, F, h, w) of a clip of so many frames and pixels."""
+        """The latent shape (c, F, h, w) of a clip."""
         return (self.channels, num_frames, height // self.reduction, width // self.reduction)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """From what the autoencoder gives to what a denoiser sees, any shape."""
+        """Convert the autoencoder's latents to the denoiser's, for any shape."""
         return (latents - self.shift) * self.scale
 
     def unscaled(self, latents: Tensor) -> Tensor:

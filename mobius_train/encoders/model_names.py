@@ -1,4 +1,4 @@
-"""Names of models: local folders, or names on a hub."""
+"""Model names: local folders, or names on the hub."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mobius_train.errors import MobiusError
 
 
 def check_local(name_or_path: str) -> None:
-    """Refuse a path to nothing, for which a hub would be asked in vain.
+    """Reject a missing local path before the hub is queried for it.
 
     Raises:
-        MobiusError: it can't be a hub's `name` or `owner/name`, and there is no such folder.
+        MobiusError: the name is not of the form `name` or `owner/name`, and there is no such folder.
     """
     path = Path(name_or_path)
     if not path.exists() and (path.is_absolute() or name_or_path[:1] in (".", "~") or len(path.parts) > 2):

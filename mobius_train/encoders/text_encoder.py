@@ -1,7 +1,7 @@
-"""The frozen text encoder: captions to embeddings.
+"""The frozen text encoder, which maps captions to embeddings.
 
-CLIP (Stable Diffusion), Chinese CLIP (the paper's) and BERT-like encoders (MiniLM) are read from a local
-folder, a hub name, or `package:NAME`, a Python package that carries a model folder.
+CLIP (Stable Diffusion), Chinese CLIP (used in the paper) and BERT-like encoders (MiniLM) are loaded from a folder, a
+hub name, or `package:NAME`, a Python package that contains a model folder.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mobius_train.errors import MobiusError
 
 logger = logging.getLogger(__name__)
 
-# A CLIP folder holds both towers, or the text tower alone. Chinese CLIP's text tower does not find its weights
-# in the folder of the whole model (their names differ), so there the whole is loaded and the tower taken.
+# A CLIP folder contains both towers or only the text tower. Chinese CLIP's text tower cannot load from a folder of the
+# whole model, where the weights have other names, so the whole model is loaded and its text tower used.
 CLASSES: dict[str, type[PreTrainedModel]] = {
     "clip": CLIPTextModel,
     "clip_text_model": CLIPTextModel,
@@ -44,7 +44,7 @@ class TextEncoder:
     """A frozen text encoder with its tokenizer.
 
     Args:
-        max_tokens: captions are padded and truncated to so many tokens; none: the tokenizer's maximum.
+        max_tokens: the length to which captions are padded and truncated; None: the tokenizer's maximum.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is now."""
+        """The model's current device."""
         return self.model.device
 
     @property
     def widths(self) -> dict[str, int]:
-        """Size of the last axis of each condition, by its name; a backbone's `condition_widths` must be the same."""
+        """Size of the last axis of each condition, by name; must equal the backbone's `condition_widths`."""
         return {TEXT: int(self.model.config.hidden_size)}
 
     def encode(self, caption: str, where: str = "") -> Conditions:
-        """The conditions of one caption: text, (L, D). A caption that is too long is truncated, with a warning.
+        """Encode one caption to its conditions: text, (L, D). Truncates a caption that is too long, with a warning.
 
-        One by one on purpose, so that a cached embedding equals an online one bit for bit.
+        Captions are not batched, so that cached embeddings are bit-identical to online ones.
 
         Args:
-            where: the clip, for the warning.
+            where: name of the clip in the warning.
         """
         tokens = self.tokenizer(
             caption, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
@@ -92,7 +92,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Conditions:
-        """The conditions of one tokenized caption, both (1, L)."""
+        """Encode one tokenized caption; both arguments are (1, L)."""
         mask = attention_mask.to(self.device) if masks_padding(self.model) else None
         return Conditions.of_text(self.model(input_ids.to(self.device), attention_mask=mask).last_hidden_state[0])
 
@@ -115,10 +115,10 @@ class TextEncoder:
 
 
 def masks_padding(model: PreTrainedModel) -> bool:
-    """Whether attention leaves out a caption's padding.
+    """True if padding tokens are masked in attention.
 
-    Stable Diffusion was trained with CLIP embeddings whose padding attends like words, unless the configuration has
-    use_attention_mask: diffusers' pipelines decide so too. BERT-like encoders are made to be masked.
+    Stable Diffusion was trained on CLIP embeddings without masking. As in diffusers' pipelines, use_attention_mask in
+    the configuration overrides this. BERT-like encoders require masking.
     """
     clip = model.config.model_type in ("clip", "clip_text_model")
     return bool(getattr(model.config, "use_attention_mask", not clip))
@@ -129,10 +129,10 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load encoder and tokenizer from a folder, a hub name or `package:NAME`.
 
-    A diffusers pipeline folder (text_encoder/ and tokenizer/ inside) is fine too.
+    The folder can be a diffusers pipeline with text_encoder/ and tokenizer/.
 
     Raises:
-        MobiusError: nothing loadable lies there.
+        MobiusError: no text encoder can be loaded from there.
     """
     source = name_or_path
     if name_or_path.startswith("package:"):
@@ -143,14 +143,14 @@ def load_text_encoder(
     except (OSError, ValueError) as error:
         raise MobiusError(
             f"cannot load a text encoder from {name_or_path!r}: {str(error).splitlines()[0]}"
-            " Give a folder, a hub name or package:NAME in text_encoder_name_or_path."
+            " Set text_encoder_name_or_path to a folder, a hub name or package:NAME."
         ) from error
-    # The pooler is not used here, and not every checkpoint has one.
+    # The pooler is not used, and not every checkpoint has one.
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
         raise MobiusError(
-            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, {missing[0]} first: its files and its"
-            " config.json do not belong together"
+            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, the first is {missing[0]}: its files do"
+            " not match its config.json"
         )
     if isinstance(model, ChineseCLIPModel):
         model = model.text_model
@@ -158,7 +158,7 @@ def load_text_encoder(
 
 
 def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any], PreTrainedTokenizerBase]:
-    """Encoder, loading report and tokenizer, from a pipeline's subfolders where it has them."""
+    """Load encoder, loading report and tokenizer, from a pipeline's subfolders if they exist."""
     subfolders = {"model": "text_encoder", "tokenizer": "tokenizer"}
     try:
         config = AutoConfig.from_pretrained(source, subfolder=subfolders["model"])
@@ -167,7 +167,7 @@ def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[s
         config = AutoConfig.from_pretrained(source)
     kind = CLASSES.get(config.model_type, AutoModel)
     model, info = kind.from_pretrained(source, subfolder=subfolders["model"], dtype=dtype, output_loading_info=True)
-    # A pipeline's tokenizer/ has no config.json of its own, for which a hub would be asked.
+    # Passing the config avoids a hub query: a pipeline's tokenizer/ has no config.json.
     return model, info, AutoTokenizer.from_pretrained(source, subfolder=subfolders["tokenizer"], config=config)
 
 
@@ -177,5 +177,5 @@ def package_folder(package: str) -> str:
         raise MobiusError(f"text encoder package:{package}: the Python package is not installed")
     configs = sorted(Path(spec.origin).parent.glob("**/config.json"), key=lambda path: len(path.parts))
     if not configs:
-        raise MobiusError(f"text encoder package:{package}: the package holds no model folder")
+        raise MobiusError(f"text encoder package:{package}: the package contains no model folder")
     return str(configs[0].parent)

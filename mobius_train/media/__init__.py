@@ -1,1 +1,1 @@
-"""Clips as files that a person can look at: GIF, video, and a contact sheet of several clips."""
+"""Writing of clips as GIF and video, and of contact sheets of several clips."""

@@ -1,4 +1,4 @@
-"""The files of a set of clips: one for each clip and format, named by its prompt."""
+"""Writing of several clips: one file per clip and format, named after the prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHEET_NAME = "contact_sheet.png"
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:
-    """A file name without ending for every prompt: its number, which makes it unique, and its words."""
+    """A unique file name without suffix for every prompt: its number and its words."""
     slugs = (re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:40].strip("-") for prompt in prompts)
     digits = max(2, len(str(len(prompts) - 1)))
     return [f"{number:0{digits}}-{slug}".rstrip("-") for number, slug in enumerate(slugs)]
@@ -32,20 +32,20 @@ def write_clips(
     formats: Sequence[str] = FORMATS,
     fps: float = 8.0,
 ) -> list[Path]:
-    """Write a file for every clip and format, and a contact sheet of all for "png"; returns the paths.
+    """Write a file for every clip and format, and a contact sheet for "png"; return the paths.
 
     Args:
-        clips: (F, 3, H, W) uint8 each. Stills (F = 1) become one PNG each in place of GIF and MP4.
-        folder: is made if need be; files of the same names are replaced.
+        clips: (F, 3, H, W) uint8 each. A still (F = 1) becomes a PNG instead of GIF and MP4.
+        folder: created if missing; existing files with the same names are replaced.
 
     Raises:
-        MobiusError: an unknown format, or an fps that players do not follow.
+        MobiusError: a format is unknown, or players do not support the fps.
     """
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
-        raise MobiusError(f"unknown format {', '.join(unknown)}: known are {', '.join(FORMATS)}")
+        raise MobiusError(f"unknown format {', '.join(unknown)}: supported are {', '.join(FORMATS)}")
     if not 0 < fps <= 50:
-        raise MobiusError(f"fps={fps:g} must lie above 0, and not above 50, where GIF players stop to follow")
+        raise MobiusError(f"fps={fps:g} must be above 0 and at most 50, the limit of GIF players")
     folder.mkdir(parents=True, exist_ok=True)
     names = file_names(prompts)
     written: list[Path] = []
@@ -62,7 +62,7 @@ def write_clips(
             write_mp4(frames, written[-1], fps)
     if "png" in formats:
         written.append(folder / SHEET_NAME)
-        # The file's number leads the caption, so that a prompt whose script the font lacks is found too.
+        # The file's number identifies a prompt whose characters the font lacks.
         captions = [f"{name.split('-')[0]} {prompt}" for name, prompt in zip(names, prompts, strict=True)]
         contact_sheet(clips, captions, written[-1])
     return written

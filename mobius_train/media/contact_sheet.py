@@ -1,4 +1,4 @@
-"""One picture that shows the frames of several clips."""
+"""A contact sheet: one picture with the frames of several clips."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mobius_train.media.pixels import enlarge, to_images
+from mobius_train.media.pixels import enlarge_frames, to_images
 
-SHEET_SIDE = 112  # pixels: frames are enlarged to this at least
+SHEET_SIDE = 112  # pixels; smaller frames are enlarged to at least this
 SHEET_COLUMNS = 8
 
 
 def contact_sheet(clips: Sequence[Tensor], captions: Sequence[str], path: Path) -> None:
-    """One PNG: every clip is a strip of its frames under its caption.
+    """Write one PNG in which every clip is a strip of frames under its caption.
 
-    Clips (F, 3, H, W) uint8, of any sizes. Of a longer clip SHEET_COLUMNS frames are shown, evenly chosen;
-    shorter strips share a line. Characters that Pillow's own font lacks (Chinese among them) show as boxes.
+    Clips are (F, 3, H, W) uint8 of any sizes. A strip shows at most SHEET_COLUMNS evenly spaced frames; short strips
+    share a row. Characters missing in Pillow's default font, such as Chinese, appear as boxes.
     """
     strips = [_strip(frames, caption) for frames, caption in zip(clips, captions, strict=True)]
     if not strips:
-        raise ValueError("a contact sheet of no clips")
+        raise ValueError("a contact sheet needs at least one clip")
     gap = 8
     widest = max(SHEET_COLUMNS * SHEET_SIDE, *(strip.width for strip in strips))
     lines: list[list[Image.Image]] = [[]]
@@ -46,9 +46,9 @@ def contact_sheet(clips: Sequence[Tensor], captions: Sequence[str], path: Path) 
 
 
 def _strip(frames: Tensor, caption: str) -> Image.Image:
-    """The frames side by side, the caption above them."""
+    """The frames next to each other, with the caption above."""
     shown = torch.linspace(0, len(frames) - 1, min(len(frames), SHEET_COLUMNS)).round().long()
-    images = to_images(enlarge(frames[shown], SHEET_SIDE))
+    images = to_images(enlarge_frames(frames[shown], SHEET_SIDE))
     gap = 2
     width = len(images) * (images[0].width + gap) - gap
     font = ImageFont.load_default(size=14)
@@ -64,7 +64,7 @@ def _strip(frames: Tensor, caption: str) -> Image.Image:
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
-    """Lines that fit the width, `most` at most; long words, and scripts without spaces, break anywhere."""
+    """Wrap a caption to the width, in at most `most` lines; long words and scripts without spaces break anywhere."""
     lines = [""]
     for word in re.findall(r"\S+", caption):
         candidate = f"{lines[-1]} {word}".strip()

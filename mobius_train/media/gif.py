@@ -1,4 +1,4 @@
-"""Clips as animated GIF."""
+"""Writing of animated GIFs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobius_train.media.pixels import CLIP_SIDE, enlarge, to_images
+from mobius_train.media.pixels import CLIP_SIDE, enlarge_frames, to_images
 
 
 def write_gif(frames: Tensor, path: Path, fps: float = 8.0) -> None:
-    """A GIF that loops for ever, with one palette of 256 colours from all of the clip's frames.
+    """Write an infinitely looping GIF with one palette of 256 colours for all frames.
 
-    Frames (F, 3, H, W) uint8. A frame equal to the one before it is stored as a longer duration; the format
-    counts in hundredths of a second.
+    Frames are (F, 3, H, W) uint8. A frame equal to the previous one is stored as a longer duration. The format counts
+    in hundredths of a second.
     """
     first, *rest = _indexed(frames)
     first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, disposal=1)
 
 
 def _indexed(frames: Tensor) -> list[Image.Image]:
-    """Enlarged palette pictures that share one palette, every pixel at its nearest colour.
+    """Enlarged palette images with a shared palette; every pixel has its nearest colour.
 
-    Pillow's own look-up is approximate (5 dB worse on shaded clips, and it greys a white background), and
-    dithering would crawl from frame to frame.
+    Pillow's palette lookup is approximate (5 dB worse on shaded clips, and white backgrounds turn grey), and dithering
+    would flicker between frames.
     """
-    # A quarter of a million pixels show all of a clip's colours; more only take time.
+    # A quarter of a million pixels are enough to cover a clip's colours.
     step = max(1, math.isqrt(frames[:, 0].numel() // 2**18))
     strip = torch.cat(list(frames[..., ::step, ::step]), dim=1).unsqueeze(0)
     palette = to_images(strip)[0].quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1).getpalette() or []
@@ -38,7 +38,7 @@ def _indexed(frames: Tensor) -> list[Image.Image]:
     codes, pixels = torch.unique(red << 16 | green << 8 | blue, return_inverse=True)
     colours = torch.stack([codes >> 16, codes >> 8 & 255, codes & 255], dim=1).float()
     nearest = torch.cat([torch.cdist(part, entries).argmin(1) for part in colours.split(65536)])
-    indices = enlarge(nearest.to(torch.uint8)[pixels], CLIP_SIDE)
+    indices = enlarge_frames(nearest.to(torch.uint8)[pixels], CLIP_SIDE)
 
     size = (indices.shape[2], indices.shape[1])
     pictures = [Image.frombytes("P", size, frame.contiguous().numpy().tobytes()) for frame in indices]

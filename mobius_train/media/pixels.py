@@ -1,4 +1,4 @@
-"""Clips, uint8 (F, 3, H, W), as what writers of files take."""
+"""Conversion of clips, uint8 (F, 3, H, W), to the inputs of file writers."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-CLIP_SIDE = 192  # pixels: GIF and MP4 frames are enlarged to this at least
+CLIP_SIDE = 192  # pixels; smaller GIF and MP4 frames are enlarged to at least this
 
 
-def enlarge(frames: Tensor, side: int) -> Tensor:
-    """(..., H, W) by the smallest whole factor that makes the shorter side `side` pixels or more."""
+def enlarge_frames(frames: Tensor, side: int) -> Tensor:
+    """Enlarge (..., H, W) by the smallest integer factor that makes the shorter side at least `side` pixels."""
     factor = max(1, -(-side // min(frames.shape[-2:])))
     return frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
 def to_arrays(frames: Tensor) -> NDArray[np.uint8]:
-    """uint8 (F, 3, H, W) to (F, H, W, 3).
+    """Convert uint8 (F, 3, H, W) to (F, H, W, 3).
 
     Raises:
-        ValueError: the frames are of another shape or type.
+        ValueError: the frames have another shape or dtype.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
-        raise ValueError(f"a clip is uint8 (F, 3, H, W), got {tuple(frames.shape)} {frames.dtype}")
+        raise ValueError(f"a clip must be uint8 (F, 3, H, W), got {tuple(frames.shape)} {frames.dtype}")
     return frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_images(frames: Tensor) -> list[Image.Image]:
-    """uint8 (F, 3, H, W) to RGB pictures; raises as `to_arrays`."""
+    """Convert uint8 (F, 3, H, W) to RGB images; raises as `to_arrays`."""
     return [Image.fromarray(frame) for frame in to_arrays(frames)]

@@ -1,4 +1,4 @@
-"""Clips as video, by PyAV."""
+"""Encoding of video with PyAV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobius_train.media.pixels import CLIP_SIDE, enlarge, to_arrays
+from mobius_train.media.pixels import CLIP_SIDE, enlarge_frames, to_arrays
 
 
 def encode_video(
@@ -26,18 +26,18 @@ def encode_video(
     fps: float,
     options: Mapping[str, str],
 ) -> bytes:
-    """The bytes of a video file; the same frames give the same bytes on machines of one kind.
+    """Encode a video file; equal frames give equal bytes on machines of the same kind.
 
     Args:
         frames: (F, H, W, 3) RGB.
-        container, codec, pixel_format: as FFmpeg names them.
-        options: of the codec.
+        container, codec, pixel_format: FFmpeg's names.
+        options: codec options.
 
     Raises:
-        av.error.FFmpegError: the codec can't have this size or pixel format.
+        av.error.FFmpegError: the codec does not support this size or pixel format.
     """
     buffer = io.BytesIO()
-    # Bit-exact: no time and no version in the header. The number of threads changes what the codec decides.
+    # bitexact omits time and version from the header. The codec's decisions depend on the number of threads.
     with av.open(buffer, "w", format=container, container_options={"fflags": "+bitexact"}) as output:
         stream: Any = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=dict(options))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixel_format
@@ -50,11 +50,11 @@ def encode_video(
 
 
 def write_mp4(frames: Tensor, path: Path, fps: float = 8.0) -> None:
-    """H.264 (MPEG-4 Part 2 where PyAV lacks libx264), yuv420p, which every player reads.
+    """Write H.264 (MPEG-4 Part 2 if PyAV lacks libx264) in yuv420p, which every player supports.
 
-    Frames (F, 3, H, W) uint8; odd sizes repeat their last row or column, for yuv420p has even ones alone.
+    Frames are (F, 3, H, W) uint8. Odd sizes repeat the last row or column, since yuv420p needs even sizes.
     """
-    frames = enlarge(frames, CLIP_SIDE)
+    frames = enlarge_frames(frames, CLIP_SIDE)
     height, width = (size + size % 2 for size in frames.shape[-2:])
     rows = torch.arange(height).clamp(max=frames.shape[-2] - 1)
     columns = torch.arange(width).clamp(max=frames.shape[-1] - 1)

@@ -1,1 +1,1 @@
-"""What a run reports: metric files, TensorBoard, peak memory and the motion of clips."""
+"""Metrics of a run: metric files, TensorBoard, peak memory and the motion of clips."""

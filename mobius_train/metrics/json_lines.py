@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line."""
+"""metrics.jsonl: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """Appends lines. A killed run keeps those it has written; on a full disk they wait in memory until there is room.
+    """Appends lines. Each is written at once, so a killed run keeps them; on a full disk they are buffered in memory.
 
     Args:
-        first_step: a run that goes on after this step takes the later ones again, and validates anew after this one
-            where that is due: lines of these are left out, and one that a kill has torn.
+        first_step: the last completed step of a resumed run. Lines that the run will write again (later steps and the
+            validation at this step) are removed, and so is an incomplete last line.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -35,7 +35,7 @@ class JsonLines:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             if not self._full:
-                logger.error("%s: %s; metrics wait in memory until there is room", self._path, error.strerror)
+                logger.error("%s: %s; metrics are buffered in memory until there is space", self._path, error.strerror)
             self._full = True
         else:
             self._full = False

@@ -1,7 +1,8 @@
-"""How much a clip moves: the mean absolute difference of its frames.
+"""Motion of a clip: the mean absolute difference of its frames.
 
-Samples whose figure is far below the data's are stills; far above, they flicker. Motion goes on from frame to frame, so
-over half a clip it adds up; where frames differ at random, the figure is the same over any distance.
+Samples with a value far below the data's are stills; samples far above it flicker. Steady motion accumulates, so the
+difference over half a clip is larger than between adjacent frames. For random differences, the value is the same over
+any distance.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ def frame_difference(frames: Tensor, distance: int = 1) -> float:
     """
     if frames.ndim != 4 or len(frames) <= distance or frames.dtype != torch.uint8:
         raise ValueError(
-            f"frame_difference wants more than {distance} uint8 frames (F, 3, H, W),"
+            f"frame_difference needs more than {distance} uint8 frames (F, 3, H, W),"
             f" got {tuple(frames.shape)} {frames.dtype}"
         )
     return (frames[distance:].float() - frames[:-distance].float()).abs().mean().item()
 
 
 def motion(clips: Iterable[Tensor]) -> dict[str, float]:
-    """The figures of some clips, each (F, 3, H, W) uint8 with F > 1; every clip counts the same.
+    """Motion metrics averaged over clips, each (F, 3, H, W) uint8 with F > 1.
 
     Returns:
-        `frame_difference` of neighbouring frames, `half_clip_difference` of frames F // 2 apart.
+        `frame_difference` of adjacent frames, `half_clip_difference` of frames F // 2 apart.
 
     Raises:
-        ValueError: no clip.
+        ValueError: there are no clips.
     """
     pairs = [(frame_difference(frames), frame_difference(frames, len(frames) // 2)) for frames in clips]
     if not pairs:
-        raise ValueError("the motion of no clips")
+        raise ValueError("motion needs at least one clip")
     neighbours, halves = zip(*pairs, strict=True)
     return {"frame_difference": mean(neighbours), "half_clip_difference": mean(halves)}

@@ -9,7 +9,7 @@ import torch
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak so far in GB (1e9 bytes): allocated on a GPU, resident on a CPU."""
+    """Peak memory so far in GB (1e9 bytes): allocated memory of a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Where metrics go: a progress bar, metrics.jsonl and TensorBoard. Used on one rank."""
+"""Outputs of metrics: a progress bar, metrics.jsonl and TensorBoard. Used on one rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Metrics = Mapping[str, float]
 
 
 class Sinks:
-    """All of a run's sinks, closed together. A disk that is full for a while does not end the run."""
+    """All sinks of a run, closed together. A temporarily full disk does not end the run."""
 
     def __init__(self, output_dir: Path, first_step: int, max_steps: int, tensorboard: bool) -> None:
         self._stack = ExitStack()
@@ -29,7 +29,7 @@ class Sinks:
         self._stack.callback(self._jsonl.close)
         self._events = SummaryWriter(str(self._logs), purge_step=first_step) if tensorboard else None
         self._stack.callback(self._close_events)
-        # Smoothing over many steps keeps the remaining time steady.
+        # Smoothing over many steps stabilises the estimate of the remaining time.
         self.bar = self._stack.enter_context(
             tqdm(
                 total=max_steps,
@@ -42,7 +42,7 @@ class Sinks:
         )
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """After an optimizer step: all sinks, and the bar moves on."""
+        """Record an optimizer step in all sinks and advance the bar."""
         self.write(step, metrics)
         self.bar.set_postfix_str(
             f"loss {metrics['loss']:.4f} grad {metrics['gradient_norm']:.2f} lr {metrics['learning_rate']:.1e}"
@@ -53,24 +53,24 @@ class Sinks:
         self.bar.update(step - self.bar.n)
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Record without moving the bar."""
+        """Record metrics without advancing the bar."""
         self._jsonl.write({"step": step, **metrics})
         if self._events:
             try:
                 for name, value in metrics.items():
                     self._events.add_scalar(name, value, step)
             except OSError as error:
-                # Its thread ends at the first failed write; metrics.jsonl has everything.
-                logger.error("%s: %s; TensorBoard gets no more of this run", self._logs, error.strerror)
+                # TensorBoard's writer thread ends at the first failed write; metrics.jsonl remains complete.
+                logger.error("%s: %s; TensorBoard logging stops for this run", self._logs, error.strerror)
                 self._close_events()
                 self._events = None
 
     def unpause(self) -> None:
-        """Training goes on after something else: that time says nothing about the steps to come."""
+        """Exclude a pause of training from the estimate of the remaining time."""
         self.bar.unpause()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.bar.write(text)
 
     def _close_events(self) -> None:

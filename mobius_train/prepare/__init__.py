@@ -1,4 +1,5 @@
-"""From a heap of pictures and videos to training shards.
+"""Data preparation: from raw pictures and videos to training shards.
 
-`recipe` says what is done; `run` does it part by part; `stages` judge and change clips; `report` tells what happened.
+`recipe` defines the configuration, `preparation` runs it part by part, `stages` filter and change clips, and
+`prepare_report` summarises the result.
 """

@@ -1,4 +1,4 @@
-"""What passes through the stages: a clip with its record, kept or dropped."""
+"""A clip and its record as they pass through the stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Frames = NDArray[np.uint8]  # (F, H, W, 3), RGB
 
 
 class Drop(NamedTuple):
-    """Why a clip is left out: a few words that many clips share, to be counted, and this clip's own figures."""
+    """Why a clip was dropped. reason: a short text, counted over clips. detail: this clip's own numbers."""
 
     stage: str
     reason: str
@@ -23,7 +23,7 @@ class Drop(NamedTuple):
 
 
 class Dropped(Exception):
-    """Raised by a stage on a clip that it leaves out."""
+    """Raised by a stage to drop a clip."""
 
     def __init__(self, reason: str, detail: object = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -32,12 +32,12 @@ class Dropped(Exception):
 
 @dataclass
 class Candidate:
-    """One clip on its way.
+    """A clip in preparation.
 
-    key: unique, of letters that shards can carry. origin: where a person finds it. group: its clips are on one side of
-    the split. number: of the reference in its part. captions: by language. drafts: descriptions to make a caption of.
-    start, end: seconds of its file. frames: at the constant rate `fps`; none before it is decoded. place: where its
-    bytes are.
+    key: unique, with characters that are valid in shards. origin: its location in messages. group: clips of one group
+    stay on one side of the split. number: the index of its reference in the part. captions: by language. drafts:
+    descriptions from which a caption is made. start, end: in seconds of the file. frames: at the constant rate `fps`;
+    None before decoding. place: the location of its bytes.
     """
 
     key: str
@@ -60,14 +60,14 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return 0 if self.place is None else self.place.size
 
     def read(self) -> bytes:
-        """The file's bytes.
+        """Read the file.
 
         Raises:
-            Dropped: it cannot be read any more.
+            Dropped: the file can no longer be read.
         """
         assert self.place is not None, f"{self.key} has no place"
         try:
@@ -77,12 +77,12 @@ class Candidate:
 
     @property
     def pixels(self) -> Frames:
-        """The frames of a clip that is decoded; the recipe makes sure of that."""
+        """The frames of a decoded clip. Recipe validation puts decode before every stage that needs them."""
         assert self.frames is not None, f"{self.key} is not decoded"
         return self.frames
 
     def row(self) -> dict[str, Any]:
-        """The clip's line of the index: everything but its frames."""
+        """The clip's line in the index: all fields except the frames."""
         return {
             "key": self.key,
             "origin": self.origin,
@@ -106,7 +106,7 @@ class Candidate:
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Candidate:
-        """The clip that made the row, without its frames."""
+        """Restore a clip from its row, without frames."""
         row = dict(row)
         kept, *why = (row.pop(name) for name in ("kept", "stage", "reason", "detail"))
         return cls(**row, dropped=None if kept else Drop(*why))

@@ -1,4 +1,4 @@
-"""A clip as a sample of a shard: an animated WebP or an H.264 video, and a .json that says what it shows."""
+"""Encoding of a clip as a sample: an animated WebP or an H.264 video, and a .json with its description."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mobius_train.prepare.webp import encode_webp
 STAGE = "encode"
 
 
-def split(group: str, output: OutputConfig) -> str:
-    """`train` or `heldout`: by the group's hash, so that it follows from nothing but its name."""
+def split_of(group: str, output: OutputConfig) -> str:
+    """The split of a group, "train" or "heldout". It depends only on the hash of the group's name and the seed."""
     digest = hashlib.sha256(f"{output.seed}:{group}".encode()).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < output.heldout * 2**64 else "train"
 
 
-def sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
-    """What webdataset's writer takes.
+def encode_sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
+    """The sample for webdataset's writer.
 
     Raises:
-        Dropped: the clip has no caption, or H.264 can't have its size.
+        Dropped: the clip has no caption, or H.264 does not support its size.
     """
     captions = {language: words for language, words in clip.captions.items() if words.strip()}
     if not captions:
@@ -37,7 +37,7 @@ def sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
         data = encode_webp(images, max(1, round(1000 / fps)), output.quality)
     else:
         if frames.shape[1] % 2 or frames.shape[2] % 2:
-            raise Dropped("odd size", f"{frames.shape[2]}x{frames.shape[1]}: H.264 wants even ones; add buckets")
+            raise Dropped("odd size", f"{frames.shape[2]}x{frames.shape[1]}: H.264 needs even sizes; add buckets")
         data = encode_video(
             frames, container="mp4", codec="libx264", pixel_format="yuv420p", fps=fps, options={"crf": str(output.crf)}
         )

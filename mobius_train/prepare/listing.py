@@ -1,4 +1,4 @@
-"""The inputs of a run, listed once: what is done later doesn't depend on what is added to the sources meanwhile."""
+"""The list of a run's inputs. It is made once, so later changes of the sources do not affect the run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mobius_train.errors import MobiusError
 from mobius_train.files import publish_folder, publish_lines, read_lines, temporary_folder
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.recipe import PrepareConfig, Source
-from mobius_train.prepare.sources.reference import STAGE, Reference, unique
+from mobius_train.prepare.sources.reference import STAGE, Reference, make_keys_unique
 
 NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
 
 
 class Inputs:
-    """References by part, read from the list without holding all of it."""
+    """References by part, read from the list one part at a time."""
 
     def __init__(self, work: Path, part_size: int) -> None:
         self.path, self.part_size = work / NAME, part_size
@@ -33,7 +33,7 @@ class Inputs:
         return len(self.offsets)
 
     def size(self, number: int) -> int:
-        """How many inputs a part has."""
+        """The number of inputs in a part."""
         return min(self.part_size, self.count - number * self.part_size)
 
     def part(self, number: int) -> list[Reference]:
@@ -45,10 +45,10 @@ class Inputs:
 
 
 def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
-    """List the inputs, or take the list that is there.
+    """List the inputs, or open an existing list.
 
     Raises:
-        MobiusError: a source isn't there, or all are empty.
+        MobiusError: a source is missing, or all sources are empty.
     """
     if not (work / OFFSETS).exists():
         _list(config, work)
@@ -56,13 +56,13 @@ def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
 
 
 def _list(config: PrepareConfig, work: Path) -> None:
-    """Several tasks may do this at once: whose folder gets the name first has listed."""
+    """Write the list. If several tasks do so at once, the first folder to be renamed is used."""
     with temporary_folder(work) as own:
         sources = tqdm(config.sources, desc="listing", unit="source")
         references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
-            raise MobiusError(f"no input in {len(config.sources)} sources: all are empty")
-        references = unique(references)
+            raise MobiusError(f"no inputs in {len(config.sources)} sources: all are empty")
+        references = make_keys_unique(references)
         publish_lines(own / NAME, (r.to_json() for r in references), ascii_only=True)
         with (own / NAME).open("rb") as file:
             starts = itertools.accumulate((len(line) for line in file), initial=0)
@@ -78,7 +78,7 @@ def _list(config: PrepareConfig, work: Path) -> None:
 
 def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]:
     def final(path: str) -> str:
-        """As it will be found later, from any folder."""
+        """The absolute path after `own` has been renamed to `work`."""
         inside = path.startswith(f"{own}{os.sep}")
         return os.path.abspath(work / os.path.relpath(path, own) if inside else path)
 
@@ -88,5 +88,5 @@ def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]
             reference.caption_at = (final(reference.caption_at[0]), *reference.caption_at[1:])
         bare = reference.caption_at is None and reference.caption is None
         if bare and source.captions == "required" and reference.problem is None:
-            reference.problem = Drop(STAGE, "no caption", "the source says captions: required")
+            reference.problem = Drop(STAGE, "no caption", "the source has captions: required")
         yield reference

@@ -1,7 +1,7 @@
-"""One unit of work: a part of the inputs through the stages of one pass.
+"""One unit of work: one part of the inputs through the stages of one pass.
 
-Its result is a file of rows, which appears last and whole; frames or shards lie beside it by then. What a killed
-process has begun is begun anew.
+The result is a file of rows. It is published atomically after the part's frames or shards, so a part that a killed
+process left unfinished is redone.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from mobius_train.files import publish, publish_lines, read_lines
 from mobius_train.prepare import frame_store
 from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 from mobius_train.prepare.encode import STAGE as ENCODE
-from mobius_train.prepare.encode import sample, split
+from mobius_train.prepare.encode import encode_sample, split_of
 from mobius_train.prepare.listing import Inputs
 from mobius_train.prepare.passes import Pass
 from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.prepare.sources.reference import STAGE as SOURCE
 from mobius_train.prepare.sources.reference import Reference
-from mobius_train.prepare.stages.stage import drop
+from mobius_train.prepare.stages.stage import drop_clip
 
 SPLITS = ("train", "heldout")
 
 
 def rows_path(work: Path, number: int, part: int) -> Path:
-    """The mark that the part is through pass `number`, and its rows."""
+    """The rows of a part after pass `number`; the file marks the part as done."""
     return work / f"pass-{number}" / f"part-{part:06d}.jsonl"
 
 
 def decision_path(work: Path, number: int) -> Path:
-    """What was decided at the end of pass `number`."""
+    """The decision at the end of pass `number`."""
     return work / f"decision-{number}.jsonl"
 
 
 def shard_name(split_name: str, part: int) -> str:
-    """Of the output folder."""
+    """The shard's file name in the output folder."""
     return f"{split_name}-{part:06d}.tar"
 
 
 def run_part(config: PrepareConfig, work: Path, inputs: Inputs, current: Pass, part: int) -> int:
-    """Do it, unless it is done; returns how many inputs it has."""
+    """Process a part unless it is done; return its number of inputs."""
     target = rows_path(work, current.number, part)
     if not target.exists():
         try:
             _make_part(config, work, inputs.part(part), current, part)
         except OSError:
-            # Another task has made it meanwhile, and removed the frames that it is made from.
+            # Another task may have finished the part and removed its input frames.
             if not target.exists():
                 raise
     return inputs.size(part)
@@ -88,7 +88,7 @@ def _through_stages(current: Pass, groups: Iterable[list[Candidate]]) -> Iterato
 
 
 def _groups(work: Path, references: list[Reference], number: int, part: int) -> Iterator[list[Candidate]]:
-    """The clips of each input, as the pass before has left them."""
+    """Yield the clips of each input after the previous pass."""
     if number == 0:
         for index, reference in enumerate(references):
             yield [_first(reference, index)]
@@ -128,12 +128,12 @@ def _first(reference: Reference, number: int) -> Candidate:
         try:
             clip.captions = _captions(reference)
         except Dropped as dropped:
-            drop(clip, SOURCE, dropped)
+            drop_clip(clip, SOURCE, dropped)
     return clip
 
 
 def _captions(reference: Reference) -> dict[str, str]:
-    """By language; a caption without one is taken for English, as the training does by default."""
+    """Captions by language. A caption without a language counts as English, the default of training."""
     caption = reference.caption
     if caption is None and reference.caption_at is not None:
         path, offset, size, suffix = reference.caption_at
@@ -167,17 +167,17 @@ def _write_frames(path: Path, clips: Iterable[Candidate]) -> list[dict[str, Any]
 
 
 def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Candidate]) -> list[dict[str, Any]]:
-    """A shard of each split; one without a clip is not written."""
+    """Write one shard for each split that has clips."""
     rows: list[dict[str, Any]] = []
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     for clip in clips:
         if clip.dropped is None:
             try:
-                made = sample(clip, config.output)
+                made = encode_sample(clip, config.output)
             except Dropped as dropped:
-                drop(clip, ENCODE, dropped)
+                drop_clip(clip, ENCODE, dropped)
             else:
-                name = split(clip.group, config.output)
+                name = split_of(clip.group, config.output)
                 samples[name].append(made)
                 frames = clip.pixels
                 clip.output = {
@@ -197,10 +197,10 @@ def _write_shards(config: PrepareConfig, part: int, clips: Iterable[Candidate]) 
 
 def _write_tar(samples: list[dict[str, Any]], path: Path) -> None:
     with path.open("wb") as file, contextlib.closing(_tar(file)) as tar:
-        for one in samples:
-            tar.write(one)
+        for each in samples:
+            tar.write(each)
 
 
 def _tar(file: Any) -> TarWriter:
-    """A fixed time and owner: the same clips give the same bytes."""
+    """A tar writer with fixed time and owner, so that equal clips give equal bytes."""
     return TarWriter(file, mtime=0.0, user="", group="", encoder=False)

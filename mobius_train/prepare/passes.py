@@ -1,4 +1,4 @@
-"""The stages of a recipe as passes over the parts: each but the last ends with a decision over all clips."""
+"""Division of a recipe's stages into passes over the parts. Each pass but the last ends with a global decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mobius_train.prepare.stages.stage import GlobalStage, Stage
 
 
 class Pass(NamedTuple):
-    """stages: for each part by itself. decision: taken when all parts are through; the last writes shards."""
+    """stages: run on each part. decision: made after all parts; None in the last pass, which writes the shards."""
 
     number: int
     stages: list[Stage]
@@ -17,12 +17,12 @@ class Pass(NamedTuple):
 
 
 def passes(config: PrepareConfig) -> list[Pass]:
-    """In their order."""
-    found: list[Pass] = []
+    """The passes of a recipe in order."""
+    complete: list[Pass] = []
     stages: list[Stage] = []
     for stage in config.stages:
         stages.append(stage)
         if isinstance(stage, GlobalStage):
-            found.append(Pass(len(found), stages, stage))
+            complete.append(Pass(len(complete), stages, stage))
             stages = []
-    return [*found, Pass(len(found), stages, None)]
+    return [*complete, Pass(len(complete), stages, None)]

@@ -1,7 +1,7 @@
-"""A preparation from start to end: parts side by side, passes one after the other.
+"""A complete preparation: passes in sequence, parts in parallel.
 
-Any number of processes on any number of machines may work on the same output folder, each with parts of its own: what
-is made follows from recipe and inputs alone. All that they share is files that appear whole.
+Any number of processes on any number of machines can work on the same output folder. The output depends only on recipe
+and inputs, and the processes share nothing but files that are published atomically.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS, WORK = "index.jsonl", "work"
 
 
 class Share(NamedTuple):
-    """This process among those that share the output folder: it begins with parts i, i + of, i + 2·of, …"""
+    """One of `of` processes that share the output folder. Process i starts with parts i, i + of, i + 2·of, …"""
 
     number: int
     of: int
@@ -43,14 +43,14 @@ class Share(NamedTuple):
 ALL = Share(0, 1)
 
 
-def prepare(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
-    """Do all that is still to be done: this task's share, then what other tasks have not done.
+def prepare_data(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
+    """Do all remaining work: this task's share, then the parts that other tasks have not finished.
 
-    No task waits for another, which may be late, queued or dead. What two tasks both make is the same, and each file
-    is replaced as a whole, so that this costs some work at the end of a pass and nothing else.
+    No task waits for another, which may be late, queued or dead. Two tasks that process the same part write identical
+    files and replace them atomically, so the only cost is some duplicate work at the end of a pass.
 
     Raises:
-        MobiusError: the folder belongs to another recipe, a source or model isn't there, a worker died, or no clip is
+        MobiusError: the folder belongs to another recipe, a source or model is missing, a worker died, or no clip is
             left.
     """
     folder = config.output_dir
@@ -59,15 +59,15 @@ def prepare(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> None:
         if not (folder / INDEX).exists():
             _prepare(config, workers, task)
     except OSError:
-        # Another task has finished, and removed what this one was reading.
+        # Another task may have finished and removed the files that this one was reading.
         if not (folder / INDEX).exists():
             raise
     _tidy(folder)
 
 
 def _prepare(config: PrepareConfig, workers: int, task: Share) -> None:
-    # Parts are what runs side by side; sums of several threads may come out differently; and threads don't survive
-    # the fork of a worker.
+    # Parts run in parallel, so threads are not needed. Their sums may differ between runs, and they do not survive the
+    # fork of a worker.
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     for stage in config.stages:
@@ -84,27 +84,27 @@ def _prepare(config: PrepareConfig, workers: int, task: Share) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a finished output needs no more, and what killed processes have left."""
+    """Remove the work files of a finished output and the leftovers of killed processes."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
     remove_leftovers(folder)
 
 
 def _refuse_other(config: PrepareConfig) -> None:
-    """An output folder belongs to one recipe, from the listing of its inputs on."""
+    """Reject an output folder of another recipe; it belongs to a recipe once its inputs are listed."""
     folder = config.output_dir
     path = next((p for p in (folder / RECIPE, folder / WORK / RECIPE) if p.exists()), None)
     if path is None:
         others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
         if others and not (folder / WORK / RECIPE).exists():  # another task may have listed meanwhile
-            raise MobiusError(f"the output folder {folder} holds {others[0]}: give another one")
+            raise MobiusError(f"the output folder {folder} contains {others[0]}: set another output_dir")
         return
-    found = path.read_text(encoding="utf-8")
-    if found != config.dump():
-        theirs, ours = found.splitlines(), config.dump().splitlines()
+    recorded = path.read_text(encoding="utf-8")
+    if recorded != config.dump():
+        theirs, ours = recorded.splitlines(), config.dump().splitlines()
         differing = next((line for line in ours if line not in theirs), next((x for x in theirs if x not in ours), ""))
         raise MobiusError(
-            f"{folder} was begun with another recipe ({path}; one difference: {differing.strip()!r}):"
-            " go on with that one, or give another output_dir"
+            f"{folder} was started with another recipe ({path}; one difference: {differing.strip()!r}):"
+            " continue with that recipe, or set another output_dir"
         )
 
 
@@ -112,19 +112,19 @@ _shared: dict[str, Any] = {}
 
 
 def _do(part: int) -> int:
-    """In a worker: what the parts share came with the fork."""
+    """Process a part in a worker, which inherits `_shared` through the fork."""
     return run_part(part=part, **_shared)
 
 
 def _run_parts(config: PrepareConfig, inputs: Inputs, current: Pass, workers: int, task: Share) -> None:
-    """Until every part is through the pass."""
+    """Run the pass until every part is done."""
     _shared.update(config=config, work=config.output_dir / WORK, inputs=inputs, current=current)
-    mine = range(task.number, inputs.parts, task.of)
-    others = [part for part in range(inputs.parts) if part not in mine]
-    # Each task in an order of its own: they rarely meet at the same part.
+    own = range(task.number, inputs.parts, task.of)
+    others = [part for part in range(inputs.parts) if part not in own]
+    # Each task has its own order, so two tasks rarely process the same part.
     random.Random(task.number).shuffle(others)
     title = f"pass {current.number + 1}/{len(passes(config))}: {' '.join(s.name for s in current.stages) or 'shards'}"
-    _run(inputs, current, workers, mine, title)
+    _run(inputs, current, workers, own, title)
     _run(inputs, current, workers, others, f"{title} (of other tasks)")
 
 
@@ -140,7 +140,7 @@ def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], titl
                 bar.update(_do(part))
             return
         try:
-            # Forked: a spawned process would import everything again.
+            # A spawned process would import everything again.
             with ProcessPoolExecutor(workers, get_context("fork")) as pool:
                 running: set[Future[int]] = set()
                 waiting = iter(missing)
@@ -153,7 +153,7 @@ def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], titl
                         bar.update(future.result())
         except BrokenProcessPool as error:
             raise MobiusError(
-                "a worker died, most likely for want of memory: start again with fewer --workers, and it goes on"
+                "a worker died, most likely out of memory: restart with fewer --workers to resume"
             ) from error
 
 
@@ -163,14 +163,14 @@ def _rows(work: Path, number: int, parts: int) -> Iterator[dict[str, Any]]:
 
 
 def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
-    """The index of all parts and the report; index.json comes last and says that all is there."""
+    """Write the index and the report; index.json is written last and marks the output as complete."""
     folder = config.output_dir
     publish_lines(folder / ROWS, _rows(folder / WORK, last, inputs.parts))
     counts = report.count(config, read_lines(folder / ROWS))
     report.write(config, counts, inputs, folder / ROWS)
     if not counts.kept:
         raise MobiusError(
-            f"no clip is left of {inputs.count} inputs, dropped for {counts.summary()}; see {folder / report.FOLDER}"
+            f"all clips of {inputs.count} inputs were dropped: {counts.summary()}; see {folder / report.FOLDER}"
         )
     shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("[!.]*.tar"))}
     publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What happened to the inputs: counts and reasons by stage, histograms of the scores, pictures of kept and dropped."""
+"""The report of a preparation: counts and reasons by stage, histograms of scores, pictures of clips."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ FOLDER = "report"
 BINS, BAR = 12, 40
 SHEET_CLIPS = 12
 SHEET_FRAMES = 4
-NAMED = 10  # inputs named for each reason
+NAMED = 10  # inputs listed for each reason
 
 
 @dataclass
 class Counts:
-    """clips: after shots have been cut. dropped: by stage and reason. examples: origins, the first of each reason.
+    """clips: number after cutting shots. dropped: by stage and reason. examples: the first origins for each reason.
 
-    notes: what was odd and mended, and the first origins of each.
+    notes: number of each corrected oddity. noted: the first origins for each note.
     """
 
     stages: list[str]
     clips: int = 0
-    joined: int = 0  # shots that became part of the one before
+    joined: int = 0  # shots that were joined to the previous one
     kept: int = 0
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -46,14 +46,14 @@ class Counts:
     scores: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # kept, dropped
 
     def summary(self) -> str:
-        """Reasons and their counts, in one line."""
+        """Reasons and counts in one line."""
         return ", ".join(f"{why} ({stage}) {n}" for stage, whys in self.dropped.items() for why, n in whys.items())
 
 
 def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
-    """The figures of an index."""
+    """Count the rows of an index."""
     counts = Counts([SOURCE, *(stage.name for stage in config.stages), ENCODE])
-    found: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
+    reasons: dict[str, Counter[str]] = {stage: Counter() for stage in counts.stages}
     for row in rows:
         counts.clips += 1
         counts.joined += row["scores"].get("stitch", {}).get("joined", 1) - 1
@@ -66,11 +66,11 @@ def count(config: PrepareConfig, rows: Iterable[dict[str, Any]]) -> Counts:
             output = row["output"]
             counts.outputs[f"{output['width']}x{output['height']}, {output['num_frames']} frames"] += 1
         else:
-            found[row["stage"]][row["reason"]] += 1
+            reasons[row["stage"]][row["reason"]] += 1
             _name(counts.examples.setdefault((row["stage"], row["reason"]), []), row, row["detail"])
         for name, value in _numbers(row):
             counts.scores.setdefault(name, ([], []))[not row["kept"]].append(value)
-    counts.dropped = {stage: dict(whys.most_common()) for stage, whys in found.items() if whys}
+    counts.dropped = {stage: dict(whys.most_common()) for stage, whys in reasons.items() if whys}
     return counts
 
 
@@ -89,9 +89,9 @@ def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def write(config: PrepareConfig, counts: Counts, inputs: Inputs, rows: Path) -> None:
-    """report.md and contact sheets, into the folder `report` of the output.
+    """Write report.md and contact sheets to the folder `report` of the output.
 
-    Pictures of dropped clips are decoded from their sources once more: a few of every stage.
+    A few clips dropped by each stage are decoded from their sources again for the pictures.
     """
     folder = config.output_dir / FOLDER
     text = "\n".join([*_table(counts, inputs.count), *_reasons(counts), *_outputs(counts), *_histograms(counts)])
@@ -123,12 +123,12 @@ def _table(counts: Counts, inputs: int) -> Iterator[str]:
 
 
 def _reasons(counts: Counts) -> Iterator[str]:
-    yield "\n## What was dropped\n\nThe first of each reason; index.jsonl names all.\n"
+    yield "\n## Dropped clips\n\nThe first for each reason; index.jsonl lists all.\n"
     for (stage, reason), examples in sorted(counts.examples.items()):
         yield f"- {stage}, {reason} ({counts.dropped[stage][reason]}):"
         yield from (f"  - `{example}`" for example in examples)
     if counts.notes:
-        yield "\n## Oddities that were mended\n"
+        yield "\n## Corrected oddities\n"
         for note, number in sorted(counts.notes.items()):
             yield f"- {note} ({number}):"
             yield from (f"  - `{example}`" for example in counts.noted[note])
@@ -140,7 +140,7 @@ def _outputs(counts: Counts) -> Iterator[str]:
 
 
 def _histograms(counts: Counts) -> Iterator[str]:
-    """Clips by score; # are kept, . are dropped."""
+    """Histograms of clips by score, # for kept and . for dropped."""
     yield "\n## Scores\n\n`#` kept, `.` dropped.\n\n```"
     for name, (kept, dropped) in sorted(counts.scores.items()):
         values = kept + dropped
@@ -160,7 +160,7 @@ def _histograms(counts: Counts) -> Iterator[str]:
 
 
 def _chosen(counts: Counts, rows: Path) -> dict[str, list[dict[str, Any]]]:
-    """Some rows of kept clips and of each stage's dropped ones, evenly over the index."""
+    """A selection of kept clips and of clips dropped by each stage, evenly spaced over the index."""
     totals = {"kept": counts.kept} | {f"dropped-{stage}": sum(whys.values()) for stage, whys in counts.dropped.items()}
     seen: Counter[str] = Counter()
     chosen: dict[str, list[dict[str, Any]]] = {name: [] for name in totals}
@@ -174,7 +174,7 @@ def _chosen(counts: Counts, rows: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _frames(decode: Decode, inputs: Inputs, row: dict[str, Any]) -> Frames | None:
-    """(SHEET_FRAMES or fewer, H, W, 3) of the clip's part of its source; None for what can't be decoded."""
+    """Up to SHEET_FRAMES frames (F, H, W, 3) of a clip, decoded from its source; None if it cannot be decoded."""
     reference = inputs.part(row["part"])[row["number"]]
     if reference.problem is not None:
         return None

@@ -1,4 +1,4 @@
-"""From frames with times of their own to a constant rate."""
+"""Resampling of frames with individual durations to a constant rate."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ MAX_FPS = 60.0
 
 
 def as_browsers(durations: list[float]) -> list[float]:
-    """Milliseconds of each frame, as browsers show them: makers of GIFs rely on it."""
+    """Frame durations in ms as browsers show them, which GIF authors rely on."""
     return [duration if duration >= BROWSERS_MIN_MS else BROWSERS_MS for duration in durations]
 
 
-def rate(durations: list[float]) -> float:
-    """Frames per second of most frames, 60 at most, from durations in ms."""
+def frame_rate(durations: list[float]) -> float:
+    """The rate of the median duration (ms), in frames per second, at most 60."""
     return min(MAX_FPS, 1000.0 / median_low(durations))
 
 
-def shown(durations: list[float], fps: float) -> list[int]:
-    """Which frame is on display in the middle of each 1/fps seconds, over the whole length; at least one."""
+def displayed_frames(durations: list[float], fps: float) -> list[int]:
+    """The indices of the frames displayed in the middle of each 1/fps seconds; at least one."""
     ends: list[float] = []
     for duration in durations:
         ends.append((ends[-1] if ends else 0.0) + duration)

@@ -1,4 +1,4 @@
-"""Animated WebP with exactly the frames that it is given."""
+"""Encoding of animated WebP without merging equal frames."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from PIL import Image
 
 from mobius_train.data.headers import read_header
 
-METHOD = 6  # the slowest and smallest
+METHOD = 6  # slowest, smallest output
 
 
 def encode_webp(frames: list[Image.Image], duration: int, quality: int) -> bytes:
-    """The bytes of a WebP that shows each of the frames for `duration` ms; `quality` is from 0 to 100."""
+    """Encode a WebP that shows each frame for `duration` ms; `quality` is 0 to 100."""
     buffer = io.BytesIO()
     first, *rest = frames
     first.save(
@@ -29,7 +29,7 @@ def encode_webp(frames: list[Image.Image], duration: int, quality: int) -> bytes
     data = buffer.getvalue()
     if read_header(data, len(frames) * first.width * first.height).num_frames == len(frames):
         return data
-    # The encoder merges a frame with one before it that looks the same: put the frames together one by one.
+    # The encoder merged frames that look the same: encode each frame separately and join them.
     return _join([_still(frame, quality) for frame in frames], first.size, duration)
 
 

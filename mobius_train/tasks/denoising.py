@@ -19,7 +19,7 @@ from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import Samples, heldout_batches
 from mobius_train.diffusion.process import NoisyBatch, squared_error
-from mobius_train.diffusion.randomness import draw
+from mobius_train.diffusion.randomness import draw_numbers
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.clips import write_clips
@@ -123,7 +123,7 @@ class DiffusionTask:
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
         encoded = self.source.on_device(batch)
-        draws = draw(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
+        draws = draw_numbers(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
         noisy = self.parts.process.noisy(self._latents(encoded, draws.posterior), draws)
         # For classifier-free guidance the model has to know clips without a caption too.
         keep = draws.dropout >= self.config.objective.caption_dropout
@@ -158,7 +158,7 @@ class DiffusionTask:
             even=self.config.shard_frozen,
         ):
             encoded = self.source.on_device(batch)
-            draws = draw(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
+            draws = draw_numbers(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
             latents = self._latents(encoded, draws.posterior)
             for quantile in self.config.validation.timestep_quantiles:
                 noisy = self.parts.process.noisy(latents, draws, quantile)

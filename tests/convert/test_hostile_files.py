@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mobius_train.convert.consolidate import consolidate
+from mobius_train.convert.consolidate import consolidate_checkpoint
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.serial_parallel import serial_to_parallel
 from mobius_train.convert.single_file import from_single_file
@@ -54,7 +54,7 @@ def test_deepspeed(sharded: Path, tmp_path: Path, marker: Path, name: str, proto
     else:
         torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
     with pytest.raises(MobiusError, match=name):
-        consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
+        consolidate_checkpoint(tmp_path / "copy", tmp_path / "whole.safetensors")
     assert not marker.exists()
 
 
@@ -69,7 +69,7 @@ def test_fsdp(sharded: Path, tmp_path: Path, marker: Path, name: str) -> None:
     else:
         path.write_bytes(pickle.dumps(Command(marker)).ljust(size, b"\0"))
     with pytest.raises(MobiusError, match=name.replace(".", r"\.")):
-        consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
+        consolidate_checkpoint(tmp_path / "copy", tmp_path / "whole.safetensors")
     assert not marker.exists()
     assert not list(tmp_path.glob("*whole*"))
 
@@ -84,13 +84,13 @@ def test_fsdp_metadata_stays_in_its_folder_and_makes_no_other_types(sharded: Pat
         info.relative_path = "../copy/__0_0.distcp"
     path.write_bytes(pickle.dumps(found))
     with pytest.raises(MobiusError, match=r"\.metadata.*'\.\./copy"):
-        consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
+        consolidate_checkpoint(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(pickle.dumps(pickle.loads(honest).planner_data))
     with pytest.raises(MobiusError, match=r"\.metadata"):
-        consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
+        consolidate_checkpoint(tmp_path / "copy", tmp_path / "whole.safetensors")
     path.write_bytes(honest[: len(honest) // 2])
     with pytest.raises(MobiusError, match=r"\.metadata"):
-        consolidate(tmp_path / "copy", tmp_path / "whole.safetensors")
+        consolidate_checkpoint(tmp_path / "copy", tmp_path / "whole.safetensors")
 
 
 @pytest.mark.parametrize("name", ["file.ckpt", "file.safetensors"])

@@ -14,7 +14,7 @@ from made_checkpoints import make
 from recipes import Run
 from safetensors.torch import load_file
 
-from mobius_train.convert.consolidate import consolidate
+from mobius_train.convert.consolidate import consolidate_checkpoint
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers
 from mobius_train.errors import MobiusError
 
@@ -62,14 +62,14 @@ def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> 
     output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []}, ds_config="zero1")
     # The run's folder means its latest checkpoint.
     for source, tag, name in ((output, None, "a"), (output / "checkpoint-4", None, "b"), (output, "checkpoint-2", "c")):
-        consolidate(source, tmp_path / f"{name}.safetensors", weights="ema", tag=tag)
-    consolidate(output, tmp_path / "raw.safetensors")
+        consolidate_checkpoint(source, tmp_path / f"{name}.safetensors", weights="ema", tag=tag)
+    consolidate_checkpoint(output, tmp_path / "raw.safetensors")
     assert _same(tmp_path / "a.safetensors", output / "final" / RING)
     assert _same(tmp_path / "b.safetensors", output / "final" / RING)
     assert not _same(tmp_path / "c.safetensors", output / "final" / RING)
     assert not _same(tmp_path / "raw.safetensors", output / "final" / RING)
-    with pytest.raises(MobiusError, match="holds model and ema"):
-        consolidate(output, tmp_path / "d.safetensors", weights="emma")
+    with pytest.raises(MobiusError, match="contains model and ema"):
+        consolidate_checkpoint(output, tmp_path / "d.safetensors", weights="emma")
     done = convert("to-diffusers", output / "checkpoint-4", tmp_path / "typed", "--weights", "ema")
     assert done.returncode == 0, done.stderr
     assert _same(tmp_path / "typed" / RING, output / "final" / RING)
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> No
     shard = output / "checkpoint-1" / "rank-00000-of-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     for attempt in (
-        lambda: consolidate(output, tmp_path / "a.safetensors"),
+        lambda: consolidate_checkpoint(output, tmp_path / "a.safetensors"),
         lambda: checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline"),
     ):
         with pytest.raises(MobiusError, match=shard.name):

@@ -11,7 +11,7 @@ from clip_files import animation, numbers, shard, video, write_tar
 from torch.utils.data import DataLoader
 
 from mobius_train.data.clips import Clip, ClipDataset, open_clips
-from mobius_train.data.shards import describe_shard, read_shards, verify
+from mobius_train.data.shards import describe_shard, read_shards, verify_shards
 from mobius_train.errors import MobiusError
 
 EMOJI = Path(__file__).parents[2] / "assets" / "fluent-emoji" / "64"
@@ -188,20 +188,20 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", ["k", "l"])
     write_index(tmp_path)
     assert len(opened(path)) == 2
-    assert verify(tmp_path) == 1
+    assert verify_shards(tmp_path) == 1
     data = bytearray(path.read_bytes())
     data[600] ^= 1  # inside the first caption
     path.write_bytes(data)
     with pytest.raises(MobiusError, match=r"a\.tar.*index\.json"):
-        verify(tmp_path)
+        verify_shards(tmp_path)
     path.write_bytes(data[:-512])
     refused(path, r"a\.tar.*\d+ bytes.*index\.json.*\d+")
     path.unlink()
     with pytest.raises(MobiusError, match=r"a\.tar"):
-        verify(tmp_path)
+        verify_shards(tmp_path)
     (tmp_path / "index.json").write_text('{"shards": {"a.t')
     with pytest.raises(MobiusError, match=r"index\.json"):
-        verify(tmp_path)
+        verify_shards(tmp_path)
 
 
 # Folders
@@ -285,7 +285,7 @@ def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_the_committed_shards_are_whole() -> None:
-    assert verify(EMOJI) == 5
+    assert verify_shards(EMOJI) == 5
     counts = json.loads((EMOJI / "index.json").read_text(encoding="utf-8"))["counts"]
     for split in ("train", "heldout"):
         for language in ("en", "zh"):

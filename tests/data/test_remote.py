@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import socket
 import struct
 import sys
@@ -130,14 +131,14 @@ def test_a_shell_command_is_refused(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("ais://bucket/{0..1}.tar", r"ais://bucket/0.tar: fsspec opens no ais://"),
+        ("ais://bucket/{0..1}.tar", r"ais://bucket/0.tar: fsspec .*ais://"),
         ("file:/a.tar", "file:/a.tar.*no scheme://"),
         ("{http://host/a.tar,b.tar}", "b.tar.*no scheme://"),
-        ("http://host/*.tar", "name shards by braces"),
-        ("http://host/a[1-9].tar", "name shards by braces"),
+        ("http://host/*.tar", r"\{000000..000003\}"),
+        ("http://host/a[1-9].tar", r"\{000000..000003\}"),
         ("simplecache::http://host/a.tar", "chained"),
-        ("{http://host/a.tar,http://host/a.tar}", "http://host/a.tar is named more than once"),
-        ("http://user:word@host/{a.tar?sign=1", r"braces of 'http://host/\{a.tar'"),
+        ("{http://host/a.tar,http://host/a.tar}", "http://host/a.tar .*more than once"),
+        ("http://user:word@host/{a.tar?sign=1", r"braces .*'http://host/\{a.tar'"),
     ],
 )
 def test_an_address_that_cannot_be_opened_is_refused_before_any_request(
@@ -201,7 +202,7 @@ def test_a_shard_comes_whole_and_is_compared_with_its_index(server: Server, tmp_
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MobiusError, match=rf"s-2.tar gave {len(data)} bytes of sha256 .* index.json"):
+    with pytest.raises(MobiusError, match=rf"s-2.tar has {len(data)} bytes .*sha256 .* index.json"):
         fetch_shard(_one(f"{server.url}/s-2.tar", tmp_path / "to"))
     assert _left(tmp_path / "to") == ["index.json", "s-0.tar", "s-1.tar"]
 
@@ -223,12 +224,12 @@ def test_a_fault_that_passes_costs_a_retry(
 @pytest.mark.parametrize(
     ("path", "requests", "match"),
     [
-        ("cut/s-0.tar", ATTEMPTS, "cannot be fetched: .*payload.* 5 of 5"),
-        ("drop/s-0.tar", ATTEMPTS, "cannot be fetched: .* 5 of 5"),
-        ("busy/s-0.tar", ATTEMPTS, "cannot be fetched: .*503.* 5 of 5"),
-        ("forbidden/s-0.tar", 1, "cannot be fetched: .*403"),
-        ("nothing.tar", 1, "nothing.tar cannot be fetched: there is no such file"),
-        ("page.html", 1, "page.html gave no whole shard"),
+        ("cut/s-0.tar", ATTEMPTS, "s-0.tar: .*payload.* 5 of 5"),
+        ("drop/s-0.tar", ATTEMPTS, "s-0.tar: .* 5 of 5"),
+        ("busy/s-0.tar", ATTEMPTS, "s-0.tar: .*503.* 5 of 5"),
+        ("forbidden/s-0.tar", 1, "s-0.tar: .*403"),
+        ("nothing.tar", 1, "nothing.tar: there is no such file"),
+        ("page.html", 1, "page.html .*shard"),
     ],
 )
 def test_an_incomplete_shard_is_named_and_leaves_nothing(
@@ -236,7 +237,7 @@ def test_an_incomplete_shard_is_named_and_leaves_nothing(
 ) -> None:
     (server.folder / "page.html").write_text("<html>" + "a" * 2000)
     count: list[int] = []
-    with pytest.raises(MobiusError, match=f"^{server.url}/.*{match}"):
+    with pytest.raises(MobiusError, match=f"{server.url}/.*{match}"):
         fetch_shard(_one(f"{server.url}/{path}", tmp_path / "to"), count.append)
     assert len(server.asked) == requests
     assert pauses == [1, 2, 4, 8][: requests - 1]
@@ -244,7 +245,7 @@ def test_an_incomplete_shard_is_named_and_leaves_nothing(
 
 
 def test_a_server_out_of_reach_is_not_one_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match=r"index.json cannot be fetched: .*127.0.0.1.* 5 of 5"):
+    with pytest.raises(MobiusError, match=r"cannot fetch .*index.json: .*127.0.0.1.* 5 of 5"):
         fetch_index(_one("http://127.0.0.1:1/s-0.tar", tmp_path))
 
 
@@ -291,7 +292,7 @@ def test_processes_that_fetch_the_same_shard_do_not_collide(server: Server, tmp_
 
 def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "to").write_text("a file")
-    with pytest.raises(MobiusError, match=rf"index.json cannot be written to {tmp_path}/to/"):
+    with pytest.raises(MobiusError, match=rf"cannot write .*index.json to {tmp_path}/to/"):
         fetch_index(_one(f"{server.url}/s-0.tar", tmp_path / "to"))
     assert server.asked == []
 
@@ -301,7 +302,7 @@ def test_a_full_disk_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "url_to_fs", lambda url, **_: (SimpleNamespace(get_file=get_file), url))
-    with pytest.raises(MobiusError, match=r"s.tar cannot be fetched: .*No space.* 1 of 5"):
+    with pytest.raises(MobiusError, match=r"cannot fetch .*s.tar: .*No space.* 1 of 5"):
         fetch_shard(_one("memory://folder/s.tar", tmp_path))
     assert pauses == []
 
@@ -339,7 +340,7 @@ def test_a_run_on_fetched_shards_is_that_on_local_ones(
 @pytest.mark.distributed
 def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, tmp_path: Path) -> None:
     away = (server.folder / "s-1.tar").rename(tmp_path / "away")
-    with pytest.raises(MobiusError, match=r"s-1\.tar cannot be fetched"):
+    with pytest.raises(MobiusError, match=r"cannot fetch .*s-1\.tar"):
         run("first", data=_data(server, tmp_path), **QUIET)
     away.rename(server.folder / "s-1.tar")
     run("second", data=_data(server, tmp_path), **QUIET)
@@ -350,11 +351,11 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(run: Run, server: Server, 
 def test_what_is_wrong_with_an_address_is_said_before_models_load(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobius_train.tasks.build_task.load_part", None)
+    monkeypatch.setattr("mobius_train.tasks.build_task.load_parts", None)
     for data, match in (
         (_data(server, tmp_path, train=f"pipe:touch {tmp_path}/ran"), "^pipe: "),
         (_data(server, tmp_path, download_dir=None), "data.download_dir=FOLDER"),
-        (_data(server, tmp_path, validation="ais://bucket/a.tar"), "no ais://"),
+        (_data(server, tmp_path, validation="ais://bucket/a.tar"), "ais://"),
     ):
         with pytest.raises(MobiusError, match=match):
             run(data=data)
@@ -380,4 +381,4 @@ def test_ranks_of_a_node_share_the_fetching_and_fail_together(
         left.unlink()
     result = launch(2, WORKER, str(path), str(tmp_path / "more"), str(DS_CONFIGS), "zero2")
     assert result.returncode != 0
-    assert "s-2.tar cannot be fetched" in result.stderr
+    assert re.search(r"cannot fetch .*s-2\.tar", result.stderr)

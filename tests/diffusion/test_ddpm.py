@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from mobius_train.config import ObjectiveConfig
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.process import squared_error
-from mobius_train.diffusion.randomness import Draws, correlated, draw
+from mobius_train.diffusion.randomness import Draws, correlate_frames, draw_numbers
 from mobius_train.errors import MobiusError
 
 SHAPE = (4, 3, 8, 8)
@@ -36,7 +36,7 @@ def alphas(o: DdpmProcess, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_noisy_sample_and_the_target_follow_the_equations(kind: str) -> None:
     o = process(prediction_type=kind)
-    draws, latents = draw(0, torch.arange(2), SHAPE), torch.randn(2, *SHAPE)
+    draws, latents = draw_numbers(0, torch.arange(2), SHAPE), torch.randn(2, *SHAPE)
     noisy = o.noisy(latents, draws)
     signal, noise = alphas(o, noisy.timesteps)
     torch.testing.assert_close(noisy.sample, signal * latents + noise * draws.noise)
@@ -50,7 +50,7 @@ def test_the_noisy_sample_and_the_target_follow_the_equations(kind: str) -> None
 def test_min_snr_weights(kind: str) -> None:
     o = process(prediction_type=kind, snr_gamma=5)
     timesteps = torch.tensor([10, 400, 990])
-    noisy = o.noisy(torch.randn(3, *SHAPE), at(draw(0, torch.arange(3), SHAPE), *timesteps))
+    noisy = o.noisy(torch.randn(3, *SHAPE), at(draw_numbers(0, torch.arange(3), SHAPE), *timesteps))
     assert torch.equal(noisy.timesteps, timesteps)
     a = o.scheduler.alphas_cumprod[timesteps]
     snr = a / (1 - a)
@@ -58,7 +58,7 @@ def test_min_snr_weights(kind: str) -> None:
 
 
 def test_a_quantile_is_one_timestep_for_all_clips() -> None:
-    o, draws = process(), draw(0, torch.arange(3), SHAPE)
+    o, draws = process(), draw_numbers(0, torch.arange(3), SHAPE)
     for quantile, timestep in ((0.0, 0), (0.5, 499), (1.0, 999)):
         assert o.noisy(torch.zeros(3, *SHAPE), draws, quantile).timesteps.tolist() == [timestep] * 3
 
@@ -72,7 +72,7 @@ def test_the_sampler_has_the_schedule_that_was_trained() -> None:
 
 
 def test_zero_terminal_snr_makes_the_last_timestep_pure_noise() -> None:
-    draws, latents = draw(0, torch.arange(1), SHAPE), torch.randn(1, *SHAPE)
+    draws, latents = draw_numbers(0, torch.arange(1), SHAPE), torch.randn(1, *SHAPE)
     o = process(rescale_betas_zero_snr=True, **V)
     torch.testing.assert_close(o.noisy(latents, draws, 1.0).sample, draws.noise, atol=1e-3, rtol=0)
     # The schedule as it comes leaves some signal there.
@@ -91,14 +91,14 @@ def test_an_unsupported_prediction_type_is_named() -> None:
 
 
 def test_noise_offset_shifts_whole_channels() -> None:
-    draws, zeros = draw(0, torch.arange(2), SHAPE), torch.zeros(2, *SHAPE)
+    draws, zeros = draw_numbers(0, torch.arange(2), SHAPE), torch.zeros(2, *SHAPE)
     difference = process(noise_offset=0.1).noisy(zeros, draws).target - draws.noise
     torch.testing.assert_close(difference, (0.1 * draws.offset).expand_as(difference), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 1.0])
 def test_frame_noise_has_unit_variance_and_the_asked_correlation(correlation: float) -> None:
-    draws = draw(0, torch.arange(500), (4, 2, 8, 8))
-    noise = correlated(draws.noise, draws.shared, correlation)
+    draws = draw_numbers(0, torch.arange(500), (4, 2, 8, 8))
+    noise = correlate_frames(draws.noise, draws.shared, correlation)
     assert abs(float(noise.std()) - 1) < 0.02
     assert abs(float((noise[:, :, 0] * noise[:, :, 1]).mean()) - correlation) < 0.02

@@ -4,8 +4,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
 from mobius_train.diffusion.sampler import (
-    denoise,
-    guided,
+    denoise_latents,
+    guided_prediction,
     initial_noise,
     prompt_generator,
     sampling_scheduler,
@@ -47,7 +47,7 @@ def test_a_perfect_model_is_followed_to_the_image() -> None:
 
     steps: list[int] = []
     noise = initial_noise(SHAPE, prompt_generator(0, "a cat"))
-    latents = denoise(scheduler, velocity, noise, 30, lambda: steps.append(1))
+    latents = denoise_latents(scheduler, velocity, noise, 30, lambda: steps.append(1))
     assert (latents - image).abs().max() < 1e-3
     assert image.abs().max() > 3, "clipping would show"
     assert len(steps) == 30
@@ -57,15 +57,15 @@ def test_a_perfect_model_is_followed_to_the_image() -> None:
 def test_impossible_steps_are_refused(steps: int) -> None:
     scheduler = sampling_scheduler(DDPMScheduler())
     with pytest.raises(MobiusError, match=rf"num_inference_steps={steps}\b.*\b1000\b"):
-        denoise(scheduler, lambda sample, timestep: sample, torch.zeros(1, *SHAPE), steps, lambda: None)
+        denoise_latents(scheduler, lambda sample, timestep: sample, torch.zeros(1, *SHAPE), steps, lambda: None)
 
 
 def test_guidance() -> None:
     unconditional, conditional = torch.randn(2, 1, *SHAPE).unbind(0)
-    assert torch.allclose(guided(unconditional, conditional, 1.0), conditional, atol=1e-6)
-    assert torch.equal(guided(unconditional, conditional, 0.0), unconditional)
-    strong = guided(unconditional, conditional, 8.0)
-    rescaled = guided(unconditional, conditional, 8.0, rescale=1.0)
+    assert torch.allclose(guided_prediction(unconditional, conditional, 1.0), conditional, atol=1e-6)
+    assert torch.equal(guided_prediction(unconditional, conditional, 0.0), unconditional)
+    strong = guided_prediction(unconditional, conditional, 8.0)
+    rescaled = guided_prediction(unconditional, conditional, 8.0, rescale=1.0)
     assert strong.std() > 5 * conditional.std()
     assert torch.allclose(rescaled.std(), conditional.std(), rtol=1e-4)
 

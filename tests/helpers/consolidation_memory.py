@@ -11,14 +11,14 @@ from launching import clean_environment
 MEASURE = """
 import sys
 from pathlib import Path
-from mobius_train.convert.consolidate import consolidate
+from mobius_train.convert.consolidate import consolidate_checkpoint
 
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if key in l)
 
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-consolidate(Path(sys.argv[1]), Path(sys.argv[2]))
+consolidate_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 print(status("VmHWM") - before)
 """
 

@@ -15,9 +15,9 @@ from mobius_train.data.clips import open_clips
 from mobius_train.data.headers import read_header
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.emoji import names as emoji
-from mobius_train.prepare.emoji.source import fetch
-from mobius_train.prepare.encode import split
-from mobius_train.prepare.preparation import prepare
+from mobius_train.prepare.emoji.source import fetch_packages
+from mobius_train.prepare.encode import split_of
+from mobius_train.prepare.preparation import prepare_data
 from mobius_train.prepare.recipe import OutputConfig, PrepareConfig
 from mobius_train.prepare.webp import encode_webp
 
@@ -80,7 +80,7 @@ def _prepare(package: Path, output: Path, *overrides: str) -> Path:
         RECIPE,
         [f"sources.0.packages={package}", f"output_dir={output}", "stages.2.sizes=[[16, 16]]", *overrides],
     )
-    prepare(config)
+    prepare_data(config)
     return output
 
 
@@ -117,7 +117,7 @@ def test_the_recipe_holds_out_the_emoji_of_the_embedded_shards() -> None:
     assert [len(keys) for keys in embedded.values()] == [670, 64]
 
     def differing(output: OutputConfig) -> int:
-        return sum(split(emoji.family(key), output) != name for name, keys in embedded.items() for key in keys)
+        return sum(split_of(emoji.family(key), output) != name for name, keys in embedded.items() for key in keys)
 
     recipe = load_as(PrepareConfig, RECIPE, [])
     assert differing(recipe.output) == 0
@@ -146,4 +146,4 @@ def test_packages_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "out" / "index.json").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MobiusError, match="npm is not installed"):
-        fetch(tmp_path / "cache")
+        fetch_packages(tmp_path / "cache")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
-from mobius_train.data.shards import verify
+from mobius_train.data.shards import verify_shards
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish_lines
 from mobius_train.job.environment import array_task
@@ -32,7 +32,7 @@ from mobius_train.prepare.candidate import Candidate
 from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import passes
-from mobius_train.prepare.preparation import ALL, Share, prepare
+from mobius_train.prepare.preparation import ALL, Share, prepare_data
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
@@ -50,7 +50,7 @@ def _recipe(inputs: Path, output: Path) -> PrepareConfig:
 @pytest.fixture(scope="module")
 def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("alone") / "out"
-    prepare(_recipe(inputs, output))
+    prepare_data(_recipe(inputs, output))
     return output
 
 
@@ -65,7 +65,7 @@ def _start(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> BasePr
         os.setsid()
         torch.set_num_threads(1)  # threads do not survive a fork
         tqdm.set_lock(RLock())  # its own is shared by all forks, and would stay locked by one that is killed
-        prepare(config, workers, task)
+        prepare_data(config, workers, task)
 
     process = get_context("fork").Process(target=work)
     process.start()
@@ -73,7 +73,7 @@ def _start(config: PrepareConfig, workers: int = 1, task: Share = ALL) -> BasePr
 
 
 def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
-    assert verify(alone) == len(list(alone.glob("*.tar")))
+    assert verify_shards(alone) == len(list(alone.glob("*.tar")))
     train, heldout = (open_clips(f"{alone}/{name}-*.tar", num_frames=5, resolution=16) for name in ("train", "heldout"))
     assert len(train) + len(heldout) == 20
     assert train[0].frames.shape == (5, 3, 16, 16)
@@ -83,7 +83,7 @@ def test_the_trainer_reads_what_was_prepared(alone: Path) -> None:
 def test_the_trainer_reads_prepared_videos(inputs: Path, alone: Path, tmp_path: Path) -> None:
     """H.264 is lossy: its frames are near those of the WebP, and nearer than those of the next clip."""
     config = _recipe(inputs, tmp_path / "out")
-    prepare(config.model_copy(update={"output": config.output.model_copy(update={"format": "mp4"})}))
+    prepare_data(config.model_copy(update={"output": config.output.model_copy(update={"format": "mp4"})}))
     assert {row["output"]["shard"] for row in made.rows(tmp_path / "out")} == {
         path.name for path in alone.glob("*.tar")
     }
@@ -100,7 +100,7 @@ def test_the_trainer_reads_prepared_videos(inputs: Path, alone: Path, tmp_path: 
 
 
 def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
-    prepare(_recipe(inputs, tmp_path / "out"), workers=2)
+    prepare_data(_recipe(inputs, tmp_path / "out"), workers=2)
     assert made.result(tmp_path / "out") == made.result(alone)
     assert _files(tmp_path / "out") == _files(alone)
 
@@ -117,9 +117,9 @@ def test_tasks_of_an_array_make_the_same_bytes(inputs: Path, alone: Path, tmp_pa
 
 def test_a_task_makes_up_for_others_that_never_ran(inputs: Path, alone: Path, tmp_path: Path) -> None:
     config = _recipe(inputs, tmp_path / "out")
-    prepare(config, task=Share(1, 3))
+    prepare_data(config, task=Share(1, 3))
     assert made.result(tmp_path / "out") == made.result(alone)
-    prepare(config, task=Share(0, 3))
+    prepare_data(config, task=Share(0, 3))
     assert _files(tmp_path / "out") == _files(alone)
 
 
@@ -151,11 +151,11 @@ def test_a_part_that_another_task_has_made_meanwhile_is_taken(
 
 def test_what_a_kill_after_the_end_has_left_is_removed(inputs: Path, alone: Path, tmp_path: Path) -> None:
     config = _recipe(inputs, tmp_path / "out")
-    prepare(config)
+    prepare_data(config)
     for name in ("work/pass-1/part-000000.jsonl", ".tmp-far-1-work/inputs.jsonl", "report/.tmp-far-1-kept.png"):
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("")
-    prepare(config)
+    prepare_data(config)
     assert _files(tmp_path / "out") == _files(alone)
 
 
@@ -164,7 +164,7 @@ def test_another_seed_is_another_split(inputs: Path, alone: Path, tmp_path: Path
     config = made.recipe(
         tmp_path / "out", {"kind": "folder", "path": str(inputs)}, part_size=3, output={"heldout": 0.5}
     )
-    prepare(config)
+    prepare_data(config)
     assert made.result(tmp_path / "out") != made.result(alone)
 
 
@@ -189,26 +189,26 @@ def test_kills_at_any_time_neither_lose_nor_repeat(inputs: Path, alone: Path, tm
             process.join()
             assert process.exitcode == 0
     assert killed > 2
-    prepare(config)  # the last kill may have come behind the end
+    prepare_data(config)  # the last kill may have come behind the end
     assert made.result(output) == made.result(alone)
     assert _files(output) == _files(alone)
 
 
 def test_an_output_folder_belongs_to_one_recipe(inputs: Path, tmp_path: Path) -> None:
     config = _recipe(inputs, tmp_path / "out")
-    prepare(config)
+    prepare_data(config)
     other = config.model_copy(update={"part_size": 4})
-    with pytest.raises(MobiusError, match=r"begun with another recipe .*part_size: 4"):
-        prepare(other)
+    with pytest.raises(MobiusError, match=r"recipe.yaml.*'part_size: 4'.*output_dir"):
+        prepare_data(other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("!")
-    with pytest.raises(MobiusError, match=r"holds thesis.txt"):
-        prepare(_recipe(inputs, tmp_path / "mine"))
+    with pytest.raises(MobiusError, match=r"contains thesis.txt"):
+        prepare_data(_recipe(inputs, tmp_path / "mine"))
 
 
 def test_a_finished_output_is_left_alone(inputs: Path, alone: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
-    prepare(_recipe(inputs, alone))
+    prepare_data(_recipe(inputs, alone))
     assert times == {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
 
 

@@ -13,7 +13,7 @@ from cluster import Cluster, wait_until
 from launching import REPOSITORY
 from recipes import metrics, recipe, write
 
-from mobius_train.data.shards import verify
+from mobius_train.data.shards import verify_shards
 
 pytestmark = pytest.mark.slurm
 
@@ -238,7 +238,7 @@ def test_a_job_array_makes_shards_of_a_folder(cluster: Cluster, tmp_path: Path, 
     path = write(tmp_path / "recipe.yaml", values)
     logs = _run_array(cluster, "slurm/prepare_data.sh", path)
     assert all("10 inputs, 10 clips, 10 kept" in text for text in logs), logs
-    assert verify(tmp_path / "shards") == 4
+    assert verify_shards(tmp_path / "shards") == 4
 
 
 def _run_array(cluster: Cluster, script: str, config: Path) -> list[str]:

@@ -1,1 +1,1 @@
-"""Microsoft's Fluent Emoji as a source of clips: their packages and their names."""
+"""Microsoft's Fluent Emoji as a source of clips: packages and names."""

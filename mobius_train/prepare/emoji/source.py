@@ -19,7 +19,7 @@ from mobius_train.prepare.sources.reference import CLIPS, STAGE, Reference
 
 CACHE = Path("~/.cache/mobius-train/fluent-emoji")
 VERSION = "1.0.0"
-# The .tgz of each package by sha256.
+# sha256 of each package's .tgz.
 PACKAGES = {
     "@lobehub/fluent-emoji-anim-1": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
     "@lobehub/fluent-emoji-anim-2": "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
@@ -29,11 +29,15 @@ PACKAGES = {
 
 
 class FluentEmoji(Section):
-    """Skin tones of an emoji are one group, and come after the emoji without one, which deduplication so prefers."""
+    """The Fluent Emoji packages.
+
+    All skin tones of an emoji form one group. They come after the emoji without a skin tone, so that deduplication
+    keeps the latter.
+    """
 
     kind: Literal["fluent_emoji"]
-    packages: str | None = Field(None, description="the .tgz files by path, glob or braces; none: npm fetches them")
-    cache: Path = Field(CACHE, description="where fetched packages are kept")
+    packages: str | None = Field(None, description="path, glob or braces of the .tgz files; null: fetched with npm")
+    cache: Path = Field(CACHE, description="folder for fetched packages")
     skin_tones: bool = Field(True, description="false: emoji with a skin tone are dropped")
     captions: Literal["required"] = "required"
 
@@ -42,9 +46,9 @@ class FluentEmoji(Section):
         Raises:
             MobiusError: a package is missing, or cannot be fetched.
         """
-        paths = archives.paths_of(self.packages) if self.packages else fetch(self.cache.expanduser())
-        found = [self._named(reference) for path in paths for reference in archives.references(path, work, 2**32)]
-        return sorted(found, key=lambda reference: (emoji.has_skin_tone(reference.key), reference.key))
+        paths = archives.paths_of(self.packages) if self.packages else fetch_packages(self.cache.expanduser())
+        references = [self._named(reference) for path in paths for reference in archives.references(path, work, 2**32)]
+        return sorted(references, key=lambda reference: (emoji.has_skin_tone(reference.key), reference.key))
 
     def _named(self, reference: Reference) -> Reference:
         name = Path(reference.origin)
@@ -53,17 +57,17 @@ class FluentEmoji(Section):
             reference.labels = [reference.group]
             reference.caption = emoji.names(name.stem)
             if reference.caption is None:
-                reference.problem = Drop(STAGE, "no name", "the package emoji does not know it")
+                reference.problem = Drop(STAGE, "no name", "not in the package emoji")
             elif emoji.has_skin_tone(name.stem) and not self.skin_tones:
-                reference.problem = Drop(STAGE, "skin tone", "the source says skin_tones: false")
+                reference.problem = Drop(STAGE, "skin tone", "the source has skin_tones: false")
         return reference
 
 
-def fetch(cache: Path) -> list[Path]:
-    """The four packages as .tgz in `cache`; npm downloads those that are missing there.
+def fetch_packages(cache: Path) -> list[Path]:
+    """Download missing packages to `cache` with npm; return the paths of all four .tgz files.
 
     Raises:
-        MobiusError: npm is absent or fails, or what it brought is not the package known here.
+        MobiusError: npm is missing or fails, or a downloaded package has an unexpected sha256.
     """
     paths = [cache / f"{name[1:].replace('/', '-')}-{VERSION}.tgz" for name in PACKAGES]
     for name, archive in zip(PACKAGES, paths, strict=True):
@@ -72,8 +76,8 @@ def fetch(cache: Path) -> list[Path]:
         npm = shutil.which("npm")
         if npm is None:
             raise MobiusError(
-                f"npm is not installed, and {archive} is not there: install npm, or download {name}@{VERSION}"
-                " elsewhere and give all four .tgz to the source's `packages`"
+                f"npm is not installed and {archive} is missing: install npm, or download {name}@{VERSION} on another"
+                " machine and set the source's `packages` to all four .tgz files"
             )
         partial = cache / "downloading"
         partial.mkdir(parents=True, exist_ok=True)
@@ -81,8 +85,8 @@ def fetch(cache: Path) -> list[Path]:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode or not (partial / archive.name).exists():
             raise MobiusError(f"npm pack {name}@{VERSION} failed: {result.stderr.strip() or result.stdout.strip()}")
-        found = sha256(partial / archive.name)
-        if found != PACKAGES[name]:
-            raise MobiusError(f"{partial / archive.name} has the sha256 {found}, not {PACKAGES[name]}: not used")
+        digest = sha256(partial / archive.name)
+        if digest != PACKAGES[name]:
+            raise MobiusError(f"{partial / archive.name} has sha256 {digest}, expected {PACKAGES[name]}: not used")
         (partial / archive.name).replace(archive)
     return paths

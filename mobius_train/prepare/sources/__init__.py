@@ -1,1 +1,1 @@
-"""Where clips come from: folders, lists, archives, shards. Nothing is decoded here."""
+"""Sources of clips: folders, lists, archives, shards. They do not decode anything."""

@@ -1,7 +1,7 @@
 """Clips in tar and zip archives, and in webdataset shards.
 
-An uncompressed tar is read where it lies. Of what is compressed, all bytes are put into one file of the work folder, so
-that no name of a member ever becomes a path.
+An uncompressed tar is read in place. The contents of a compressed archive are written to a single file in the work
+folder, so member names never become paths.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from mobius_train.data.patterns import local_paths
 from mobius_train.data.shards import ends_at
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair, refuse
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
 
-MAX_UNPACKED = 2**36  # bytes of all members of one compressed archive
+MAX_UNPACKED = 2**36  # total bytes of the members of one compressed archive
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-# What damaged archives raise is not one family: zlib's, lzma's, the formats' own.
+# Damaged archives raise errors of zlib, lzma and the archive formats, which have no common class.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 
 class Archive(Section):
-    """Archives by path, glob or braces: .tar, .tgz, .tar.gz, .tar.xz, .zip; a.txt is the caption of a.gif."""
+    """Archives given by path, glob or braces: .tar, .tgz, .tar.gz, .tar.xz, .zip; a.txt is the caption of a.gif."""
 
     kind: Literal["archive"]
     path: str
     captions: Literal["required", "optional"] = "required"
-    max_unpacked_bytes: int = Field(MAX_UNPACKED, ge=1, description="of all members of one compressed archive")
+    max_unpacked_bytes: int = Field(MAX_UNPACKED, ge=1, description="total of the members of one compressed archive")
 
     def references(self, work: Path) -> list[Reference]:
         """
@@ -51,7 +51,7 @@ class Archive(Section):
 
 
 class Shards(Section):
-    """webdataset shards by path, glob or braces; what belongs together is told by the name before the first dot."""
+    """webdataset shards given by path, glob or braces; members with equal names up to the first dot form a sample."""
 
     kind: Literal["webdataset"]
     path: str
@@ -66,12 +66,12 @@ class Shards(Section):
 
 
 def paths_of(pattern: str) -> list[Path]:
-    """Local files, as `local_paths` finds them; `~` is the user's folder."""
+    """Local files that match a pattern (see `local_paths`); `~` is the home folder."""
     return local_paths(str(Path(pattern).expanduser()))
 
 
 def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> list[Reference]:
-    """The clips of one archive; where it is broken, a reference says so behind those that could be read."""
+    """The clips of one archive. If it is damaged, the last reference describes the problem."""
     try:
         opened = _opener(path)
         if zipfile.is_zipfile(path):
@@ -81,8 +81,8 @@ def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> 
         else:
             members = list(_tar(path, path.name))
     except OSError as error:
-        return [refuse(path.name, str(path), "unreadable", error.strerror or str(error))]
-    return pair(members, f"{path}!", shards)
+        return [refused_input(path.name, str(path), "unreadable", error.strerror or str(error))]
+    return pair_captions(members, f"{path}!", shards)
 
 
 def _opener(path: Path) -> Callable[[Path], Any] | None:
@@ -96,14 +96,14 @@ def _broken(name: str, path: Path, error: object) -> Member:
 
 
 def _tar(path: Path, name: str) -> Iterator[Member]:
-    """The members; a broken archive is one more, called `name`."""
+    """The members; a damaged archive yields one more, named `name`, with the problem."""
     size, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 problem = _problem(member)
                 if problem is None and not member.isdir() and member.offset_data + member.size > size:
-                    problem = Drop(STAGE, "truncated", "the archive ends inside of it")
+                    problem = Drop(STAGE, "truncated", "the archive ends inside this member")
                 if problem is not None or not member.isdir():
                     yield Member(member.name, path, member.offset_data, member.size, problem)
                 end = tar.offset
@@ -116,7 +116,7 @@ def _tar(path: Path, name: str) -> Iterator[Member]:
 
 
 def _problem(member: tarfile.TarInfo) -> Drop | None:
-    """Members that lead elsewhere are not read, though nothing here would follow them."""
+    """The reason not to read a member. Links are never followed here, but are rejected all the same."""
     if member.issym() or member.islnk():
         return Drop(STAGE, "link", f"to {member.linkname}")
     if not (member.isreg() or member.isdir()) or member.issparse():
@@ -127,7 +127,7 @@ def _problem(member: tarfile.TarInfo) -> Drop | None:
 def _traversal(name: str) -> Drop | None:
     path = PurePosixPath(name.replace("\\", "/"))
     outside = path.is_absolute() or ".." in path.parts
-    return Drop(STAGE, "path traversal", "the name leads out of the archive") if outside else None
+    return Drop(STAGE, "path traversal", "the name points outside the archive") if outside else None
 
 
 def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_bytes: int) -> list[Member]:
@@ -136,9 +136,9 @@ def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_b
         try:
             _copy(packed, file, max_bytes)
         except _TooLarge as error:
-            raise _refused(path, max_bytes) from error
+            raise _too_large_error(path, max_bytes) from error
         except DAMAGED as error:
-            _raise_if_the_disks(error)
+            _raise_disk_error(error)
             problem = error
     members = list(_tar(_synced(_unpacked(path, work)), path.name))
     return members if problem is None else [*members, _broken(path.name, path, problem)]
@@ -160,41 +160,41 @@ def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
                         with archive.open(member) as contents:
                             _copy(contents, file, max_bytes - start)
                     except _TooLarge as error:
-                        raise _refused(path, max_bytes) from error
+                        raise _too_large_error(path, max_bytes) from error
                     except (*DAMAGED, NotImplementedError) as error:
-                        _raise_if_the_disks(error)
+                        _raise_disk_error(error)
                         problem = Drop(STAGE, "damaged", str(error))
                 if problem is not None or not member.is_dir():
                     members.append(Member(member.filename, target, start, file.tell() - start, problem))
     except DAMAGED as error:
-        _raise_if_the_disks(error)
+        _raise_disk_error(error)
         members.append(_broken(path.name, path, error))
     _synced(target)
     return members
 
 
 def _synced(path: Path) -> Path:
-    """On the disk before the listing that refers to it."""
+    """Sync the file to disk before the listing refers to it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return path
 
 
 def _unpacked(path: Path, work: Path) -> Path:
-    """Where the bytes of a compressed archive are put."""
+    """The file for the contents of a compressed archive."""
     return work / f"unpacked-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
 
 
 class _TooLarge(Exception):
-    """More comes out of an archive than is allowed."""
+    """An archive unpacks to more bytes than allowed."""
 
 
-def _refused(path: Path, max_bytes: int) -> MobiusError:
+def _too_large_error(path: Path, max_bytes: int) -> MobiusError:
     return MobiusError(f"{path} unpacks to more than {max_bytes} bytes: raise max_unpacked_bytes")
 
 
-def _raise_if_the_disks(error: BaseException) -> None:
-    """Pass on what is the disk's fault and not the archive's."""
+def _raise_disk_error(error: BaseException) -> None:
+    """Re-raise an error of the local disk, which does not mean a damaged archive."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 

@@ -1,4 +1,4 @@
-"""Clips that lie as files in a folder, or that a list or a metadata file names."""
+"""Clips as files in a folder, or listed in a text or metadata file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mobius_train.config import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible, pair, refuse
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible_name, pair_captions, refused_input
 
 
 class Folder(Section):
@@ -32,11 +32,11 @@ class Folder(Section):
         """
         if not self.path.is_dir():
             raise MobiusError(f"there is no folder {self.path}")
-        return pair(_walk(self.path), f"{self.path}/")
+        return pair_captions(_walk(self.path), f"{self.path}/")
 
 
 class Metadata(Section):
-    """The files that a .jsonl or .csv names: `file_name` beside it, `text` or `caption`; perhaps `labels`, `group`."""
+    """The files listed in a .jsonl or .csv: relative `file_name`, `text` or `caption`, optional `labels`, `group`."""
 
     kind: Literal["metadata"]
     path: Path
@@ -51,7 +51,7 @@ class Metadata(Section):
 
 
 class FileList(Section):
-    """The files that a text file names, one a line, relative to it; captions lie beside them."""
+    """The files listed in a text file, one relative path per line; captions are next to the files."""
 
     kind: Literal["list"]
     path: Path
@@ -64,19 +64,19 @@ class FileList(Section):
         """
         names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
         members = [_member(self.path.parent / name, name) for name in names]
-        listed, beside = set(names), []
+        listed, captions = set(names), []
         for member in members:
             for suffix in CAPTIONS:
                 path = member.path.with_suffix(suffix)
                 name = str(Path(member.name).with_suffix(suffix))
                 if member.problem is None and path.is_file() and name not in listed:
-                    beside.append(_member(path, name))
+                    captions.append(_member(path, name))
                     break
-        return pair([*members, *beside], f"{self.path.parent}/")
+        return pair_captions([*members, *captions], f"{self.path.parent}/")
 
 
 def _walk(folder: Path) -> Iterator[Member]:
-    """In the order of names. A link that leads out of the folder is a problem; linked folders are not entered."""
+    """Yield the files sorted by name. A link to outside the folder is a problem; linked folders are not entered."""
     real = folder.resolve()
     for where, folders, names in os.walk(folder):
         folders.sort()
@@ -84,19 +84,19 @@ def _walk(folder: Path) -> Iterator[Member]:
             path = Path(where, name)
             member = _member(path, str(path.relative_to(folder)))
             if path.is_symlink() and not path.resolve().is_relative_to(real):
-                member = member._replace(problem=Drop(STAGE, "link", "it leads out of the folder"))
+                member = member._replace(problem=Drop(STAGE, "link", "it points outside the folder"))
             yield member
 
 
 def _member(path: Path, name: str) -> Member:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         reason = "link" if path.is_symlink() else "unreadable"
         return Member(name, path, 0, 0, Drop(STAGE, reason, error.strerror or str(error)))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return Member(name, path, 0, 0, Drop(STAGE, "no file", "a folder, a pipe or a device"))
-    return Member(name, path, 0, found.st_size)
+    return Member(name, path, 0, status.st_size)
 
 
 def _listed(metadata: Path, where: str, record: Any) -> Reference:
@@ -104,17 +104,17 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
         return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=record)
     name = record.get("file_name") if isinstance(record, dict) else None
     if not isinstance(name, str) or not name:
-        return refuse(where, where, "missing member", 'the line has no "file_name"')
+        return refused_input(where, where, "missing member", 'the line has no "file_name"')
     folder = metadata.parent
-    origin = f"{folder}/{legible(name)} ({where})"
+    origin = f"{folder}/{legible_name(name)} ({where})"
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError) as error:  # a name with a zero byte
-        return refuse(name, origin, "unreadable", str(error))
+        return refused_input(name, origin, "unreadable", str(error))
     if not inside:
-        return refuse(name, origin, "path traversal", "the name leads out of the folder")
-    [reference] = pair([_member(path, name)], f"{folder}/", listed=True)
+        return refused_input(name, origin, "path traversal", "the name points outside the folder")
+    [reference] = pair_captions([_member(path, name)], f"{folder}/", listed=True)
     reference.caption = record.get("caption", record.get("text"))
     reference.labels = _labels(record.get("labels", record.get("label")))
     reference.group = str(record.get("group") or "")
@@ -122,7 +122,7 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
 
 
 def _labels(value: Any) -> list[str]:
-    """A list, or words between commas, as a .csv has them."""
+    """Labels from a list, or from comma-separated text in a .csv."""
     if isinstance(value, str):
         value = value.split(",")
     return [str(label).strip() for label in value if str(label).strip()] if isinstance(value, list) else []
@@ -132,27 +132,27 @@ def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = _bytes(metadata).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MobiusError(f"{metadata} is no UTF-8: {error}") from error
+        raise MobiusError(f"{metadata} is not valid UTF-8: {error}") from error
     if metadata.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for record in reader:
                 yield f"{metadata} line {reader.line_num}", record
         except csv.Error as error:
-            yield f"{metadata} line {reader.line_num}", Drop(STAGE, "damaged", f"no CSV from here on: {error}")
+            yield f"{metadata} line {reader.line_num}", Drop(STAGE, "damaged", f"invalid CSV from this line: {error}")
         return
-    # Not splitlines: it splits at characters that a caption may have as well.
+    # splitlines would also split at characters that may occur in a caption.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{metadata} line {number}"
             try:
                 yield where, json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                yield where, Drop(STAGE, "damaged", f"no JSON: {error}")
+                yield where, Drop(STAGE, "damaged", f"invalid JSON: {error}")
 
 
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise MobiusError(f"{path} cannot be read: {error.strerror}") from error
+        raise MobiusError(f"cannot read {path}: {error.strerror}") from error

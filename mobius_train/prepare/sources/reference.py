@@ -1,4 +1,4 @@
-"""A clip's place before anything of it is decoded, and the pairing of clips with their captions."""
+"""References to clips before decoding, and the pairing of clips with captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mobius_train.data.entry import Entry
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
-# What files of each kind are named by; videos are called by FFmpeg's name of their demuxer.
+# Suffixes of each kind; videos have the name of their FFmpeg demuxer.
 ENDINGS = {
     "gif": (".gif",),
     "webp": (".webp",),
@@ -26,13 +26,13 @@ ENDINGS = {
     "avi": (".avi",),
 }
 CLIPS = tuple(ending for endings in ENDINGS.values() for ending in endings)
-MAX_KEY = 150  # characters: file names have 255 bytes at most
+MAX_KEY = 150  # characters; a file name has at most 255 bytes
 
 
 class Member(NamedTuple):
     """A file, or a member of an archive, as `size` bytes at `offset` of the file `path`.
 
-    name: its path in the folder or archive. problem: why it must not be read.
+    name: its path in the folder or archive. problem: the reason not to read it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Reference:
-    """One input: a clip to be, or something that can't be one and says why in `problem`."""
+    """One input: a potential clip, or a file that cannot be one for the reason in `problem`."""
 
     key: str
     origin: str
@@ -56,13 +56,13 @@ class Reference:
     offset: int = 0
     size: int = 0
     caption_at: tuple[str, int, int, str] | None = None  # path, offset, size, suffix
-    caption: Any = None  # words, or words by language, that the source knows itself
+    caption: Any = None  # text, or text by language, if the source provides it
     labels: list[str] = field(default_factory=list)
     group: str = ""
     problem: Drop | None = None
 
     def entry(self) -> Entry:
-        """Where the clip's bytes are."""
+        """The location of the clip's bytes."""
         path = Path(self.path)
         return Entry(self.key, (), path, self.offset, self.size, path.suffix, self.origin)
 
@@ -75,39 +75,41 @@ class Reference:
         return cls(**content, caption_at=at and tuple(at), problem=problem and Drop(*problem))
 
 
-def legible(text: str) -> str:
-    """A name as it can be shown and written: bytes that are no UTF-8 as escapes, control characters as well."""
+def legible_name(text: str) -> str:
+    """Escape invalid UTF-8 and control characters, so that a name can be printed and stored."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def safe_key(name: str) -> str:
-    """Of letters, digits, `_` and single `-`: shards split names at dots and slashes, and `--` parts a clip's shots."""
-    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_-]+", "_", legible(name)))[:MAX_KEY].strip("_-") or "clip"
+    """A key of letters, digits, `_` and single `-`. Shards split names at dots and slashes; `--` precedes a shot."""
+    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_-]+", "_", legible_name(name)))[:MAX_KEY].strip("_-") or "clip"
 
 
-def refuse(name: str, origin: str, reason: str, detail: str = "") -> Reference:
-    """An input that is no clip."""
+def refused_input(name: str, origin: str, reason: str, detail: str = "") -> Reference:
+    """A reference to an input that is not a clip."""
     return Reference(safe_key(name), origin, problem=Drop(STAGE, reason, detail))
 
 
-def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bool = False) -> list[Reference]:
-    """Each clip with the caption of its name; every other member becomes a reference with a problem.
+def pair_captions(members: Iterable[Member], place: str, shards: bool = False, listed: bool = False) -> list[Reference]:
+    """Pair each clip with the caption of the same name; all other members become references with a problem.
 
     Args:
-        place: what stands before the members' names to tell where they are.
-        shards: names are split at the first dot, as webdataset does, and not at the last.
-        listed: captions come from elsewhere.
+        place: the prefix of member names in `origin`.
+        shards: split names at the first dot, as webdataset does, instead of the last.
+        listed: do not look for captions; they come from a list.
     """
-    found: list[Reference] = []
+    references: list[Reference] = []
     names: dict[str, Member] = {}
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
-        origin = f"{place}{legible(member.name)}"
+        origin = f"{place}{legible_name(member.name)}"
         if member.problem is not None:
-            found.append(Reference(safe_key(member.name), origin, problem=member.problem))
+            references.append(Reference(safe_key(member.name), origin, problem=member.problem))
         elif member.name in names:
-            found.append(refuse(member.name, origin, "duplicate key", "the archive holds this name twice"))
+            references.append(
+                refused_input(member.name, origin, "duplicate key", "the archive contains this name twice")
+            )
         else:
             names[member.name] = member
             groups[_stem(member.name, shards)].append(member)
@@ -115,22 +117,26 @@ def pair(members: Iterable[Member], place: str, shards: bool = False, listed: bo
         clips = [member for member in inside if member.suffix in CLIPS]
         captions = sorted((m for m in inside if m.suffix in CAPTIONS), key=lambda m: CAPTIONS.index(m.suffix))
         for member in inside:
-            origin = f"{place}{legible(member.name)}"
+            origin = f"{place}{legible_name(member.name)}"
             if member in clips:
                 if shards and len(clips) > 1:
-                    found.append(refuse(member.name, origin, "duplicate key", f"{len(clips)} clips of one key"))
+                    references.append(
+                        refused_input(member.name, origin, "duplicate key", f"{len(clips)} clips with this key")
+                    )
                     continue
                 key = stem if len(clips) == 1 else f"{stem}-{member.suffix[1:]}"
                 at = captions[0] if captions and not listed else None
                 place_of_caption = at and (str(at.path), at.offset, at.size, at.suffix)
-                found.append(
+                references.append(
                     Reference(safe_key(key), origin, str(member.path), member.offset, member.size, place_of_caption)
                 )
             elif member.suffix not in CAPTIONS:
-                found.append(refuse(member.name, origin, "no clip", f"its ending is {member.suffix or 'absent'}"))
+                references.append(
+                    refused_input(member.name, origin, "no clip", f"its suffix is {member.suffix or 'absent'}")
+                )
             elif not clips:
-                found.append(refuse(member.name, origin, "missing member", "a caption without a clip"))
-    return found
+                references.append(refused_input(member.name, origin, "missing member", "a caption without a clip"))
+    return references
 
 
 def _stem(name: str, shards: bool) -> str:
@@ -138,11 +144,11 @@ def _stem(name: str, shards: bool) -> str:
     return str(path.with_name(path.name.partition(".")[0])) if shards and path.name else str(path.with_suffix(""))
 
 
-def unique(references: list[Reference]) -> list[Reference]:
-    """The same references with keys that differ: where names become alike, their order tells them apart.
+def make_keys_unique(references: list[Reference]) -> list[Reference]:
+    """Make the keys unique: repeated keys get a number, in the order of the references.
 
     Args:
-        references: in an order that follows from the input alone.
+        references: in an order that depends only on the input.
     """
     seen: Counter[str] = Counter()
     taken = {reference.key for reference in references}

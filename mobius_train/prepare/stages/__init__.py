@@ -1,1 +1,1 @@
-"""The stages of data preparation, one file for each, named as in the recipe."""
+"""The stages of data preparation, one file per stage, named as in the recipe."""

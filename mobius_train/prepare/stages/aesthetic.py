@@ -18,19 +18,19 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class Aesthetic(ClipStage):
-    """The mean over `frames` of head(embedding); LAION's heads give 1 to 10."""
+    """The mean of head(embedding) over `frames`; LAION's heads range from 1 to 10."""
 
     name: Literal["aesthetic"]
     model: str = Field(description="a CLIP with the head's width")
-    head: Path = Field(description="weight (1, D) and bias (1,), as .safetensors, or .pth read without running code")
+    head: Path = Field(description="weight (1, D) and bias (1,), in .safetensors or .pth (read without running code)")
     minimum: float = 4.5
     frames: int = Field(3, ge=1)
 
     def check(self) -> None:
         models.check(self.model, *models.VISION)
-        wanted, given = _head(self.head)[0].shape[1], models.read(models.VISION[1], self.model).config.projection_dim
-        if wanted != given:
-            raise MobiusError(f"{self.head} is made for {wanted} features, but {self.model} has {given}")
+        expected, given = _head(self.head)[0].shape[1], models.read(models.VISION[1], self.model).config.projection_dim
+        if expected != given:
+            raise MobiusError(f"{self.head} expects {expected} features, but {self.model} has {given}")
 
     def process(self, clip: Candidate) -> None:
         weight, bias = _head(self.head)
@@ -46,5 +46,5 @@ def _head(path: Path) -> tuple[Tensor, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
         return tensors["weight"].float().view(1, -1), tensors["bias"].float().view(1)
-    except Exception as error:  # each format has its own
-        raise MobiusError(f"{path} is no linear head with weight and bias: {error}") from error
+    except Exception as error:  # each format has its own errors
+        raise MobiusError(f"{path} is not a linear head with weight and bias: {error}") from error

@@ -15,10 +15,10 @@ from mobius_train.prepare.stages.stage import ClipStage
 KINDS = ("AutoProcessor", "AutoModelForImageTextToText")
 
 
-class Caption(ClipStage):
-    """A chat model sees all `frames` at once and describes the video; a captioner (BLIP) describes one after the other.
+class CaptionStage(ClipStage):
+    """A chat model describes the video from all `frames` at once; a captioner (BLIP) describes each frame separately.
 
-    Several descriptions stay in `drafts`, for summarise; the first is the caption until then.
+    All descriptions are kept in `drafts` for summarise; the first one becomes the caption.
     """
 
     name: Literal["caption"]
@@ -27,7 +27,7 @@ class Caption(ClipStage):
     prompt: str = "Describe in one sentence what happens in this video."
     language: str = "en"
     max_new_tokens: int = Field(64, ge=1)
-    overwrite: bool = Field(False, description="clips that have a caption in this language as well")
+    overwrite: bool = Field(False, description="replace existing captions in this language")
 
     def check(self) -> None:
         models.check(self.model, *KINDS)
@@ -40,7 +40,7 @@ class Caption(ClipStage):
         clip.drafts = [self._describe(pictures, True)] if chat else [self._describe([p], False) for p in pictures]
         written = [draft for draft in clip.drafts if draft]
         if not written:
-            raise Dropped("no caption", "the model wrote nothing")
+            raise Dropped("no caption", "the model's output is empty")
         clip.captions[self.language] = written[0]
 
     @torch.no_grad()
@@ -55,6 +55,6 @@ class Caption(ClipStage):
         else:
             inputs = processor(images=pictures, return_tensors="pt")
         written = model.generate(**inputs.to(models.device()), max_new_tokens=self.max_new_tokens, do_sample=False)
-        # A chat model repeats the question in front of its answer.
+        # The output of a chat model starts with the prompt.
         answer = written[:, inputs["input_ids"].shape[1] :] if chat else written
         return str(processor.batch_decode(answer, skip_special_tokens=True)[0]).strip()

@@ -1,4 +1,4 @@
-"""Which frames of a clip are kept."""
+"""Selection of a clip's frames."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class ChooseFrames(ClipStage):
-    """`even` takes frame floor(i·n/count) of n, `head` the first ones, `random` a row of them.
+    """`even` takes frames floor(i·n/count) of n, `head` the first frames, `random` consecutive frames.
 
-    The start of the row is drawn by seed and key.
+    The start of the random frames depends on seed and key.
     """
 
     name: Literal["choose_frames"]

@@ -1,4 +1,4 @@
-"""A file's bytes become frames at a constant rate. What it is is told by its content, never by its name."""
+"""Decoding of files to frames at a constant rate. The file type is detected from the content, not the name."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mobius_train.data.decode import DAMAGED, packet_times, picture_frames, pict
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.sources.reference import ENDINGS
 from mobius_train.prepare.stages.stage import ClipStage
-from mobius_train.prepare.timing import as_browsers, rate, shown
+from mobius_train.prepare.timing import as_browsers, displayed_frames, frame_rate
 
 DEMUXERS = ("mov", "matroska", "avi")
-MAX_LOST = 0.1  # of a video's frames that may fail to decode
+MAX_LOST = 0.1  # largest share of a video's frames that may fail to decode
 
 
 class Decode(ClipStage):
-    """GIF, WebP, APNG and stills by Pillow, video by PyAV; transparent pixels become white.
+    """GIF, WebP, APNG and stills with Pillow, video with PyAV; transparent pixels become white.
 
-    Times of frames are honoured: a frame is repeated or left out as its duration asks.
+    Frames are repeated or skipped according to their durations.
     """
 
     name: Literal["decode"]
-    fps: float | None = Field(None, gt=0, le=60, description="none: the rate of most of the file's frames")
-    max_side: int | None = Field(None, ge=8, description="longer sides are scaled down to it while decoding")
-    more_frames_than: int = Field(4, ge=0, description="files of fewer are dropped before they are decoded")
+    fps: float | None = Field(None, gt=0, le=60, description="null: the file's median rate")
+    max_side: int | None = Field(None, ge=8, description="longer sides are scaled down to this while decoding")
+    more_frames_than: int = Field(4, ge=0, description="files with this many frames or fewer are dropped undecoded")
     limits: Limits = Limits()
     needs_frames: ClassVar[bool] = False
 
@@ -77,24 +77,24 @@ class Decode(ClipStage):
         if len(frames) > 1 and not any(durations):
             clip.notes.append("zero duration")
         times = as_browsers(durations)
-        fps = self.fps or rate(times)
-        wanted = shown(times, fps)
-        self.limits.check(*size, len(wanted))
-        return np.stack([frames[number] for number in wanted]), fps
+        fps = self.fps or frame_rate(times)
+        numbers = displayed_frames(times, fps)
+        self.limits.check(*size, len(numbers))
+        return np.stack([frames[number] for number in numbers]), fps
 
     def _video(self, data: bytes, demuxer: str) -> tuple[Frames, float]:
         starts = packet_times(data, demuxer, self.limits)
         self._check_count(len(starts))
         durations = [1000 * (after - before) for before, after in pairwise(starts)]
         if len(starts) > 1 and not any(duration > 0 for duration in durations):
-            raise Dropped("zero duration", "all frames at one time")
+            raise Dropped("zero duration", "all frames have the same time")
         positive = [duration for duration in durations if duration > 0] or [1000.0]
-        durations.append(1000 / rate(positive))  # the last frame's end is written nowhere for certain
-        fps = self.fps or rate(positive)
+        durations.append(1000 / frame_rate(positive))  # containers do not reliably store the last frame's end
+        fps = self.fps or frame_rate(positive)
         return self._frames_at(data, demuxer, starts[0], sum(durations) / 1000, fps, len(starts)), fps
 
     def _frames_at(self, data: bytes, demuxer: str, start: float, seconds: float, fps: float, packets: int) -> Frames:
-        """The frame on display in the middle of each 1/fps seconds; only those are ever held."""
+        """The frames displayed in the middle of each 1/fps seconds; other frames are not kept in memory."""
         count = max(1, round(seconds * fps))
         frames: list[Frames] = []
         current, decoded, size = None, 0, (0, 0)
@@ -107,14 +107,14 @@ class Decode(ClipStage):
                 frames.append(_resized(current.to_ndarray(format="rgb24"), size))
             current, decoded = frame, decoded + 1
         if current is None:
-            raise Dropped("no picture", "no frame decodes")
+            raise Dropped("no picture", "no frame can be decoded")
         if decoded < (1 - MAX_LOST) * packets:
-            raise Dropped("damaged", f"{decoded} of {packets} frames decode")
+            raise Dropped("damaged", f"only {decoded} of {packets} frames can be decoded")
         last = _resized(current.to_ndarray(format="rgb24"), size)
         return np.stack([*frames, *[last] * (count - len(frames))])
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) as kept."""
+        """(width, height) after scaling."""
         scale = 1.0 if self.max_side is None else min(1.0, self.max_side / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -135,11 +135,11 @@ def _sniff(data: bytes) -> str:
         return "mov"
     if data[:4] == b"\x1a\x45\xdf\xa3":
         return "matroska"
-    raise Dropped("unknown kind", f"it begins with {data[:8]!r}")
+    raise Dropped("unknown kind", f"it starts with {data[:8]!r}")
 
 
 def _padded(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """Frames of a GIF that come before its canvas grew lie in the corner of it."""
+    """Pad a GIF frame to the canvas, which later frames may enlarge."""
     if image.size == canvas:
         return image
     padded = Image.new("RGB", canvas, "white")

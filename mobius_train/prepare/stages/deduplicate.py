@@ -1,8 +1,8 @@
 """Exact and perceptual deduplication over all clips.
 
-Perceptual hashes are imagehash's phash, 64 bits of a frame's lowest frequencies, taken of `looks` frames. Two clips
-look the same if no more than `max_distance` bits of each frame's hash differ. Not all pairs are compared: where at most
-d bits differ, one of d + 1 bands of the hash has none of them, and clips with an equal band are found in a table.
+The perceptual hash is imagehash's phash, 64 bits of a frame's lowest frequencies, of `looks` frames. Two clips look the
+same if at most `max_distance` bits of each frame's hash differ. To avoid comparing all pairs, hashes are split into
+d + 1 bands: if at most d bits differ, at least one band is equal, and a table finds clips with an equal band.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ BITS = 64
 
 
 class Deduplicate(GlobalStage):
-    """Of clips with the same pixels, or that look the same, the first is kept."""
+    """Keeps the first of all clips that have the same pixels or look the same."""
 
     name: Literal["deduplicate"]
     perceptual: bool = True
-    max_distance: int = Field(2, ge=0, le=15, description="bits of 64, in each frame")
-    looks: int = Field(3, ge=1, description="frames that are compared, evenly chosen")
-    colour: float = Field(4.0, ge=0, description="mean colours of clips that look the same differ by less, of 255")
+    max_distance: int = Field(2, ge=0, le=15, description="differing bits of 64 in each frame's hash")
+    looks: int = Field(3, ge=1, description="number of compared frames, evenly spaced")
+    colour: float = Field(4.0, ge=0, description="largest difference of mean colours, of 255, to look the same")
 
     def measure(self, clip: Candidate) -> None:
         frames = clip.pixels
@@ -59,7 +59,7 @@ class Deduplicate(GlobalStage):
 
 
 class _Similar:
-    """Clips seen so far, to be found by a hash that differs in a few bits."""
+    """A table of clips that finds a clip by a hash with a few differing bits."""
 
     def __init__(self, max_distance: int, colour: float) -> None:
         self.max_distance, self.colour = max_distance, colour
@@ -67,13 +67,13 @@ class _Similar:
         self.bands: dict[tuple[int, int], list[int]] = defaultdict(list)
 
     def find_or_add(self, key: str, looks: list[str], colours: list[list[float]]) -> str | None:
-        """The first clip that looks the same; None, and the clip is known from now on."""
+        """Return the first clip that looks the same; if there is none, add this clip and return None."""
         hashes, means = [int(look, 16) for look in looks], np.array(colours)
         candidates = sorted({number for band in self._bands_of(hashes[0]) for number in self.bands[band]})
         for number in candidates:
-            other, theirs, others_means = self.seen[number]
-            near = all((a ^ b).bit_count() <= self.max_distance for a, b in zip(hashes, theirs, strict=True))
-            if near and float(np.abs(means - others_means).max()) <= self.colour:
+            other, other_hashes, other_means = self.seen[number]
+            near = all((a ^ b).bit_count() <= self.max_distance for a, b in zip(hashes, other_hashes, strict=True))
+            if near and float(np.abs(means - other_means).max()) <= self.colour:
                 return other
         for band in self._bands_of(hashes[0]):
             self.bands[band].append(len(self.seen))

@@ -1,8 +1,8 @@
-"""Dynamic degree: how far the fastest things of a clip move, by dense optical flow.
+"""Dynamic degree: the speed of the fastest parts of a clip, from dense optical flow.
 
-The mean of the largest 5% of flow is VBench's measure (https://arxiv.org/abs/2311.17982, dynamic degree), there with
-RAFT; here OpenCV's DIS flow (https://arxiv.org/abs/1603.03590), which needs no weights, or RAFT as .onnx in the form
-of https://github.com/opencv/opencv_zoo/tree/main/models/optical_flow_estimation_raft.
+The measure is VBench's dynamic degree (https://arxiv.org/abs/2311.17982): the mean of the largest 5% of the flow.
+VBench uses RAFT. Here the flow is OpenCV's DIS (https://arxiv.org/abs/1603.03590), which needs no weights, or RAFT as
+.onnx in the format of https://github.com/opencv/opencv_zoo/tree/main/models/optical_flow_estimation_raft.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
 
 FASTEST = 0.05
-Flow = NDArray[np.float32]  # (H, W, 2): pixels to the right and down from a frame to the next
+Flow = NDArray[np.float32]  # (H, W, 2): displacement to the next frame in pixels, right and down
 
 
 @lru_cache(maxsize=1)
@@ -31,14 +31,14 @@ def _dis() -> Any:
 
 
 class Dynamics(ClipStage):
-    """Scores `degree`: pixels a second at `width`, the mean over `pairs` of neighbouring frames evenly chosen."""
+    """Scores `degree` in pixels per second at `width`, averaged over `pairs` evenly spaced pairs of adjacent frames."""
 
     name: Literal["dynamics"]
-    width: int = Field(128, ge=16, description="pixels that frames are scaled to")
+    width: int = Field(128, ge=16, description="width in pixels to which frames are scaled")
     pairs: int = Field(8, ge=1)
     minimum: float = Field(0.0, ge=0)
     maximum: float | None = Field(None, gt=0)
-    raft: Path | None = Field(None, description="a RAFT of two inputs as .onnx, in place of DIS")
+    raft: Path | None = Field(None, description="a RAFT with two inputs as .onnx, used instead of DIS")
 
     def check(self) -> None:
         if self.raft is not None:
@@ -71,14 +71,14 @@ def _by_dis(before: Frames, after: Frames) -> Flow:
 
 
 def _by_raft(path: Path, before: Frames, after: Frames) -> Flow:
-    """Frames scaled to what the model takes, and its flow to what they had been."""
+    """RAFT's flow. Frames are scaled to the model's input size, and the flow back to the size of the frames."""
     height, width = onnx.size(path, before.shape[:2])
     scaled = (
         cv2.resize(frame, (width, height)).transpose(2, 0, 1)[None].astype(np.float32) for frame in (before, after)
     )
     session = onnx.session(path)
     outputs = session.run(None, dict(zip((value.name for value in session.get_inputs()), scaled, strict=True)))
-    flow = max(outputs, key=lambda output: output.shape[-1])  # the other output is a coarse one
+    flow = max(outputs, key=lambda output: output.shape[-1])  # the other output is coarse
     if flow.shape != (1, 2, height, width):
-        raise MobiusError(f"{path} gives {flow.shape}, and not a flow of (1, 2, {height}, {width})")
+        raise MobiusError(f"{path} outputs {flow.shape} instead of a flow of (1, 2, {height}, {width})")
     return np.asarray(flow[0].transpose(1, 2, 0) * (before.shape[1] / width, before.shape[0] / height), np.float32)

@@ -1,4 +1,4 @@
-"""Label frequency: labels that only few clips have are no concept that a model can learn."""
+"""Label frequency filtering: a model cannot learn a label that only a few clips have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobius_train.prepare.stages.stage import GlobalStage
 
 
 class LabelFrequency(GlobalStage):
-    """Keeps the clips of which at least one label occurs more than `more_than` times."""
+    """Keeps clips with at least one label that occurs more than `more_than` times."""
 
     name: Literal["label_frequency"]
     more_than: int = Field(ge=0)

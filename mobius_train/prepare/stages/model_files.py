@@ -1,4 +1,4 @@
-"""Models that a recipe names by folder or hub id, loaded once in each worker."""
+"""Models given by folder or hub id, loaded once per worker."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ REWRITING = ("AutoTokenizer", "AutoModelForSeq2SeqLM")
 
 
 def check(model: str, *kinds: str) -> None:
-    """Load it as these transformers classes, before anything is done. Forked workers share what is loaded.
+    """Load the model with these transformers classes before the work starts. Forked workers share it.
 
     Raises:
-        MobiusError: no such folder, and no such model that the hub or its cache has; or files of it are missing.
+        MobiusError: the model is not a folder and not on the hub or in its cache, or some of its files are missing.
     """
     for kind in kinds:
         try:
             read(kind, model)
-        except Exception as error:  # missing and damaged files have no class of their own
-            raise MobiusError(f"the model {model} cannot be found or read as {kind}: {error}") from error
+        except Exception as error:  # missing and damaged files raise no specific class
+            raise MobiusError(f"the model {model} cannot be found or loaded as {kind}: {error}") from error
 
 
 def device() -> torch.device:
-    """A GPU where there is one; workers, whose numbers follow each other, take them in turn."""
+    """A GPU if available, else the CPU. Workers have consecutive process ids and are spread over the GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", os.getpid() % torch.cuda.device_count())
 
 
 def load(kind: str, model: str) -> Any:
-    """A transformers class by name from this model: a processor, or weights that are ready to run."""
+    """Load a transformers class by name: a processor, or a model on the worker's device."""
     loaded = read(kind, model)
     return loaded.to(device()) if isinstance(loaded, torch.nn.Module) else loaded
 
 
 @cache
 def read(kind: str, model: str) -> Any:
-    """As `load`, but on the CPU: a process that has touched a GPU must not fork."""
+    """As `load`, but on the CPU: a process that has used a GPU must not fork."""
     loaded = getattr(transformers, kind).from_pretrained(model)
     return loaded.eval() if isinstance(loaded, torch.nn.Module) else loaded
 
 
 def images(frames: Frames, count: int) -> list[Image.Image]:
-    """`count` pictures, or all if there are fewer, from the middles of equal parts of the clip."""
+    """Up to `count` pictures, from the middles of equal segments of the clip."""
     count = min(count, len(frames))
     return [Image.fromarray(frames[(2 * number + 1) * len(frames) // (2 * count)]) for number in range(count)]
 
 
 @torch.no_grad()
 def embeddings(model: str, pictures: list[Image.Image]) -> Tensor:
-    """CLIP's image embeddings of length 1: (N, D)."""
+    """CLIP's image embeddings (N, D), normalised to length 1."""
     processor, vision = (load(kind, model) for kind in VISION)
     inputs = processor(images=pictures, return_tensors="pt").to(device())
     features = vision(**inputs).image_embeds
@@ -68,7 +68,7 @@ def embeddings(model: str, pictures: list[Image.Image]) -> Tensor:
 
 @torch.no_grad()
 def rewrite(model: str, text: str, max_new_tokens: int, **options: Any) -> str:
-    """What a sequence-to-sequence model makes of a text, greedily, so that it is the same each time."""
+    """Rewrite a text with a sequence-to-sequence model; greedy decoding makes the result deterministic."""
     tokenizer, writer = (load(kind, model) for kind in REWRITING)
     inputs = tokenizer([text], return_tensors="pt", truncation=True).to(device())
     written = writer.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)

@@ -1,4 +1,4 @@
-"""Models as .onnx files, run by onnxruntime, which the OCR brings along."""
+"""Models as .onnx files, run with onnxruntime, a dependency of the OCR."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CPU = "CPUExecutionProvider"
 def check(path: Path, inputs: int) -> None:
     """
     Raises:
-        MobiusError: the file is no model, or one with another number of inputs.
+        MobiusError: the file is not a model, or has another number of inputs.
     """
     names = [value.name for value in _read(path, [CPU]).get_inputs()]
     if len(names) != inputs:
-        raise MobiusError(f"{path} wants {len(names)} inputs ({', '.join(names)}); a model of {inputs} is needed")
+        raise MobiusError(f"{path} has {len(names)} inputs ({', '.join(names)}); a model with {inputs} is required")
 
 
 @lru_cache(maxsize=4)
 def session(path: Path) -> Any:
-    """The model, on a GPU where onnxruntime has one; one thread, for parts run side by side."""
+    """The model, on a GPU if onnxruntime supports one, with one thread, because parts run in parallel."""
     return _read(
         path, [name for name in ("CUDAExecutionProvider", CPU) if name in onnxruntime.get_available_providers()]
     )
 
 
 def size(path: Path, smallest: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that the model's first input has; `smallest`, rounded up to multiples of 8, where it is free."""
+    """(height, width) of the model's first input; a dynamic side is `smallest` rounded up to a multiple of 8."""
     shape = session(path).get_inputs()[0].shape[-2:]
     free = (-(-side // 8) * 8 for side in smallest)
     height, width = (given if isinstance(given, int) else side for given, side in zip(shape, free, strict=True))
@@ -45,5 +45,5 @@ def _read(path: Path, providers: list[str]) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime has one class for each of its codes
-        raise MobiusError(f"{path} is no model that onnxruntime can read: {error}") from error
+    except Exception as error:  # onnxruntime has a separate class for each of its codes
+        raise MobiusError(f"onnxruntime cannot read the model {path}: {error}") from error

@@ -1,4 +1,7 @@
-"""Shot segmentation by PySceneDetect's AdaptiveDetector (https://www.scenedetect.com/docs/latest/api/detectors.html)."""
+"""Shot segmentation with PySceneDetect's AdaptiveDetector.
+
+https://www.scenedetect.com/docs/latest/api/detectors.html
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from mobius_train.prepare.stages.stage import Stage
 
 
 class Shots(Stage):
-    """Cuts clips where the picture changes at once; every shot becomes a clip."""
+    """Cuts clips at abrupt changes of the picture; every shot becomes a clip."""
 
     name: Literal["shots"]
-    adaptive_threshold: float = Field(3.0, gt=0, description="a frame's change over that of the frames around it")
-    min_content_val: float = Field(15.0, ge=0, description="change that a cut has at least, 0 to 255")
+    adaptive_threshold: float = Field(3.0, gt=0, description="ratio of a frame's change to that of its neighbours")
+    min_content_val: float = Field(15.0, ge=0, description="smallest change at a cut, 0 to 255")
     min_scene_frames: int = Field(15, ge=1)
     window_width: int = Field(2, ge=1)
 

@@ -1,4 +1,4 @@
-"""What a stage is. Its fields are what a recipe may say of it; its work follows from them and the clip alone."""
+"""Base classes of stages. A stage's fields are its options; its result depends only on them and the clip."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 
 
 class Stage(Section, ABC):
-    """Judges or changes the clips of one source file; `name` stands for it in recipes, index and report."""
+    """Filters or changes the clips of one source file; `name` identifies it in recipes, index and report."""
 
     name: str
     needs_frames: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Look at what the stage needs, before anything is done.
+        """Check the stage's requirements before the work starts.
 
         Raises:
-            MobiusError: a model or a file isn't there.
+            MobiusError: a model or a file is missing.
         """
         return
 
     @abstractmethod
     def apply(self, clips: list[Candidate]) -> list[Candidate]:
-        """All clips of a source file, dropped ones too, in their order; more or fewer may come back."""
+        """Process all clips of a source file in order, including dropped ones; may return more or fewer clips."""
 
 
 class ClipStage(Stage):
-    """Looks at each clip by itself."""
+    """Processes each clip separately."""
 
     def apply(self, clips: list[Candidate]) -> list[Candidate]:
         for clip in clips:
@@ -38,7 +38,7 @@ class ClipStage(Stage):
                 try:
                     self.process(clip)
                 except Dropped as dropped:
-                    drop(clip, self.name, dropped)
+                    drop_clip(clip, self.name, dropped)
         return clips
 
     @abstractmethod
@@ -46,12 +46,12 @@ class ClipStage(Stage):
         """Change the clip in place.
 
         Raises:
-            Dropped: the clip is left out.
+            Dropped: the clip fails the stage.
         """
 
 
 class GlobalStage(Stage):
-    """Decides once the clips of all parts have been measured; a pass over all parts ends with it."""
+    """Decides after the clips of all parts have been measured; it ends a pass over all parts."""
 
     def apply(self, clips: list[Candidate]) -> list[Candidate]:
         for clip in clips:
@@ -60,13 +60,13 @@ class GlobalStage(Stage):
         return clips
 
     def measure(self, clip: Candidate) -> None:
-        """Put into `clip.scores` what the decision needs."""
+        """Store the scores that the decision needs in `clip.scores`."""
 
     @abstractmethod
     def decide(self, rows: Iterable[dict[str, Any]]) -> dict[str, Drop]:
-        """Which of the rows of clips kept so far, in their order, are left out, by key."""
+        """Given the rows of all clips kept so far, in order, return the clips to drop, by key."""
 
 
-def drop(clip: Candidate, stage: str, dropped: Dropped) -> None:
-    """Mark a clip as left out, and let go of its frames."""
+def drop_clip(clip: Candidate, stage: str, dropped: Dropped) -> None:
+    """Mark a clip as dropped and free its frames."""
     clip.dropped, clip.frames = Drop(stage, dropped.reason, dropped.detail), None

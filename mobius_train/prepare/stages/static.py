@@ -1,4 +1,4 @@
-"""Static filtering: clips in which too many frames hardly differ from the one before."""
+"""Static filtering: drops clips in which too many frames hardly differ from the previous one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class Static(ClipStage):
-    """A frame is static if its grey levels differ from the last one's by less than `difference` on average."""
+    """A frame is static if its grey levels differ from the previous frame's by less than `difference` on average."""
 
     name: Literal["static"]
-    difference: float = Field(0.9, ge=0, description="mean grey difference, of 255")
-    max_share: float = Field(0.3, ge=0, le=1, description="of static frames")
+    difference: float = Field(0.9, ge=0, description="mean difference of grey levels, of 255")
+    max_share: float = Field(0.3, ge=0, le=1, description="largest share of static frames")
 
     def process(self, clip: Candidate) -> None:
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.int16) for frame in clip.pixels]

@@ -1,4 +1,4 @@
-"""Event stitching: shots that follow each other and show the same event become one clip again."""
+"""Event stitching: joins consecutive shots of the same event into one clip."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mobius_train.prepare.stages.stage import Stage
 
 
 class Stitch(Stage):
-    """Joins neighbouring shots: the last frame of one and the first of the next have a CLIP similarity above `above`.
+    """Joins adjacent shots if the CLIP similarity of the last frame and the next first frame is above `above`.
 
-    Shots between which another was dropped are no neighbours.
+    Shots are not adjacent if a shot between them was dropped.
     """
 
     name: Literal["stitch"]

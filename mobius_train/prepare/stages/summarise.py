@@ -1,4 +1,4 @@
-"""One caption from several descriptions of a clip."""
+"""Summary of several descriptions of a clip into one caption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class Summarise(ClipStage):
-    """A sequence-to-sequence model reads `prefix` and the drafts, or the caption of a clip without drafts."""
+    """A sequence-to-sequence model summarises `prefix` and the drafts, or the caption if there are no drafts."""
 
     name: Literal["summarise"]
     model: str

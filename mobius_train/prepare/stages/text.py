@@ -1,7 +1,7 @@
-"""Text in the picture, by OCR: clips that show it are dropped, or it is painted over.
+"""OCR of text in the picture: drops clips with text, or paints the text over.
 
-The rule is Mobius's: a text counts with a score above 0.4 and 4 letters or more; a frame has text if such texts cover
-more than 2% of it; a clip if more than one of its frames has.
+The rule is Mobius's. A text counts if its score is above 0.4 and it has at least 4 letters. A frame has text if such
+texts cover more than 2% of it. A clip has text if more than one of its frames has text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Mask = NDArray[np.uint8]  # (H, W), 255 where there is text
 
 @lru_cache(maxsize=4)
 def _reader(side: int, score: float) -> Any:
-    """RapidOCR, whose Chinese and English models are part of its wheel; one thread, for parts run side by side."""
+    """RapidOCR with the Chinese and English models of its wheel, and one thread, because parts run in parallel."""
     from rapidocr import RapidOCR
 
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
@@ -45,18 +45,20 @@ def _reader(side: int, score: float) -> Any:
 
 
 class Text(ClipStage):
-    """`action` says what becomes of clips with text: dropped, cleaned by inpainting, or only scored."""
+    """Clips with text are dropped, inpainted or only scored, depending on `action`."""
 
     name: Literal["text"]
     action: Literal["drop", "remove", "score"] = "drop"
-    score: float = Field(0.4, ge=0, le=1, description="of a text that counts, at least")
-    length: int = Field(4, ge=1, description="letters of a text that counts, at least")
-    area: float = Field(0.02, ge=0, le=1, description="a frame has text if more than this share of it is")
-    frames: int = Field(1, ge=0, description="a clip has text if more frames than this have")
-    look_at: int = Field(4, ge=1, description="frames, evenly chosen, that are read until the answer is certain")
-    side: int = Field(320, ge=32, description="pixels that longer frames are scaled down to for detection")
-    grow: int = Field(3, ge=0, description="pixels around a text that are painted over with it")
-    lama: Path | None = Field(None, description="a LaMa of image and mask as .onnx, in place of Telea's inpainting")
+    score: float = Field(0.4, ge=0, le=1, description="smallest score of a text that counts")
+    length: int = Field(4, ge=1, description="smallest number of letters of a text that counts")
+    area: float = Field(0.02, ge=0, le=1, description="a frame has text if text covers more than this share of it")
+    frames: int = Field(1, ge=0, description="a clip has text if more than this many frames have text")
+    look_at: int = Field(4, ge=1, description="evenly spaced frames to read; reading stops once the result is certain")
+    side: int = Field(320, ge=32, description="for detection, longer sides are scaled down to this many pixels")
+    grow: int = Field(3, ge=0, description="pixels around a text that are also painted over")
+    lama: Path | None = Field(
+        None, description="a LaMa with image and mask as .onnx, used instead of Telea's inpainting"
+    )
 
     def check(self) -> None:
         if self.lama is not None:
@@ -77,16 +79,16 @@ class Text(ClipStage):
         if with_text <= self.frames or self.action == "score":
             return
         if self.action == "drop":
-            raise Dropped("text", f"{max(shares):.1%} of a frame, in {with_text} of {len(shares)}")
+            raise Dropped("text", f"up to {max(shares):.1%} of a frame, in {with_text} of {len(shares)} frames")
         clip.frames = np.stack([self._removed(frame) for frame in frames])
         clip.notes.append("text removed")
 
     def _mask(self, frame: Frames) -> Mask:
         mask = np.zeros(frame.shape[:2], np.uint8)
-        found = _reader(self.side, self.score)(np.ascontiguousarray(frame[:, :, ::-1]))
-        if found.boxes is None or found.txts is None:
+        result = _reader(self.side, self.score)(np.ascontiguousarray(frame[:, :, ::-1]))
+        if result.boxes is None or result.txts is None:
             return mask
-        for box, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+        for box, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
             if score >= self.score and len(text.strip()) >= self.length:
                 cv2.fillPoly(mask, [np.round(np.asarray(box)).astype(np.int32)], 255)
         return mask
@@ -104,9 +106,9 @@ class Text(ClipStage):
 
 
 def _by_lama(path: Path, frame: Frames, mask: Mask) -> Frames:
-    """https://arxiv.org/abs/2109.07161, in the form of https://github.com/opencv/opencv_zoo: image 0 to 1, mask 0 or 1.
+    """Inpaint with LaMa (https://arxiv.org/abs/2109.07161); only pixels under the mask change.
 
-    Only what the mask covers changes.
+    The model has the format of https://github.com/opencv/opencv_zoo: image from 0 to 1, mask 0 or 1.
     """
     height, width = onnx.size(path, (frame.shape[0], frame.shape[1]))
     image = cv2.resize(frame, (width, height)).transpose(2, 0, 1)[None].astype(np.float32) / 255
@@ -115,6 +117,6 @@ def _by_lama(path: Path, frame: Frames, mask: Mask) -> Frames:
     names = (value.name for value in session.get_inputs())
     [painted, *_] = session.run(None, dict(zip(names, (image, hole), strict=True)))
     if painted.shape != image.shape:
-        raise MobiusError(f"{path} gives {painted.shape}, and not a picture of {image.shape}")
+        raise MobiusError(f"{path} outputs {painted.shape} instead of a picture of {image.shape}")
     full = cv2.resize(painted[0].transpose(1, 2, 0).clip(0, 255), (frame.shape[1], frame.shape[0]))
     return np.where(mask[:, :, None] > 0, full.round().astype(np.uint8), frame)

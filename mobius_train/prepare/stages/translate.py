@@ -1,4 +1,4 @@
-"""Captions in another language."""
+"""Translation of captions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mobius_train.prepare.stages.stage import ClipStage
 
 
 class Translate(ClipStage):
-    """A sequence-to-sequence model (Marian, NLLB, T5) writes captions[`to`] from captions[`source`]."""
+    """A sequence-to-sequence model (Marian, NLLB, T5) translates captions[`source`] to captions[`to`]."""
 
     name: Literal["translate"]
     model: str
     source: str = "en"
     to: str = "zh"
     prefix: str = ""
-    first_token: str | None = Field(None, description="that the answer begins with, such as NLLB's zho_Hans")
+    first_token: str | None = Field(None, description="first token of the output, such as NLLB's zho_Hans")
     max_new_tokens: int = Field(128, ge=1)
     needs_frames: ClassVar[bool] = False
 
@@ -28,7 +28,7 @@ class Translate(ClipStage):
         models.check(self.model, *models.REWRITING)
         unknown = (None, models.read("AutoTokenizer", self.model).unk_token_id)
         if self.first_token is not None and self._first() in unknown:
-            raise MobiusError(f"the tokenizer of {self.model} does not know first_token: {self.first_token!r}")
+            raise MobiusError(f"first_token {self.first_token!r} is not in the vocabulary of {self.model}'s tokenizer")
 
     def process(self, clip: Candidate) -> None:
         if self.to in clip.captions:

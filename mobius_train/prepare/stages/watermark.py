@@ -1,4 +1,4 @@
-"""Watermarks, by an image classifier."""
+"""Watermark filtering with an image classifier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Watermark(ClipStage):
 
     name: Literal["watermark"]
     model: str
-    label: str = Field("watermark", description="the classifier's class")
+    label: str = Field("watermark", description="name of the classifier's class")
     maximum: float = Field(0.5, ge=0, le=1)
     frames: int = Field(3, ge=1)
 
@@ -28,7 +28,7 @@ class Watermark(ClipStage):
         models.check(self.model, *KINDS)
         labels = models.read(KINDS[1], self.model).config.label2id
         if self.label not in labels:
-            raise MobiusError(f"{self.model} has no class {self.label!r}, but {', '.join(labels)}")
+            raise MobiusError(f"{self.model} has no class {self.label!r}; its classes are {', '.join(labels)}")
 
     @torch.no_grad()
     def process(self, clip: Candidate) -> None:
