@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mobius_train.data.patterns import without_secrets
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
 Mode = Literal["parallel", "serial", "full"]

@@ -1,5 +1,9 @@
 """Exceptions that end a run early: errors with a message for the user, and requested stops."""
 
+from __future__ import annotations
+
+import re
+
 
 class MobiusError(Exception):
     """An error in the input, the configuration or the data that the user can fix.
@@ -14,3 +18,9 @@ class Stopped(Exception):
 
     Entry points exit with `os.EX_TEMPFAIL` (75).
     """
+
+
+def without_secrets(text: str) -> str:
+    """Remove credentials, queries and fragments from the addresses in a text."""
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from mobius_train.config import DataConfig
 from mobius_train.data.clips import describe_source
-from mobius_train.data.patterns import is_remote, without_secrets
+from mobius_train.data.patterns import is_remote
 from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
 from mobius_train.data.shards import listed_shard
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.job.distributed import Distributed
 
 # Seconds after which ranks tell each other how far they are: none waits for another as long as a collective may take.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 
 SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -58,9 +58,3 @@ def refuse_address(source: str) -> None:
 def is_remote(source: str) -> bool:
     """True if a source contains an address."""
     return any(SCHEME.match(place) for place in (source, *expand_braces(source)))
-
-
-def without_secrets(text: str) -> str:
-    """Remove credentials, queries and fragments from the addresses in a text."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)

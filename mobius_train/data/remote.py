@@ -19,9 +19,9 @@ from fsspec import get_filesystem_class
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from mobius_train.data.patterns import expand_braces, without_secrets
+from mobius_train.data.patterns import expand_braces
 from mobius_train.data.shards import INDEX, Shard, check_whole, listed_shard
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.files import publish, remove_killed, sha256
 
 logger = logging.getLogger(__name__)
