@@ -64,6 +64,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     assert states == [(files.temporary_of(tmp_path / "a").name, False), (tmp_path.name, True)]
 
 
+@pytest.mark.distributed
 def test_only_what_ended_processes_of_this_node_left_is_removed(tmp_path: Path, ended: int) -> None:
     _of_process(tmp_path / "file", ended).touch()
     (_of_process(tmp_path / "folder", ended) / "inside").mkdir(parents=True)
@@ -76,6 +77,7 @@ def test_only_what_ended_processes_of_this_node_left_is_removed(tmp_path: Path, 
     assert _names(tmp_path) == ["x"]
 
 
+@pytest.mark.distributed
 def test_a_folder_replaces_another_only_when_it_is_finished(tmp_path: Path, ended: int) -> None:
     folder = tmp_path / "out"
     for left in (_of_process(folder, ended), files.temporary_of(folder), tmp_path / ".out.old.tmp"):

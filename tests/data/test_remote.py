@@ -277,6 +277,7 @@ def test_other_schemes_of_fsspec(server: Server, tmp_path: Path, scheme: str) ->
         fetch_shard(_one(f"{folder}/absent.tar", tmp_path / "to"))
 
 
+@pytest.mark.distributed
 def test_processes_that_fetch_the_same_shard_do_not_collide(server: Server, tmp_path: Path) -> None:
     server.index()
     remote = _one(f"{server.url}/cut-once/s-0.tar", tmp_path / "to")

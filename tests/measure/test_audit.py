@@ -15,7 +15,7 @@ from launching import clean_environment
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
 
 from mobius_train import config as configuration
-from mobius_train.engine.ds_config import read_ds_json
+from mobius_train.engine.spread import spread_of
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
 from mobius_train.job.environment import Launch
@@ -45,7 +45,7 @@ def one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Any:
     def run(steps: int = 2, zero: int = 2, **changes: Any) -> Audit:
         path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **changes))
-        return audit(configuration.load(path), read_ds_json(DS_CONFIGS / f"zero{zero}.json"), ALONE, steps)
+        return audit(configuration.load(path), spread_of("deepspeed", DS_CONFIGS / f"zero{zero}.json", ALONE), steps)
 
     return run
 
@@ -103,7 +103,7 @@ def test_a_spatial_weight_that_changes_is_seen(audited: Any, monkeypatch: pytest
 
         def changed(*args: Any) -> Any:
             with torch.no_grad():
-                task.denoiser.spatial.conv_in.weight.view(-1)[0] += 1
+                task.parts.denoiser.spatial.conv_in.weight.view(-1)[0] += 1
             return loss(*args)
 
         task.loss = changed
@@ -118,7 +118,7 @@ def test_a_parameter_without_a_gradient_is_named(audited: Any, monkeypatch: pyte
 
     def with_idle_parameter(*args: Any) -> Any:
         task = build(*args)
-        task.denoiser.ring.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+        task.parts.denoiser.ring.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
         return task
 
     monkeypatch.setattr(auditing, "build_task", with_idle_parameter)

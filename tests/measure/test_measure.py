@@ -12,13 +12,16 @@ import pytest
 import torch
 from launching import clean_environment
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
+from unets import tiny_unet
 
 from mobius_train import config as configuration
+from mobius_train.engine.spread import spread_of
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import Launch
-from mobius_train.measure.measure import Measurement, measure, part_of
+from mobius_train.measure.measure import OTHER, Measurement, by_branch, measure
 from mobius_train.measure.side_by_side import overrides_of
 from mobius_train.measure.versus_plan import planned, rows
+from mobius_train.models import build_denoiser
 from mobius_train.plan.planner import ENCODERS
 from mobius_train.plan.zero_states import FROZEN, MASTERS, OPTIMIZER, TRAINED
 
@@ -37,8 +40,8 @@ def _one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(path: Path, *overrides: str, ds_path: Path | None = ZERO2, **options: Any) -> tuple[Any, Measurement]:
     config = configuration.load(path, overrides)
-    plan = planned(config, path, ds_path)
-    return plan, measure(config, path, ds_path, ALONE, warmup=0, steps=1, **options)
+    spread = spread_of("fsdp" if ds_path is None else "deepspeed", ds_path, ALONE)
+    return planned(config, path, spread), measure(config, path, spread, warmup=0, steps=1, **options)
 
 
 @pytest.fixture
@@ -98,17 +101,20 @@ def test_a_snapshot_needs_a_gpu(tiny: Path, tmp_path: Path) -> None:
         measured(tiny, snapshot=tmp_path / "snapshot.pickle")
 
 
-def test_parts_are_told_by_name() -> None:
-    names = ("spatial.conv_in", "unet.conv_in", "ring.mid_block", "temporal.x", "ring.fusion", "unet.conv_out", "vae")
-    assert [part_of(name) for name in names] == [
-        "spatial",
-        "spatial",
-        "ring",
-        "temporal layers",
-        "fusion and head",
-        "fusion and head",
-        "other",
-    ]
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+def test_bytes_are_summed_by_branch(mode: Any) -> None:
+    denoiser: Any = build_denoiser(tiny_unet("emoji"), "text-to-video", mode)
+    frozen, layers, head = {
+        "parallel": ("spatial.conv_in", "ring.transformer_in.proj_in", "ring.fusion"),
+        "serial": ("unet.conv_in", "temporal.transformer_in.proj_in", "unet.conv_out"),
+    }[mode]
+    names = {name for name, _ in denoiser.named_modules()}
+    assert {frozen, layers, head} <= names
+    nbytes = {frozen: 1, layers: 20, head: 300, type(denoiser).__name__: 4000, "vae.decoder": 50000}
+    temporal = "ring" if mode == "parallel" else "temporal layers"
+    # A serial model's own forward pass is the spatial walk; a parallel one's own work is in no branch.
+    own = {"spatial": 4001, OTHER: 50000} if mode == "serial" else {"spatial": 1, OTHER: 54000}
+    assert by_branch(nbytes, denoiser) == {temporal: 20, "fusion and head": 300} | own
 
 
 def test_a_variant_is_a_mode_and_changes() -> None:

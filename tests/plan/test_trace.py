@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mobius_train.assembly.model_configs import find_configs
+from mobius_train.conditions import Conditions
 from mobius_train.config import load
 from mobius_train.models import build_denoiser
 from mobius_train.plan.simulate import Simulator
@@ -95,7 +96,7 @@ def test_a_real_model_keeps_what_was_simulated(mode: Any, tiny_pipeline: Path, t
     models = find_configs(config)
     simulated = sum(Simulator().simulate(config, models).step.saved().values())
 
-    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.unet), "text-to-video", mode)
+    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.image_model), "text-to-video", mode)
     weights = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
     seen: dict[int, Tensor] = {}
 
@@ -104,7 +105,7 @@ def test_a_real_model_keeps_what_was_simulated(mode: Any, tiny_pipeline: Path, t
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sample, text = torch.randn(2, 4, 4, 8, 8), torch.randn(2, 8, 384)
+        sample, text = torch.randn(2, 4, 4, 8, 8), Conditions.of_text(torch.randn(2, 8, 384))
         prediction = denoiser.predict(sample, torch.tensor([3, 700]), text)
         loss = (prediction.float() - torch.randn_like(sample)).square().flatten(1).mean(1).mean()
     real = sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in weights)

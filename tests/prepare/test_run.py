@@ -99,6 +99,7 @@ def test_the_trainer_reads_prepared_videos(inputs: Path, alone: Path, tmp_path: 
     assert max(difference(index, index) for index in range(5)) < 8 < min(difference(i, i + 1) for i in range(5))
 
 
+@pytest.mark.distributed
 def test_two_workers_make_the_same_bytes(inputs: Path, alone: Path, tmp_path: Path) -> None:
     prepare_data(_recipe(inputs, tmp_path / "out"), workers=2)
     assert made.result(tmp_path / "out") == made.result(alone)
