@@ -223,7 +223,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         if len(generators) != len(prompts):
             raise MobiusError(f"{len(generators)} generators for {len(prompts)} prompts: give one per prompt, or one")
         correlation = self.config.frame_noise_correlation
-        return [initial_noise(shape, prompt_noise, correlation) for prompt_noise in generators]
+        return [initial_noise(shape, source, correlation) for source in generators]
 
     def _latent_size(self, pixels: int | None) -> int:
         factor = LatentSpace.of(self.vae.config).reduction
