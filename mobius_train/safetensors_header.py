@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-DTYPES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -27,7 +27,7 @@ DTYPES = {
 }
 
 
-class Layout(NamedTuple):
+class FileLayout(NamedTuple):
     """A file's header and the positions of its tensors."""
 
     header: bytes
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 def lay_out(
     tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str], compact: bool = True
-) -> Layout:
+) -> FileLayout:
     """Lay out the tensors in the given order.
 
     Args:
@@ -54,8 +54,8 @@ def lay_out(
     starts, end = {}, 0
     for name, (dtype, shape) in tensors.items():
         starts[name], end = end, end + math.prod(shape) * dtype.itemsize
-        records[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [starts[name], end]}
+        records[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [starts[name], end]}
     text = json.dumps(records, separators=(",", ":") if compact else None).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    return Layout(header, {name: len(header) + start for name, start in starts.items()}, len(header) + end)
+    return FileLayout(header, {name: len(header) + start for name, start in starts.items()}, len(header) + end)

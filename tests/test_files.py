@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mobius_train import files
 from mobius_train.errors import MobiusError
-from mobius_train.safetensors_header import DTYPES, lay_out
+from mobius_train.safetensors_header import DTYPE_NAMES, lay_out
 
 OLD = Path(__file__).parent / "files" / "written-by-0.1.0"
 
@@ -117,7 +117,7 @@ def test_a_header_is_byte_for_byte_that_of_version_0_1_0() -> None:
 
 
 def test_the_library_reads_every_dtype_at_its_place(tmp_path: Path) -> None:
-    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES}
+    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPE_NAMES}
     layout = lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, {"format": "pt"})
     data = bytearray(layout.size)
     data[: len(layout.header)] = layout.header

@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.media.clips import file_names, write_clips
+from mobius_train.media.clip_files import file_names, write_clips
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import enlarge_frames

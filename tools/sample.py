@@ -11,7 +11,7 @@ from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_output_folder
 from mobius_train.job.quiet import quiet_libraries
-from mobius_train.media.clips import FORMATS, write_clips
+from mobius_train.media.clip_files import FORMATS, write_clips
 from mobius_train.metrics.motion import frame_difference
 from mobius_train.pipeline import load_pipeline
 

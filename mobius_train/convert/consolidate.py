@@ -10,9 +10,9 @@ from safetensors import safe_open
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
 from mobius_train.convert.conversion_report import Report
+from mobius_train.convert.lazy_weights import Weights, cast_floating
 from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
 from mobius_train.convert.safetensors_files import write_safetensors
-from mobius_train.convert.weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

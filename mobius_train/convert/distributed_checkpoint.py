@@ -20,8 +20,8 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.serialization import _get_layout
 
+from mobius_train.convert.lazy_weights import Weights
 from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable_file
-from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
 METADATA = ".metadata"

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import load_components, load_model, load_video_model, save_video_pipeline
+from mobius_train.convert.strict_load import load_components, load_model, load_video_model, save_video_pipeline
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.models.families import as_denoiser

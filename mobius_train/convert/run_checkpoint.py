@@ -9,7 +9,7 @@ import torch
 from mobius_train.checkpoint.folders import pointed
 from mobius_train.checkpoint.format import MANIFEST, NAME
 from mobius_train.checkpoint.read import Checkpoint
-from mobius_train.convert.weights import Weights
+from mobius_train.convert.lazy_weights import Weights
 from mobius_train.errors import MobiusError
 
 MODEL, EMA = "model", "ema"

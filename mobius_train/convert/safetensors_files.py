@@ -15,10 +15,10 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from mobius_train.convert.weights import Weights, cast_floating
+from mobius_train.convert.lazy_weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_files, replace_file
-from mobius_train.safetensors_header import DTYPES, lay_out
+from mobius_train.safetensors_header import DTYPE_NAMES, lay_out
 
 
 def write_safetensors(weights: Weights, path: Path, dtype: torch.dtype, max_shard_size: str) -> list[Path]:
@@ -37,7 +37,7 @@ def write_safetensors(weights: Weights, path: Path, dtype: torch.dtype, max_shar
         MobiusError: a file cannot be written, or `weights` yields tensors that do not match its layout.
     """
     layout = {name: cast_floating(tensor, dtype) for name, tensor in weights.layout.items()}
-    unsupported = [f"{name} ({tensor.dtype})" for name, tensor in layout.items() if tensor.dtype not in DTYPES]
+    unsupported = [f"{name} ({tensor.dtype})" for name, tensor in layout.items() if tensor.dtype not in DTYPE_NAMES]
     if unsupported:
         raise MobiusError(f"{unsupported[0]}: tensors of this dtype cannot be written to {path}")
     pattern = path.name.removesuffix(".safetensors").replace("{", "{{").replace("}", "}}") + "{suffix}.safetensors"

@@ -16,7 +16,8 @@ from torch import nn
 
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import (
+from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
+from mobius_train.convert.strict_load import (
     account_for_components,
     is_pipeline,
     load_components,
@@ -25,7 +26,6 @@ from mobius_train.convert.parts import (
     model_class,
     save_video_pipeline,
 )
-from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import is_pipeline
 from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable_file
+from mobius_train.convert.strict_load import is_pipeline
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash

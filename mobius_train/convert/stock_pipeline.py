@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import PIPELINE
+from mobius_train.convert.strict_load import PIPELINE
 from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 

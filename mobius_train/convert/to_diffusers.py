@@ -19,9 +19,9 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.parts import is_pipeline, load_model, load_video_model, model_class
 from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
 from mobius_train.convert.stock_pipeline import stock_components
+from mobius_train.convert.strict_load import is_pipeline, load_model, load_video_model, model_class
 from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.files import finished_folder

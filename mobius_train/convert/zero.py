@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobius_train.convert.lazy_weights import Weights
 from mobius_train.convert.pickles import UNREADABLE, load_tensors
-from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
 

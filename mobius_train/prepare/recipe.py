@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from mobius_train.config import Section
 from mobius_train.prepare.emoji.source import FluentEmoji
 from mobius_train.prepare.sources.archives import Archive, Shards
-from mobius_train.prepare.sources.files import FileList, Folder, Metadata
+from mobius_train.prepare.sources.local_files import FileList, Folder, Metadata
 from mobius_train.prepare.stages.aesthetic import Aesthetic
 from mobius_train.prepare.stages.buckets import Buckets
 from mobius_train.prepare.stages.caption import CaptionStage

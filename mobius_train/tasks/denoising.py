@@ -22,7 +22,7 @@ from mobius_train.diffusion.process import NoisyBatch, squared_error
 from mobius_train.diffusion.randomness import draw_numbers
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
-from mobius_train.media.clips import write_clips
+from mobius_train.media.clip_files import write_clips
 from mobius_train.metrics.motion import motion
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mobius_train.convert.consolidate import consolidate_checkpoint
+from mobius_train.convert.lazy_weights import Weights
 from mobius_train.convert.safetensors_files import write_safetensors
-from mobius_train.convert.weights import Weights
 from mobius_train.errors import MobiusError
 
 pytestmark = pytest.mark.distributed
