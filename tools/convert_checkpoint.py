@@ -8,7 +8,7 @@ from pathlib import Path
 from mobius_train.checkpoint.format import MANIFEST
 from mobius_train.cli import run
 from mobius_train.config import load
-from mobius_train.convert.consolidate import DTYPES, consolidate_checkpoint
+from mobius_train.convert.consolidate import consolidate_checkpoint
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.run_checkpoint import EMA, MODEL
@@ -16,6 +16,7 @@ from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_p
 from mobius_train.convert.single_file import from_single_file
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
 from mobius_train.job.quiet import quiet_libraries
 
@@ -42,7 +43,7 @@ def parse() -> argparse.Namespace:
     _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
 
     command = commands.add_parser("consolidate", help="a sharded checkpoint → one safetensors file")
-    command.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s")
+    command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: %(default)s")
     command.add_argument("--weights", default=MODEL, help="model or ema (default: %(default)s)")
     command.add_argument("--tag", help="checkpoint in a folder with several (default: the one named by latest)")
     command.add_argument("--max-shard-size", default="5GB", help="maximum size of a file (default: %(default)s)")

@@ -15,8 +15,6 @@ from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weig
 from mobius_train.convert.safetensors_files import write_safetensors
 from mobius_train.errors import MobiusError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def consolidate_checkpoint(
     source: Path,
