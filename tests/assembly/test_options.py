@@ -81,8 +81,9 @@ def test_each_branch_is_chosen_for_in_its_own_dtype() -> None:
     mixed = config(frozen_dtype="bf16")
     lines = apply_attention_backend(model(), mixed, Machine((9, 0), True))
     assert lines[0].startswith("spatial attention: flash_attn")
-    assert lines[1].startswith("temporal attention: sdpa, no flash-attn: it computes in fp16 and bf16, not in float32")
-    with pytest.raises(MobiusError, match="not in float32"):
+    assert lines[1].startswith("temporal attention: sdpa, no flash-attn: ")
+    assert "float32" in lines[1]
+    with pytest.raises(MobiusError, match="not float32"):
         apply_attention_backend(
             model(), config(frozen_dtype="bf16", attention_backend="flash_attn"), Machine((9, 0), True)
         )
