@@ -38,7 +38,7 @@ def test_offloading_is_refused_on_a_cpu_before_anything_is_loaded() -> None:
 def test_a_frozen_branch_in_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    with pytest.raises(MobiusError, match="frozen_dtype=bf16.*Tesla V100.*fp16 or fp32"):
+    with pytest.raises(MobiusError, match=r"frozen_dtype=bf16.*Tesla V100.*fp16 or fp32"):
         check_device(config(frozen_dtype="bf16"), torch.device("cuda"))
     check_device(config(frozen_dtype="fp16"), torch.device("cuda"))
     check_device(config(frozen_dtype="bf16"), CPU)
