@@ -120,7 +120,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
     claims = (
         Claim("no spatial module owns an autograd node", inside(nodes)),
         Claim("no spatial module has saved a tensor for the backward pass", inside(saved.tensors)),
-        Claim("the graph ends in trained parameters outside of the spatial branch alone", tuple(foreign)),
+        Claim("all leaves of the graph are trained parameters outside the spatial branch", tuple(foreign)),
         Claim("every trained parameter gets a finite gradient", gradients.bad()),
         Claim(f"every trained parameter gets a non-zero gradient within {steps} steps", gradients.zero()),
         Claim(

@@ -45,9 +45,7 @@ def overrides_of(variant: str) -> tuple[str, ...]:
     modes = get_args(Mode)
     mode, *changes = variant.split("+")
     if mode not in modes:
-        raise MobiusError(
-            f"the variant {variant!r} has no mode: begin with one of {', '.join(modes)}, then + and changes"
-        )
+        raise MobiusError(f"the variant {variant!r} has no mode: begin with {', '.join(modes)}, then + and changes")
     unknown = [change for change in changes if change != RECOMPUTE and "=" not in change]
     if unknown:
         raise MobiusError(f"the variant {variant!r} contains {unknown[0]!r}: use {RECOMPUTE} or key=value after each +")
