@@ -93,7 +93,7 @@ def tables(planner: Planner) -> Iterator[str]:
 
 
 def smallest_gpu(peak: int) -> str:
-    """The name of the GPU with the least memory that holds so many bytes, or "none"."""
+    """The name of the smallest GPU with enough memory, or "none"."""
     from mobius_train.plan import GPUS
 
     fitting = [gpu for gpu in GPUS.values() if peak <= gpu.bytes]
@@ -101,15 +101,15 @@ def smallest_gpu(peak: int) -> str:
 
 
 def renewed(page: str, lines: str) -> str:
-    """The text of a page with other lines between the marks.
+    """Replace the lines between the marks of a page.
 
     Raises:
-        MobiusError: the page has no marks.
+        MobiusError: the page does not contain the marks.
     """
     before, begun, rest = page.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not begun or not ended:
-        raise MobiusError(f"the page has no place for the tables: write the lines {BEGIN} and {END}")
+        raise MobiusError(f"the page has no marks for the tables: add the lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n{lines}\n{END}{after}"
 
 
@@ -133,7 +133,7 @@ def _header(*cells: str) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown file to renew (default: docs/memory.md)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown file to update (default: docs/memory.md)")
     page = parser.parse_args().page
     choose_accelerator()
     quiet_libraries()

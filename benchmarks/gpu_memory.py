@@ -1,8 +1,9 @@
-"""What is claimed of memory and step time, measured on one GPU, each setting in a process of its own.
+"""Verify the claims about memory and step time on one GPU, with each setting in a separate process.
 
-The paper's workload (configs/paper_sd21.yaml: SD 2.1, batch 2, 8 frames, 256 px, 512 text tokens, encoders online) with
-random weights, so that a bare machine is enough. The record holds every setting's plan and measurement, and the
-verdicts; settings that it has already are left out, so that an interrupted run goes on. Exits 1 if a claim fails.
+The workload is the paper's (configs/paper_sd21.yaml: SD 2.1, batch 2, 8 frames, 256 px, 512 text tokens, encoders
+online) with random weights, so no model files are needed. The record contains the plan and measurement of every
+setting, and the verdicts. Settings already in the record are skipped, so an interrupted run can resume. Exits 1 if a
+claim fails.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Setting:
     """A variant of the recipe.
 
     Attributes:
-        limit_gb: what the GPU's allocator may take, where the claim is that so much is enough.
-        fsdp: FSDP is the engine, which holds fewer copies on one GPU than DeepSpeed does.
+        limit_gb: limit of the GPU's allocator, for claims that this much memory is enough.
+        fsdp: use FSDP, which keeps fewer copies on one GPU than DeepSpeed.
     """
 
     name: str
@@ -55,7 +56,7 @@ SETTINGS = (
     Setting("parallel bf16 recomputed 16 frames", (HALF, RECOMPUTED, "data.num_frames=16")),
     Setting("parallel bf16 recomputed 512 px", (HALF, RECOMPUTED, "data.resolution=512")),
     Setting("parallel bf16 recomputed ema", (HALF, RECOMPUTED, "use_ema=true")),
-    # Beside the allocator the context takes some of the 16 and 11 GB.
+    # The context needs part of the 16 and 11 GB in addition to the allocator.
     Setting("16 GB", (HALF, RECOMPUTED, CACHED), limit_gb=15.2, fsdp=True),
     Setting("11 GB", (HALF, RECOMPUTED, CACHED, EIGHT_BIT), limit_gb=10.2, fsdp=True),
 )
@@ -69,11 +70,13 @@ def parse() -> argparse.Namespace:
         "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(s.name for s in SETTINGS)}")
-    parser.add_argument("--again", action="store_true", help="measure also what the record has already")
-    parser.add_argument("--warmup", type=int, default=3, help="optimizer steps before (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="measure settings again that are already in the record")
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="optimizer steps before the measurement (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
-        "--rehearse-on-cpu", action="store_true", help="with a tiny recipe: run the settings, judge nothing"
+        "--rehearse-on-cpu", action="store_true", help="for a tiny recipe: run the settings without verdicts"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
@@ -87,7 +90,7 @@ def main() -> None:
     from mobius_train.measure.side_by_side import Job, failures, measure_apart
 
     if not torch.cuda.is_available() and not arguments.rehearse_on_cpu:
-        raise MobiusError("there is no GPU here, and these are figures of a GPU: start it where torch sees one")
+        raise MobiusError("no GPU is available: run this benchmark on a machine where torch detects a GPU")
     chosen = select(arguments.only)
     records = read(arguments.record)
     for setting in chosen:
@@ -115,17 +118,17 @@ def main() -> None:
 
 
 def select(names: list[str] | None) -> list[Setting]:
-    """Some settings, or all."""
+    """The settings with these names, or all."""
     unknown = set(names or ()) - {setting.name for setting in SETTINGS}
     if unknown:
         raise MobiusError(
-            f"no such setting: {', '.join(sorted(unknown))}. There are: {', '.join(s.name for s in SETTINGS)}"
+            f"unknown settings: {', '.join(sorted(unknown))}. Choose from: {', '.join(s.name for s in SETTINGS)}"
         )
     return [setting for setting in SETTINGS if names is None or setting.name in names]
 
 
 def judge(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each claim, what was found, and whether it holds; one whose settings were not all measured fails."""
+    """The result of each claim; a claim fails if one of its settings was not measured."""
     measured = {name: record["measured"] for name, record in records.items() if "measured" in record}
     verdicts: dict[str, dict[str, Any]] = {}
 
@@ -154,7 +157,7 @@ def judge(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def taken(measured: dict[str, Any]) -> float:
-    """GB that the process had of the GPU at most: the allocator's, and what is outside of it."""
+    """The process's peak GPU memory in GB: inside and outside the allocator."""
     return (max(peak["reserved"] for peak in measured["phases"].values()) + measured["outside"]) / GB
 
 
@@ -163,7 +166,7 @@ def ratio(figure: str) -> Any:
 
 
 def plan_error(record: dict[str, Any]) -> float | None:
-    """Of the peak, both with the context as it was measured."""
+    """The plan's relative error of the peak, with the measured context added to both."""
     from mobius_train.measure.versus_plan import PEAK
 
     outside = record["measured"]["outside"]
@@ -187,13 +190,13 @@ def line(name: str, record: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The settings of a record that was begun."""
+    """The settings of an existing record."""
     if not path.exists():
         return {}
     try:
         found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise MobiusError(f"{path} is no record of this benchmark ({error!r}): give another file") from error
+        raise MobiusError(f"{path} is not a record of this benchmark ({error!r}): give another file") from error
     return found
 
 

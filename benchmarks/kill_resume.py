@@ -1,11 +1,11 @@
-"""Kill a run at random instants, its saves included, resume it, and compare its end with that of an uninterrupted one.
+"""Kill a run at random times, including saves, resume it, and compare its result with an uninterrupted run.
 
     python benchmarks/kill_resume.py --config recipe.yaml --kills 50 --ranks 2 --record benchmarks/kill_resume.json \
         checkpointing_steps=1 max_train_steps=400
 
-SIGKILL hits all ranks at once. A third of the kills come while a checkpoint is being written, a few while the program
-starts, the rest after a random time. After each the run must resume from the last or last-but-one whole checkpoint; at
-the end losses and final weights must be those of the uninterrupted run bit for bit. It exits 1 if anything is not so.
+All ranks receive SIGKILL at once: a third of the kills during a checkpoint write, a few during the start, the others
+after a random time. After each kill the run must resume from the last or last-but-one complete checkpoint. At the end,
+losses and final weights must be bit-identical to the uninterrupted run. Exits 1 on any deviation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 @dataclass
 class Kill:
-    """What a kill met, and what came of it."""
+    """The circumstances and the outcome of a kill."""
 
     when: str
     seconds_after_start: float
@@ -66,7 +66,7 @@ class Kill:
 
 
 class Job:
-    """The ranks of one start, each a session of its own, so that nothing outlives a kill."""
+    """The ranks of one start, each in its own session, so that no process survives a kill."""
 
     def __init__(self, arguments: argparse.Namespace, output: Path, *overrides: str) -> None:
         with socket.socket() as listener:
@@ -127,14 +127,14 @@ def lines(output: Path) -> list[str]:
 
 
 def wait_for_step(job: Job, output: Path, taken: int) -> None:
-    """Until a step has been taken that no start before had begun with: every start gets on."""
+    """Wait for a step beyond the first step of all earlier starts, so that every start makes progress."""
     while _last_step(output) <= taken or (job.resumed_from() is None and taken > 0):
         job.check_running()
         time.sleep(0.01)
 
 
 def kill_once(job: Job, output: Path, begun: int, chance: random.Random, longest: float, startup: float) -> Kill:
-    """Let the job run until an instant that is drawn, and kill it."""
+    """Kill the job after a random time."""
     when = chance.choices(["saving", "running", "starting"], [0.35, 0.55, 0.1])[0]
     if when == "starting":
         until = chance.uniform(0.2, 1.0) * startup
@@ -160,13 +160,13 @@ def kill_once(job: Job, output: Path, begun: int, chance: random.Random, longest
 
 
 def interrupted(arguments: argparse.Namespace, output: Path, startup: float) -> list[Kill]:
-    """Kill and resume as often as asked, then let the run end."""
+    """Kill and resume the requested number of times, then let the run finish."""
     chance = random.Random(arguments.seed)
     kills: list[Kill] = []
     while len(kills) <= arguments.kills:
         whole = kills[-1].whole_checkpoints if kills else []
         if not whole:
-            # Killed before its first checkpoint: there is nothing to go on from.
+            # A run killed before its first checkpoint has nothing to resume from.
             shutil.rmtree(output, ignore_errors=True)
         job = Job(arguments, output, *(["resume_from_checkpoint=latest"] if whole else []))
         begun = whole[-1] if whole else 0
@@ -186,7 +186,7 @@ def interrupted(arguments: argparse.Namespace, output: Path, startup: float) -> 
 
 
 def _resumed(kills: list[Kill], job: Job) -> None:
-    """Note from where the start after the last kill went on; one killed while starting may not have come to it."""
+    """Record the checkpoint that the start after the last kill resumed from, unless that start was killed first."""
     if kills and kills[-1].whole_checkpoints:
         kills[-1].resumed_from = job.resumed_from()
 
@@ -252,7 +252,9 @@ def main() -> None:
         print(json.dumps(results, indent=1))
         good = results["losses_equal"] and results["final_weights_equal"] and not results["resumed_from_another"]
         if not good or results["damaged_checkpoints_under_a_good_name"]:
-            raise MobiusError("the interrupted run is not what the uninterrupted one is; the record says where")
+            raise MobiusError(
+                "the interrupted run differs from the uninterrupted run; the record lists the differences"
+            )
 
 
 if __name__ == "__main__":

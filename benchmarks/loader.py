@@ -1,9 +1,9 @@
-"""What the loader sustains alone: clips/s, and clips/s per core, of a recipe's data, decoded and from the latent cache.
+"""Throughput of the loader alone: clips/s and clips/s per core on a recipe's data, decoded and from the latent cache.
 
     python benchmarks/loader.py --record benchmarks/loader.json
 
-A core's rate is clips per second of processor time of the loader and its workers; clips/s is by the clock. Each is the
-best of several repetitions: what else runs on a machine makes both worse, never better.
+Clips/s per core is relative to the processor time of the loader and its workers; clips/s is relative to wall time. Both
+are the best of several repetitions, because other load on a machine only lowers them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(task: Any, config: RunConfig, workers: int, batches: int) -> dict[str, float]:
-    """Clips/s by the clock once the workers have started, and per core with all that they cost."""
+    """Clips/s of wall time after the workers have started, and of their whole processor time."""
     data = config.data.model_copy(update={"dataloader_num_workers": workers})
     task.config = config.model_copy(update={"data": data})
     processor = _processor_time()
@@ -44,7 +44,7 @@ def measure(task: Any, config: RunConfig, workers: int, batches: int) -> dict[st
     for _ in range(batches):
         next(stream)
     seconds = time.perf_counter() - started
-    # Workers are counted when they have ended.
+    # The processor time of workers is known after they have ended.
     del stream
     clips = batches * config.train_batch_size
     return {
@@ -54,7 +54,7 @@ def measure(task: Any, config: RunConfig, workers: int, batches: int) -> dict[st
 
 
 def _processor_time() -> float:
-    """Seconds of this process and of its children that have ended."""
+    """Processor seconds of this process and of its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parse()
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
-    # Heavy imports come after the environment that they read is set.
+    # Import these after setting the environment that they read.
     from mobius_train.job.distributed import Distributed
     from mobius_train.job.quiet import quiet_libraries
     from mobius_train.tasks.build_task import build_task

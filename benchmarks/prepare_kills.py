@@ -2,9 +2,9 @@
 
     python benchmarks/prepare_kills.py --config configs/data/emoji.yaml --kills 10 --record prepare_emoji.json
 
-Each kill hits the process group of the tool: itself and its workers. Shards and index must be equal byte for byte, and
-nothing else may be left in the folder. A control shows that the comparison sees one changed byte and one lost row. It
-exits 1 if anything is not so.
+Each kill hits the tool's process group: the tool and its workers. Shards and index must be identical byte for byte,
+and the folder must contain nothing else. A control shows that the comparison detects one changed byte and one lost row.
+Exits 1 on any deviation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
 
 
 def start(arguments: argparse.Namespace, output: Path, workers: int) -> subprocess.Popen[bytes]:
-    """The tool in a session of its own, so that nothing outlives a kill."""
+    """Start the tool in its own session, so that no process survives a kill."""
     tool = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--config", str(arguments.config)]
     command = [*tool, "--workers", str(workers), *arguments.overrides, f"output_dir={output}"]
     with output.with_suffix(".log").open("ab") as log:
@@ -57,7 +57,7 @@ def start(arguments: argparse.Namespace, output: Path, workers: int) -> subproce
 
 
 def finish(process: subprocess.Popen[bytes], output: Path) -> float:
-    """Wait for the end of a start; its seconds of processors, workers included."""
+    """Wait for the end of a start; returns its processor seconds, including workers."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen[bytes], output: Path) -> float:
 
 
 def killed(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
-    """Kill and start again, then let it end. The first kill may hit the listing, the others any part."""
+    """Kill and restart the tool, then let it finish. The first kill may hit the listing, the others any part."""
     chance = random.Random(arguments.seed)
     config = load_as(PrepareConfig, arguments.config, arguments.overrides)
     points = sorted(chance.uniform(0, 0.85) for _ in range(arguments.kills - 1))
@@ -80,7 +80,7 @@ def killed(arguments: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
             waited = chance.uniform(0, 5)
             time.sleep(waited)
             if process.poll() is not None:
-                raise MobiusError(f"the run was over after {len(kills)} kills: take another --seed")
+                raise MobiusError(f"the run finished after {len(kills)} kills: choose another --seed")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def _wait_for_share(process: subprocess.Popen[bytes], config: PrepareConfig, out
 
 
 def _share_done(config: PrepareConfig, output: Path) -> float:
-    """Of the parts of all passes."""
+    """The finished share of the work."""
     listed = output / "work" / OFFSETS
     if not listed.exists():
         return 0.0
@@ -108,7 +108,7 @@ def _share_done(config: PrepareConfig, output: Path) -> float:
 
 
 def files(output: Path) -> dict[str, str]:
-    """What must be equal: every file but the report's and the recipe's (it says output_dir), by its hash."""
+    """The hash of every file except the report and the recipe, which contains output_dir."""
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.rglob("*"))
@@ -117,7 +117,7 @@ def files(output: Path) -> dict[str, str]:
 
 
 def differing(first: Path, second: Path) -> list[str]:
-    """Names of files that only one has, or that differ; and of the index, which rows."""
+    """Names of files that are missing in one folder or differ, and the number of differing index rows."""
     ours, theirs = files(first), files(second)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if "index.jsonl" in names:
@@ -127,7 +127,7 @@ def differing(first: Path, second: Path) -> list[str]:
 
 
 def control(output: Path, copy: Path) -> bool:
-    """Whether one changed byte of a shard and one lost row are seen."""
+    """Check that one changed byte of a shard and one lost row are detected."""
     shutil.copytree(output, copy)
     shard = sorted(copy.glob("*.tar"))[0]
     data = bytearray(shard.read_bytes())
@@ -142,7 +142,7 @@ def compare(arguments: argparse.Namespace, folder: Path, kills: list[dict[str, A
     """Write the record of the outputs `one`, `two` and `killed` of the folder.
 
     Raises:
-        MobiusError: they are not the same.
+        MobiusError: the outputs differ.
     """
     one = folder / "one"
     index = json.loads((one / "index.json").read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def compare(arguments: argparse.Namespace, folder: Path, kills: list[dict[str, A
     print(json.dumps(results, indent=1))
     bad = results["differing_with_2_workers"] or results["differing_after_kills"]
     if bad or not results["control_sees_a_byte_and_a_row"]:
-        raise MobiusError("the three outputs are not the same; the record says where")
+        raise MobiusError("the three outputs differ; the record lists the differences")
 
 
 def main() -> None:

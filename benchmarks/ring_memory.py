@@ -1,10 +1,9 @@
-"""What each memory option of the ring saves for the backward pass, and what it costs in FLOPs, at the paper's size.
+"""Bytes saved for the backward pass and FLOPs for each memory option of the ring, at the paper's size.
 
     python benchmarks/ring_memory.py --record benchmarks/ring_memory.json
 
-Stable Diffusion 2.1, batch 2, 8 frames, 256 px (32x32 latents), 77 text tokens, on fake tensors: the real model runs,
-with shapes and without values, so that a laptop is enough. Bytes are exact for eager execution; parameters do not
-count.
+Stable Diffusion 2.1, batch 2, 8 frames, 256 px (32x32 latents), 77 text tokens. The real model runs on fake tensors,
+with shapes but without values, so a laptop is enough. Bytes are exact for eager execution and exclude parameters.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ EAGER = {
 
 @dataclass(frozen=True)
 class Row:
-    """MiB kept on the device and in host memory for the backward pass; TFLOP of a forward and a backward pass."""
+    """MiB saved on the device and in host memory for the backward pass; TFLOP of a forward and a backward pass."""
 
     option: str
     saved_mib: float
@@ -58,7 +57,7 @@ def eager(option: str, model: Any, predict: Callable[[], Tensor]) -> Row:
     """Measure one step."""
     with FlopCounterMode(display=False) as flops:
         output, saved = saved_for_backward(predict, {"model": model})
-        # On fake tensors the host's memory is the device's.
+        # With fake tensors, host memory and device memory are the same.
         host = getattr(getattr(model, "ring", None), "host_bytes", 0)
         output.float().sum().backward()
     model.zero_grad()
@@ -101,7 +100,7 @@ def measure(dtype: torch.dtype) -> Iterator[Row]:
 
 
 def shown(name: str, rows: Iterator[Row]) -> list[dict[str, Any]]:
-    """Print the rows as they come, in Markdown."""
+    """Print each row in Markdown as soon as it is measured."""
     print(f"\n{name}\n\n| option | saved, MiB | in host memory, MiB | TFLOP |\n|---|---|---|---|", flush=True)
     results = []
     for r in rows:

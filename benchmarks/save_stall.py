@@ -1,8 +1,8 @@
-"""How long a save holds up training: steps with and without one on its way, the save itself, and the bare copy.
+"""Training delay due to saves: steps during a save and without one, the save itself, and the bare copy.
 
     python benchmarks/save_stall.py --record benchmarks/save_stall.json [--steps 20] [key=value ...]
 
-One run of the recipe, in which every fourth step saves. Printed are medians and ratios of that run.
+In one run of the recipe, every fourth step saves. The output contains medians and ratios of that run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     spread = spread_of("deepspeed", arguments.deepspeed, launch)
     train(load(arguments.config, [*overrides, *arguments.overrides]), spread)
     size = sum(path.stat().st_size for path in next(output.glob("checkpoint-*")).iterdir())
-    # The first save allocates the host memory, and the first step much else.
+    # The first save and the first step include allocations and other initialisation.
     steady, usual = stalls[1:], quiet[1:]
     return {
         "checkpoint_mb": size / 1e6,

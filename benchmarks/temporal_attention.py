@@ -2,9 +2,9 @@
 
     python benchmarks/temporal_attention.py --record benchmarks/temporal_attention_cpu.json
 
-A layer attends over F frames at each of N = clips x height x width positions. All candidates take turns in one run, and
-what counts are the ratios to sdpa: forward and backward, best of several rounds. The default that
-mobius_train/models/choose_attention.py takes follows the committed records.
+A layer attends over F frames at each of N = clips x height x width positions. All candidates alternate in one run. The
+results are ratios to sdpa: forward and backward, best of several rounds. The default in
+mobius_train/models/choose_attention.py follows the committed records.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from mobius_train.models.attention import MAX_BATCH, eager, flash_attn, sdpa
 from mobius_train.models.choose_attention import Machine, choose_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-# (N, F, heads, size of a head): Stable Diffusion 2.1's levels at batch 2 and 256 px, more frames, the emoji backbone.
+# (N, F, heads, head size): Stable Diffusion 2.1's levels at batch 2 and 256 px, more frames, the emoji backbone.
 SHAPES = ((2048, 8, 5, 64), (512, 8, 10, 64), (128, 8, 20, 64), (2048, 16, 5, 64), (2048, 32, 5, 64), (1024, 8, 4, 16))
-# One clip at 2048 px, only timed where it takes no minutes.
+# One clip at 2048 px, timed only if that takes less than minutes.
 HUGE = (65536, 8, 5, 64)
 
 
 def plain_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """SDPA's own formulation in separate operators."""
+    """The formula of SDPA in separate operators."""
     with sdpa_kernel(SDPBackend.MATH):
         return sdpa(query, key, value)
 
 
 def in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """SDPA in four pieces of the batch: what splitting costs."""
+    """SDPA on four parts of the batch, to measure the cost of splitting."""
     size = math.ceil(len(query) / 4)
     pieces = zip(*(x.split(size) for x in (query, key, value)), strict=True)
     return torch.cat([sdpa(*piece) for piece in pieces])
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only so many of them")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="number of shapes to time")
     parser.add_argument("--record", type=Path, help="the JSON to write")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

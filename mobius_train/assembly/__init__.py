@@ -1,1 +1,1 @@
-"""From a recipe to the parts of a run: models, data, memory options."""
+"""Build the parts of a run from a recipe: models, data, memory options."""

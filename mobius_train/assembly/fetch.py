@@ -1,4 +1,4 @@
-"""Fetching a recipe's remote shards before anything is read, over the ranks."""
+"""Download a recipe's remote shards before training, distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mobius_train.data.shards import listed_shard
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.job.distributed import Distributed
 
-# Seconds after which ranks tell each other how far they are: none waits for another as long as a collective may take.
+# Seconds between progress exchanges of the ranks, so that no collective times out while another rank downloads.
 ROUND = 30.0
-# NFS may take so long to show a file of another node.
+# Seconds that NFS may need to show a file written by another node.
 SHARED = 20.0
 
 
@@ -28,10 +28,10 @@ def sources(data: DataConfig) -> list[str]:
 
 
 def describe_data(data: DataConfig) -> dict[str, str]:
-    """What each source holds, by names and sizes alone; of addresses, how many there are. Nothing is fetched.
+    """Describe each source by names and sizes, and remote sources by their number of addresses. Fetches nothing.
 
     Raises:
-        MobiusError: a local source is missing, or an address cannot be opened here.
+        MobiusError: a local source is missing, or an address has an unsupported scheme.
     """
     described = {}
     for source in sources(data):
@@ -41,26 +41,26 @@ def describe_data(data: DataConfig) -> dict[str, str]:
 
 
 def remote_sources(data: DataConfig, source: str) -> list[Remote]:
-    """The shards that a source names by addresses; none where it names paths.
+    """The remote shards of a source; empty for local paths.
 
     Raises:
-        MobiusError: an address cannot be opened here, or no folder is given for the shards.
+        MobiusError: an address has an unsupported scheme, or data.download_dir is not set.
     """
     if not is_remote(source):
         return []
     shards = remote_shards(source, data.download_dir or Path())
     if data.download_dir is None:
-        raise MobiusError(f"{shards[0]} must be fetched: give data.download_dir=FOLDER, where fetched shards stay")
+        raise MobiusError(f"{shards[0]} must be fetched: set data.download_dir=FOLDER to store fetched shards")
     return shards
 
 
 def fetch_all(shards: Sequence[Remote], folder: Path, name: str, distributed: Distributed) -> list[Path]:
-    """Where the shards lie on this rank's node, after those that did not yet were fetched. All ranks call it.
+    """Fetch missing shards and return all local paths. Collective.
 
-    Ranks that see one folder share the work.
+    Ranks that share a folder divide the work.
 
     Raises:
-        MobiusError: on every rank, if one could not fetch a shard.
+        MobiusError: a rank cannot fetch a shard. Raised on every rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
     group = _sharers(folder, distributed)
@@ -70,7 +70,7 @@ def fetch_all(shards: Sequence[Remote], folder: Path, name: str, distributed: Di
     deadline = time.monotonic() + SHARED
     while absent := _missing(shards):
         if time.monotonic() > deadline:
-            raise MobiusError(f"{absent[0].path} was fetched by another rank and cannot be seen on {distributed.rank}")
+            raise MobiusError(f"{absent[0].path} was fetched by another rank but is not visible on {distributed.rank}")
         time.sleep(0.5)
     return [shard.path for shard in shards]
 
@@ -80,12 +80,12 @@ def _missing(shards: Sequence[Remote]) -> list[Remote]:
 
 
 def _indices(shards: Sequence[Remote], show: bool) -> Iterator[None]:
-    """Fetch the index.json of every place that a missing shard is at."""
+    """Fetch the index.json of every folder with a missing shard."""
     places = {shard.path.parent: shard for shard in _missing(shards)}
     for shard in places.values():
         without = fetch_index(shard)
         if without is not None and show:
-            print(f"no index.json to compare shards with, so only their ends are checked: {without}")
+            print(f"no index.json to verify shards against, so only their ends are checked: {without}")
         yield
 
 
@@ -100,7 +100,7 @@ def _fetch(shards: Sequence[Remote], name: str, show: bool) -> Iterator[None]:
 
 
 def _together(distributed: Distributed, work: Iterator[None]) -> None:
-    """Do each rank's work, and stop all where one fails."""
+    """Run each rank's work; if one rank fails, stop all."""
     busy, complaint = True, ""
     while True:
         deadline = time.monotonic() + ROUND
@@ -118,7 +118,7 @@ def _together(distributed: Distributed, work: Iterator[None]) -> None:
 
 
 def _sharers(folder: Path, distributed: Distributed) -> list[int]:
-    """The ranks that see the same folder as this one, which is among them."""
+    """The ranks that share this rank's folder, including this rank."""
     if distributed.world_size == 1:
         return [0]
     stem = f".rank-{distributed.broadcast_object(secrets.token_hex(4))}-"
@@ -128,7 +128,7 @@ def _sharers(folder: Path, distributed: Distributed) -> list[int]:
     seen = distributed.gather_objects({int(path.name.removeprefix(stem)) for path in folder.glob(f"{stem}*")})
     distributed.barrier()
     mark.unlink()
-    # A folder that one node shows to another late still is one folder.
+    # A file system may show a file late on some nodes, so one-sided visibility counts as sharing.
     group, size = {distributed.rank}, 0
     while size < len(group):
         size = len(group)

@@ -1,6 +1,6 @@
-"""Configurations of well-known public models, for machines that have neither their files nor a hub.
+"""Configurations of well-known public models, for machines without their files and without hub access.
 
-They are the facts of the models' own config.json files that decide sizes; the rest are defaults of the classes.
+They contain the entries of the models' config.json files that determine sizes; other entries are class defaults.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _SD15: dict[str, Configuration] = {
     },
 }
 
-# By the name on the hub, without the owner: mirrors keep it.
+# By hub name without the owner, which mirrors keep.
 KNOWN: dict[str, dict[str, Configuration]] = {
     "stable-diffusion-2-1": _SD21,
     "stable-diffusion-2-1-base": _SD21,
@@ -72,7 +72,7 @@ KNOWN: dict[str, dict[str, Configuration]] = {
     "stable-diffusion-2-base": _SD21,
     "stable-diffusion-v1-5": _SD15,
     "stable-diffusion-v1-4": _SD15,
-    # Its text tower is a RoBERTa of the large size.
+    # The text tower is a RoBERTa-large.
     "chinese-clip-vit-huge-patch14": {
         "text_encoder": {
             "model_type": "chinese_clip_text_model",

@@ -1,4 +1,4 @@
-"""Loading one part of a diffusers pipeline folder, or making a new one from a configuration."""
+"""Load one part of a diffusers pipeline folder, or create it from a configuration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Part = TypeVar("Part")
 
 
 def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: str | None) -> nn.Module:
-    """What a run starts from, in float32: an image model, or the video model of a pipeline folder of this project.
+    """Load a run's initial model in float32: an image model, or the video model of one of this project's pipelines.
 
     Args:
-        new_config: of a new image model; its `_class_name` may name another class than UNet2DConditionModel.
+        new_config: configuration of a new image model; `_class_name` defaults to UNet2DConditionModel.
 
     Raises:
         MobiusError: see `load_part`; or the model's family is not supported.
@@ -43,28 +43,28 @@ def _class_in(folder: Path) -> str:
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MobiusError(f"{folder / 'config.json'} does not say what model this is: {error!r}") from error
+        raise MobiusError(f"cannot read the model's _class_name from {folder / 'config.json'}: {error!r}") from error
 
 
 def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:
-    """A model or scheduler of diffusers.
+    """Load or create a diffusers model or scheduler.
 
-    A new one when `new_config` is given; else from `name_or_path`: its subfolder where it has one (a
-    pipeline), or the folder itself.
+    With `new_config` it is new. Otherwise it is loaded from the subfolder of `name_or_path` if there is one (a
+    pipeline), else from the folder itself.
 
     Raises:
-        MobiusError: there is no such folder, or what lies there is something else.
+        MobiusError: the folder does not exist, or does not contain this part.
     """
     loader: Any = kind
     if new_config is not None:
         try:
             return loader.from_config(new_config)
         except (TypeError, ValueError) as error:
-            raise MobiusError(f"{subfolder}_config is no configuration of {kind.__name__}: {error}") from error
+            raise MobiusError(f"{subfolder}_config is not a configuration of {kind.__name__}: {error}") from error
     if name_or_path is None:
         raise MobiusError(f"no {subfolder}: set pretrained_model_name_or_path, or {subfolder}_config for a new one")
     check_local(name_or_path)
-    # Masters are float32 whatever the files hold; schedulers have no dtype.
+    # Master weights are float32 whatever dtype the files have; schedulers have no dtype.
     options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False} if issubclass(kind, torch.nn.Module) else {}
     try:
         return loader.from_pretrained(name_or_path, subfolder=subfolder, **options)
@@ -75,5 +75,5 @@ def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | Non
             reason = str(in_subfolder).strip().splitlines()[0]
             raise MobiusError(
                 f"cannot load the {subfolder} ({kind.__name__}) from {name_or_path!r}: {reason}"
-                f" It must be a folder or hub name in diffusers layout with a {subfolder}/ inside."
+                f" Give a folder or hub name in diffusers layout that contains {subfolder}/."
             ) from in_subfolder

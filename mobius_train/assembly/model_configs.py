@@ -20,10 +20,10 @@ from mobius_train.models.families import DEFAULT, parts, video_models
 
 @dataclass(frozen=True)
 class ModelConfigs:
-    """What the models of a recipe are made like; None where its stage has none.
+    """The configurations of a recipe's models; None for models that its stage does not use.
 
     Attributes:
-        sources: where each configuration was found, by part.
+        sources: the origin of each configuration, by part.
     """
 
     image_model: dict[str, Any] | None
@@ -33,13 +33,14 @@ class ModelConfigs:
 
 
 def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
-    """Look for the config.json of every model: in local folders, the hub's cache, and among well-known models.
+    """Find the config.json of every model in local folders, the hub's cache, or the well-known models.
 
     Args:
-        recipe: its file. A model folder that another recipe beside it would write is described by that one.
+        recipe: the recipe's file. If a model folder is the output of another recipe in the same folder, that recipe
+            provides the configuration.
 
     Raises:
-        MobiusError: a model's configuration is nowhere to be found.
+        MobiusError: a model's configuration was not found.
     """
     sources: dict[str, str] = {}
 
@@ -71,12 +72,12 @@ def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple
         found = _in_sibling(source, part, recipe)
     if found is None:
         known = KNOWN.get(source.rsplit("/", 1)[-1], {}).get(part)
-        found = None if known is None else (known, f"this program's description of {source}")
+        found = None if known is None else (known, f"the built-in configuration of {source}")
     if found is None:
         names = ", ".join(name for name, parts in KNOWN.items() if part in parts)
         raise MobiusError(
-            f"cannot find the configuration of the {part} {source!r}: it is no local folder with a config.json, not in"
-            f" the hub's cache, and none of the models known here ({names}). Give one of these in {key}"
+            f"cannot find the configuration of the {part} {source!r}: it is not a local folder with a config.json, not"
+            f" in the hub's cache, and not one of the known models ({names}). Give one of these in {key}"
             + (", or unet_config" if part == "unet" else "")
         )
     return found
@@ -108,7 +109,7 @@ def _in_cache(name: str, part: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, Any], str] | None:
-    """The `unet_config` or `vae_config` of the recipe whose run would write this folder."""
+    """The `unet_config` or `vae_config` of the recipe whose run writes this folder."""
     for path in sorted(recipe.parent.glob("*.yaml")) if recipe is not None else ():
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))

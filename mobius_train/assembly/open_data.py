@@ -1,4 +1,4 @@
-"""A recipe's clips: opened, sorted into buckets, and in the order that they are trained in."""
+"""Open a recipe's clips, sort them into buckets, and order them for training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mobius_train.job.distributed import Distributed
 
 
 def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset, ClipDataset | None]:
-    """The clips to train on, and those held out. All ranks call it.
+    """Open the training clips and the held-out clips. Collective.
 
     Raises:
-        MobiusError: there are none, some are damaged, or they do not fit the recipe.
+        MobiusError: clips are missing or damaged, or do not fit the recipe.
     """
     train = _open(config, config.data.train, distributed)
     if train.shapes is not None:
         shares = shares_of(train.shapes, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
-            raise MobiusError("all clips of data.train went to buckets of one frame: text-to-video needs more frames")
+            raise MobiusError("all clips of data.train are in buckets of one frame: text-to-video requires more frames")
         if distributed.is_main:
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
             assert train.files is not None
@@ -48,12 +48,12 @@ def _open(config: RunConfig, source: str, distributed: Distributed) -> ClipDatas
         place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
     )
     if data.buckets is not None:
-        # Every clip is read for this, so each rank reads its share.
+        # This reads every clip, so each rank reads its share.
         mine = clips.measure(distributed.rank, distributed.world_size)
         parts = distributed.gather_objects(mine)
         files = [parts[index % len(parts)][index // len(parts)] for index in range(len(clips))]
         clips = clips.in_buckets([_shape(bucket) for bucket in data.buckets], files)
-    # What is wrong with all clips shows in the first: too few frames, say.
+    # Reading one clip detects errors common to all clips, such as too few frames.
     clips[0]
     return clips
 
@@ -63,17 +63,17 @@ def _shape(bucket: Any) -> Shape:
 
 
 def largest_shape(data: DataConfig) -> Shape:
-    """What the largest batch of a recipe is of, which the first one is."""
+    """The clip shape of a recipe's largest batch, which is also its first."""
     if data.buckets is None:
         return Shape(data.num_frames, data.resolution, data.resolution)
     return largest_first([_shape(bucket) for bucket in data.buckets])[0]
 
 
 def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
-    """Which part of the batches each bucket gives.
+    """The share of the batches that come from each bucket.
 
     Raises:
-        MobiusError: the recipe's shares can't be.
+        MobiusError: the recipe's shares are impossible.
     """
     counts = {shape: len(clips) for shape, clips in clips_by_bucket(shapes).items()}
     given = {_shape(bucket): bucket.share for bucket in data.buckets or () if bucket.share is not None}
@@ -83,10 +83,11 @@ def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
 def recipe_batches(
     config: RunConfig, clips: ClipDataset, samples: Samples, collate: Collate, distributed: Distributed, seen: int
 ) -> Iterator[Any]:
-    """This rank's micro-batches without end, after so many samples of all ranks.
+    """Yield this rank's micro-batches endlessly.
 
     Args:
-        samples: `clips`, or what a cache holds of them.
+        samples: `clips`, or their cached encodings.
+        seen: samples already trained on by all ranks.
     """
     order = None
     if clips.shapes is not None:

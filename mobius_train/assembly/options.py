@@ -1,4 +1,4 @@
-"""The recipe's memory and speed options, put into a model that is built; nothing in the model's code asks for them."""
+"""Apply the recipe's memory and speed options to a built model; the model's code does not read the recipe."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mobius_train.models.recompute import LayerMemory
 
 
 def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = "inductor") -> None:
-    """What trained layers keep for the backward pass, and whether they are compiled.
+    """Set how trained layers store activations for the backward pass, and compile them if the recipe requires it.
 
     Args:
-        compiler: backend of torch.compile; aot_eager saves what inductor does, and runs on fake tensors.
+        compiler: backend of torch.compile; aot_eager saves the same tensors as inductor, and runs on fake tensors.
     """
     denoiser.set_memory(
         LayerMemory(
@@ -36,20 +36,20 @@ def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = 
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
-    """Refuse options that are of no use on the device.
+    """Reject options that have no benefit on the device.
 
     Raises:
-        MobiusError: names the option.
+        MobiusError: the message names the option.
     """
     if config.activation_offload and device.type == "cpu":
         raise MobiusError(
             f"activation_offload={config.activation_offload} moves tensors from a GPU to host memory, but this run is"
-            f" on {device.type}, where they lie in host memory already: set activation_offload=0"
+            f" on {device.type}, where they are already in host memory: set activation_offload=0"
         )
-    # torch would emulate it, at no gain.
+    # torch would emulate it without any gain.
     if config.frozen_dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise MobiusError(
-            f"frozen_dtype=bf16, which {torch.cuda.get_device_name(device)} cannot compute in: use fp16 or fp32"
+            f"frozen_dtype=bf16 is not supported by {torch.cuda.get_device_name(device)}: use fp16 or fp32"
         )
 
 
@@ -57,10 +57,10 @@ def apply_attention_backend(denoiser: Denoiser, config: RunConfig, machine: Mach
     """Choose the kernels of spatial and temporal attention.
 
     Returns:
-        A line for each, which says what was taken and why.
+        One line for each, with the kernel and the reason.
 
     Raises:
-        MobiusError: flash_attn is asked for and cannot run.
+        MobiusError: flash_attn is requested and cannot run.
     """
     model, dtypes, lines = cast(nn.Module, denoiser), Dtypes.of(config), []
     for temporal in (False, True):

@@ -1,7 +1,7 @@
-"""The parts of a run, and the one place where a recipe becomes them.
+"""Build the parts of a run from a recipe. All callers use this module.
 
-The order is the same for every use: load, check that the parts fit each other, freeze, options, dtypes. The tensors
-come from one of the sources in `weights.py`.
+The order is fixed: load, check that the parts fit each other, freeze, apply options, cast. The tensors come from one of
+the sources in `weights.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Parts:
     """The models of a text-to-image or text-to-video recipe, and its diffusion process.
 
     Attributes:
-        denoiser: `denoiser.trained` is in float32 on the device where it was made, for an engine to take;
+        denoiser: `denoiser.trained` is in float32 on the device where it was created, before an engine wraps it;
             `denoiser.frozen` is in `dtypes.frozen` on the run's device.
         encoders: frozen, in `dtypes.encoders`, on the run's device.
-        attention: a line for each kind of attention: the kernel, and why.
+        attention: one line for each kind of attention, with the kernel and the reason.
     """
 
     config: RunConfig
@@ -49,11 +49,11 @@ class Parts:
     attention: tuple[str, ...]
 
     def pipeline(self, model: nn.Module, text_encoder: nn.Module | None = None) -> TextToVideoPipeline:
-        """The pipeline that samples as the recipe does.
+        """The pipeline that samples with the recipe's settings.
 
         Args:
-            model: what `denoiser.with_trained` returned.
-            text_encoder: in the place of the run's, where that is sharded.
+            model: the result of `denoiser.with_trained`.
+            text_encoder: replaces the run's text encoder if that is sharded.
         """
         text, recipe = self.encoders.text, self.config
         return TextToVideoPipeline(
@@ -72,7 +72,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class LoadedParts:
-    """The parts of a recipe as they were loaded, before anything is built of them."""
+    """The loaded parts of a recipe, before the denoiser is built."""
 
     image_or_video_model: nn.Module
     process: Process
@@ -81,14 +81,14 @@ class LoadedParts:
 
 
 def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -> LoadedParts:
-    """Load what the recipe names, and check that it fits together: the quick half of `parts_of`.
+    """Load a recipe's models and check that they fit each other: the fast half of `parts_of`.
 
     Raises:
-        MobiusError: a model is missing or damaged, the parts do not fit each other, or an option does not suit the
-            device.
+        MobiusError: a model is missing or damaged, the parts do not fit each other, or the device does not support an
+            option.
     """
     check_device(config, device)
-    # The same new weights on every rank.
+    # Every rank must draw the same new weights.
     torch.manual_seed(config.seed)
     model = weights.image_or_video_model(config)
     process = DdpmProcess(weights.scheduler(config), config.objective)
@@ -102,10 +102,10 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
 def build_parts(
     config: RunConfig, loaded: LoadedParts, weights: WeightSource, device: torch.device, compiler: str = "inductor"
 ) -> Parts:
-    """The parts of a run from what was loaded: the slow half of `parts_of`.
+    """Build the parts of a run from the loaded models: the slow half of `parts_of`.
 
     Raises:
-        MobiusError: the model cannot be trained as the recipe says.
+        MobiusError: the model cannot be trained with the recipe's options.
     """
     assert config.stage != "autoencoder"
     with weights.making_layers():
@@ -113,7 +113,7 @@ def build_parts(
     apply_memory_options(denoiser, config, compiler)
     attention = apply_attention_backend(denoiser, config, Machine.of(device))
     dtypes = Dtypes.of(config)
-    # The engine keeps float32 masters of what is trained; a frozen branch needs none.
+    # The engine keeps float32 master weights of the trained part; a frozen branch needs none.
     if denoiser.frozen is not None:
         denoiser.frozen.to(device, dtypes.frozen)
     weights.fill(denoiser)
@@ -122,10 +122,10 @@ def build_parts(
 
 
 def parts_of(config: RunConfig, weights: WeightSource, device: torch.device) -> Parts:
-    """The parts of a recipe, with tensors from the given source.
+    """Load and build the parts of a recipe with tensors from the given source.
 
     Args:
-        device: the run's.
+        device: the run's device.
 
     Raises:
         MobiusError: see `load_parts` and `build_parts`.
@@ -134,10 +134,10 @@ def parts_of(config: RunConfig, weights: WeightSource, device: torch.device) -> 
 
 
 def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.device) -> AutoencoderKL:
-    """What stage autoencoder trains, in float32.
+    """The model that stage autoencoder trains, in float32.
 
     Raises:
-        MobiusError: it is missing or damaged, or the recipe's sizes do not suit it.
+        MobiusError: it is missing or damaged, or does not support the recipe's sizes.
     """
     check_device(config, device)
     torch.manual_seed(config.seed)
@@ -149,7 +149,7 @@ def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.devic
 def check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
     """
     Raises:
-        MobiusError: a size of the recipe is no multiple of the autoencoder's reduction.
+        MobiusError: a size in the recipe is not a multiple of the autoencoder's reduction.
     """
     reduction = LatentSpace.of(vae.config).reduction
     sides = {"data.resolution": config.data.resolution}
@@ -157,19 +157,19 @@ def check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
         sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
     for name, pixels in sides.items():
         if pixels % reduction:
-            raise MobiusError(f"{name}={pixels} is no multiple of {reduction}, the autoencoder's reduction")
+            raise MobiusError(f"{name}={pixels} is not a multiple of {reduction}, the autoencoder's reduction")
 
 
 def _check_fit(backbone: Backbone, space: LatentSpace, text: TextEncoder, source: str) -> None:
     if backbone.latent_channels != space.channels:
         raise MobiusError(
-            f"the image model takes latents of {backbone.latent_channels} channels but the autoencoder gives"
-            f" {space.channels}: these two do not belong together"
+            f"the image model takes latents of {backbone.latent_channels} channels but the autoencoder produces"
+            f" {space.channels}: choose a matching pair"
         )
     for name, width in backbone.condition_widths.items():
         found: Any = text.widths.get(name)
         if found != width:
             raise MobiusError(
-                f"the image model takes the condition {name!r} of width {width}, but the text encoder {source} gives"
-                f" {'none' if found is None else found}: choose a text encoder that fits in text_encoder_name_or_path"
+                f"the image model takes the condition {name!r} of width {width}, but the text encoder {source} produces"
+                f" {'none' if found is None else found}: set text_encoder_name_or_path to a matching text encoder"
             )

@@ -1,6 +1,6 @@
-"""Frozen modules that are too large to lie whole on every rank.
+"""Sharding of frozen modules that are too large for a full copy on every rank.
 
-Each of their layers is gathered for its call and let go of behind it, so all ranks must call them equally often.
+Each layer is gathered for its call and freed afterwards, so all ranks must call it equally often.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def text_layers(encoder: nn.Module) -> list[nn.Module]:
 
 
 class Sharded:
-    """A frozen module with some of its modules sharded over all ranks, in place; it computes what it computed before.
+    """Shards some submodules of a frozen module over all ranks, in place. The module's results do not change.
 
     Args:
-        parts: modules inside of it, none within another, each called as a whole; the rest stays whole.
+        parts: submodules to shard, not nested, each run by its own forward call; other submodules stay unsharded.
     """
 
     def __init__(self, module: nn.Module, parts: list[nn.Module], distributed: Distributed) -> None:
@@ -43,7 +43,7 @@ class Sharded:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
     def whole(self) -> nn.Module:
-        """A copy on the CPU that is not sharded. All ranks call it."""
+        """An unsharded copy on the CPU. Collective."""
         state = {name: _whole(tensor) for name, tensor in self._module.state_dict().items()}
         whole = copy.deepcopy(self._template)
         whole.load_state_dict(state, assign=True)

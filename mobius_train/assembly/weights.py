@@ -1,4 +1,4 @@
-"""Where the tensors of a recipe's models come from."""
+"""Sources of the tensors of a recipe's models."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser
 from mobius_train.models.families import DEFAULT, family_of
 
-# Stable Diffusion's, where the recipe leaves the schedule to the pretrained model.
+# Stable Diffusion's schedule, used if the recipe takes the schedule from the pretrained model.
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 TEXT_MODELS = {"clip_text_model": CLIPTextModel, "chinese_clip_text_model": ChineseCLIPTextModel}
 
 
 class WeightSource(Protocol):
-    """Loads or makes the parts of a recipe, in float32."""
+    """Loads or creates the parts of a recipe, in float32."""
 
     def scheduler(self, config: RunConfig) -> DDPMScheduler: ...
 
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
-        """What the run starts from: an image model, or a video model of this project."""
+        """The run's initial model: an image model, or a video model of this project."""
 
     def autoencoder(self, config: RunConfig) -> AutoencoderKL: ...
 
     def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder: ...
 
     def making_layers(self) -> AbstractContextManager[Any]:
-        """Inside, the new layers of the recipe are made: the ring, or temporal layers."""
+        """Context in which the recipe's new layers are created: the ring or the temporal layers."""
 
     def fill(self, denoiser: Denoiser) -> None:
-        """Called when the model is complete and has its dtypes: put weights into it that come from elsewhere."""
+        """Load further weights into the complete model; called after the cast to its dtypes."""
 
 
 class Pretrained:
-    """The models that the recipe names, with new layers drawn from the recipe's seed."""
+    """The recipe's pretrained models, with new layers initialised from the recipe's seed."""
 
     def scheduler(self, config: RunConfig) -> DDPMScheduler:
         return load_part(DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path)
@@ -68,13 +68,13 @@ class Pretrained:
 
 
 class Random:
-    """New models of the recipe's configurations: needs no weights, no hub and no tokenizer.
+    """New models from the recipe's configurations, without weights, hub or tokenizer.
 
-    Memory and speed are those of the real models; losses mean nothing.
+    Memory and speed equal those of the real models; losses are meaningless.
 
     Args:
-        device: where the weights are drawn. A billion random numbers take seconds on a GPU and a minute on a CPU; on
-            the meta device there are shapes and dtypes alone.
+        device: the device that draws the weights. A billion random numbers take seconds on a GPU and a minute on a
+            CPU. The meta device provides only shapes and dtypes.
     """
 
     def __init__(self, configs: ModelConfigs, device: torch.device) -> None:
@@ -112,7 +112,7 @@ def text_source(config: RunConfig) -> str:
     """The folder or name of the recipe's text encoder.
 
     Raises:
-        MobiusError: the recipe has none.
+        MobiusError: the recipe has no text encoder.
     """
     source = config.text_encoder_name_or_path or config.pretrained_model_name_or_path
     if source is None:
@@ -122,7 +122,7 @@ def text_source(config: RunConfig) -> str:
 
 def _new_text_model(config: dict[str, Any]) -> Any:
     values = dict(config)
-    # A model of both towers: the text tower alone is used.
+    # In a model with two towers, use only the text tower.
     if values.get("model_type") in ("clip", "chinese_clip"):
         values = values["text_config"] | {"model_type": f"{values['model_type']}_text_model"}
     kind = values.pop("model_type")
@@ -131,7 +131,7 @@ def _new_text_model(config: dict[str, Any]) -> Any:
 
 
 class RandomTokens:
-    """Stands for a tokenizer; whatever the caption, all tokens but the last are text."""
+    """Replaces a tokenizer with random tokens; for every caption, all tokens except the last are text."""
 
     is_fast = False
 

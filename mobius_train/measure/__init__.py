@@ -1,1 +1,1 @@
-"""Real steps, measured: memory, saved tensors, and the proof that the frozen branch has no graph."""
+"""Measurements of real steps: memory, saved tensors, and the proof that the frozen branch has no graph."""

@@ -1,4 +1,4 @@
-"""Proof that the backward graph leaves out the frozen spatial branch, on real steps of a recipe."""
+"""Prove on real steps of a recipe that the backward graph excludes the frozen spatial branch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mobius_train.step import Forward, micro_batch
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
 
-# The loss scaler of fp16 leaves out steps until its scale has come down.
+# With fp16 the loss scaler skips steps until its scale is small enough.
 MOST_ATTEMPTS = 40
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something to prove, with what speaks against it, by name: modules, parameters."""
+    """A claim, with the names of the modules or parameters that violate it."""
 
     what: str
     offenders: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Audit:
-    """The claims, and what one micro-batch keeps for the backward pass."""
+    """The claims, and the tensors that one micro-batch saves for the backward pass."""
 
     claims: tuple[Claim, ...]
     saved: Saved
@@ -54,18 +54,17 @@ class Audit:
 
 
 def audit(config: RunConfig, spread: Spread, steps: int = 2) -> Audit:
-    """Build a text-to-video recipe as a run does, take `steps` optimizer steps, and look at graph and weights.
+    """Build a text-to-video recipe like a run, take `steps` optimizer steps, and check graph and weights.
 
-    The spatial branch is the 2D UNet in any mode; the frozen encoders are looked at with it. The graph is the model's,
-    whatever engine trains it. FSDP puts tensors without names in the place of parameters while it computes.
+    The spatial branch is the 2D UNet in any mode; the frozen encoders are checked too. The graph belongs to the model
+    and does not depend on the engine. FSDP cannot be audited: it replaces parameters by unnamed tensors during
+    computation.
 
     Raises:
-        MobiusError: the recipe is of another stage, or cannot run.
+        MobiusError: the recipe has another stage or engine, or cannot run.
     """
     if config.stage != "text-to-video":
-        raise MobiusError(
-            f"stage {config.stage!r} has no spatial branch beside what it trains: audit a text-to-video one"
-        )
+        raise MobiusError(f"stage {config.stage!r} has no spatial branch to audit: give a text-to-video recipe")
     if spread.engine != "deepspeed":
         raise MobiusError(f"the audit runs under DeepSpeed, but the engine is {spread.engine}")
     with Distributed(spread.launch) as distributed:
@@ -109,12 +108,10 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
             break
         report = None
     else:
-        raise MobiusError(
-            f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: nothing can be proven of them"
-        )
+        raise MobiusError(f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: too few for a proof")
 
     def inside(found: Mapping[str, int]) -> tuple[str, ...]:
-        """Those inside of frozen modules, the one that owns most first."""
+        """The entries inside frozen modules, in order of decreasing count."""
         guilty = [name for name in found if any(name == f or name.startswith(f + ".") for f in frozen)]
         return tuple(sorted(guilty, key=lambda name: -found[name]))
 
@@ -123,7 +120,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
     claims = (
         Claim("no spatial module owns an autograd node", inside(nodes)),
         Claim("no spatial module has saved a tensor for the backward pass", inside(saved.tensors)),
-        Claim("the graph ends in trained parameters outside of the spatial branch alone", tuple(foreign)),
+        Claim("all leaves of the graph are trained parameters outside the spatial branch", tuple(foreign)),
         Claim("every trained parameter gets a finite gradient", gradients.bad()),
         Claim(f"every trained parameter gets a non-zero gradient within {steps} steps", gradients.zero()),
         Claim(
@@ -143,7 +140,7 @@ def _gpu(device: torch.device) -> torch.device | None:
 
 
 class Gradients:
-    """Looks at every gradient as autograd computes it, before an engine takes it away."""
+    """Checks every gradient when autograd computes it, before an engine removes it."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._finite: dict[str, bool] = {}
@@ -154,7 +151,7 @@ class Gradients:
             parameter.register_hook(self._look(name))
 
     def close_step(self, applied: bool) -> None:
-        """A step that was not applied does not count: its losses were scaled too far."""
+        """Count the gradients of an applied step. A skipped step does not count: its loss scale was too large."""
         if applied:
             for name, (finite, nonzero) in self._this_step.items():
                 self._finite[name] = self._finite.get(name, True) and finite
@@ -163,7 +160,7 @@ class Gradients:
         self._this_step = {}
 
     def bad(self) -> tuple[str, ...]:
-        """Parameters without a gradient, or with one that was not finite."""
+        """Parameters without a gradient, or with a gradient that was not finite."""
         return tuple(name for name in self._names if not self._finite.get(name, False))
 
     def zero(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Who owns the nodes of an autograd graph."""
+"""Ownership of the nodes of an autograd graph."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mobius_train.measure.saved import named_modules
 
-# The attribute of a node that accumulates a gradient.
+# Only nodes that accumulate a gradient have this attribute.
 LEAF = "variable"
 
 
 def nodes(roots: Iterable[Tensor], passed_over: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:
-    """The nodes that a backward pass from these tensors runs, but for those passed over and what only they lead to."""
+    """Yield the nodes of the backward pass from these tensors. `passed_over` nodes end the search and are excluded."""
     seen: set[Node] = set()
     stack = [tensor.grad_fn for tensor in roots]
     while stack:
@@ -37,12 +37,12 @@ def leaves_of_graph(output: Tensor) -> list[Tensor]:
 
 @contextmanager
 def owned_nodes(roots: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
-    """Counts the nodes that each module makes in its forward passes; one inside another is asked first.
+    """Count the nodes that each module creates in its forward passes; inner modules come before outer ones.
 
-    They are the nodes between a module's outputs and its arguments, so a graph that is cut off further on counts too.
+    A module's nodes lie between its outputs and its arguments, so nodes of a graph that is cut later count too.
     """
     counts: dict[str, int] = {}
-    # Nodes are told apart by identity, so they have to live until all are told apart.
+    # Nodes are compared by identity, so they must live until the end.
     owned: set[Node] = set()
 
     def claim(name: str) -> Callable[..., None]:
@@ -68,7 +68,7 @@ def owned_nodes(roots: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 
 def _is_leaf(node: Node) -> bool:
-    """It accumulates the gradient of a leaf, and belongs to whoever holds that."""
+    """The node accumulates the gradient of a leaf, so it belongs to the leaf's owner."""
     return hasattr(node, LEAF)
 
 

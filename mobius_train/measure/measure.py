@@ -1,4 +1,4 @@
-"""The memory of real steps of a recipe on one rank, by component and by phase."""
+"""Measure the memory of real steps of a recipe on one rank, by component and by phase."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
 
 ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
-# Kinds of state in `Engine.pieces`, by what the planner calls them.
+# The planner's names for the kinds of state in `Engine.pieces`.
 STATES = {"weights": MASTERS, "exp_avg": OPTIMIZER, "exp_avg_sq": OPTIMIZER, "average": AVERAGE}
-# What no branch of the denoiser has made.
+# Tensors made outside the denoiser's branches.
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes, the most in one phase: of live tensors, and of what the allocator had taken from the GPU."""
+    """Peak bytes in one phase: of live tensors, and of the allocator's memory on the GPU."""
 
     allocated: int
     reserved: int
@@ -53,14 +53,14 @@ class Measurement:
 
     Attributes:
         device: the GPU's name, or cpu.
-        components: what lives between steps and is known by name.
-        resident: all that is allocated between steps; None on a CPU.
-        phases: their peaks; empty on a CPU.
-        outside: taken from the GPU beside the allocator: the context, and libraries' workspaces; None on a CPU.
-        saved: kept for the backward pass of a micro-batch, by the part of the model that made it.
-        saved_by_module: the same by the module that keeps it, the largest first.
+        components: named components that live between steps.
+        resident: all bytes allocated between steps; None on a CPU.
+        phases: the peak of each phase; empty on a CPU.
+        outside: GPU memory outside the allocator: the context and libraries' workspaces; None on a CPU.
+        saved: bytes saved for the backward pass of a micro-batch, by the part of the model that made them.
+        saved_by_module: the same by the module that saves them, the largest first.
         resident_set: peak of the process in host memory.
-        step_seconds: the median of one optimizer step; spread: the fastest and the slowest.
+        step_seconds: median time of an optimizer step; spread: the fastest and the slowest.
     """
 
     device: str
@@ -76,7 +76,7 @@ class Measurement:
 
     @property
     def peak(self) -> int | None:
-        """The most that was allocated; None on a CPU."""
+        """The most bytes allocated; None on a CPU."""
         return max((peak.allocated for peak in self.phases.values()), default=None)
 
 
@@ -90,25 +90,25 @@ def measure(
     random_models: bool = False,
     snapshot: Path | None = None,
 ) -> Measurement:
-    """Train some steps and measure; nothing is written but the snapshot.
+    """Train some steps and measure them. Writes nothing except the snapshot.
 
     Args:
         recipe: the recipe's file.
-        warmup: optimizer steps whose time does not count; their memory does, except on a GPU what the step takes
-            that looks at saved tensors.
+        warmup: optimizer steps whose time does not count. Their memory counts, except for the step that inspects
+            saved tensors, on a GPU.
         random_models: see `random_task`.
-        snapshot: the allocator's history, for https://pytorch.org/memory_viz.
+        snapshot: output file for the allocator's history, for https://pytorch.org/memory_viz.
 
     Raises:
-        MobiusError: the recipe cannot run, has another stage, or a snapshot is asked for without a GPU.
+        MobiusError: the recipe cannot run, has another stage, or a snapshot is requested without a GPU.
     """
     if config.stage == "autoencoder":
-        raise MobiusError("stage 'autoencoder' is not measured: give a text-to-image or text-to-video recipe")
-    # One rank stands for all.
+        raise MobiusError("stage 'autoencoder' cannot be measured: give a text-to-image or text-to-video recipe")
+    # One rank represents all ranks.
     config = config.model_copy(update={"global_batch_size": None})
     with Distributed(spread.launch) as distributed:
         if snapshot is not None and distributed.device.type != "cuda":
-            raise MobiusError("a snapshot is of the GPU's allocator, and there is no GPU: leave --snapshot out")
+            raise MobiusError("a snapshot requires a GPU, and none is available: remove --snapshot")
         make_engine = choose_engine(config, spread)
         task = random_task(config, recipe, distributed) if random_models else build_task(config, distributed)
         task = cast(DiffusionTask, task)
@@ -136,7 +136,7 @@ def measure(
 
 @dataclass
 class Meter:
-    """Peaks of the GPU's allocator by phase; without a GPU it measures nothing."""
+    """Records the peaks of the GPU's allocator by phase; does nothing without a GPU."""
 
     device: torch.device
     peaks: dict[str, Peak] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Meter:
         )
 
     def forget(self) -> None:
-        """Give back what building has left in the allocator, so that it does not count as reserved."""
+        """Free the allocator's unused memory, so that model building does not count as reserved."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -166,7 +166,7 @@ class Meter:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def outside(self) -> int | None:
-        """Right only where no other process uses the GPU."""
+        """GPU memory outside the allocator; correct only if no other process uses the GPU."""
         if self.device.type != "cuda":
             return None
         free, total = torch.cuda.mem_get_info(self.device)
@@ -174,7 +174,7 @@ class Meter:
 
 
 class _Steps:
-    """Optimizer steps as the training loop takes them, cut into phases."""
+    """Optimizer steps as in the training loop, divided into phases."""
 
     def __init__(
         self, config: RunConfig, task: DiffusionTask, engine: Engine, meter: Meter, micro_batches: int
@@ -183,7 +183,7 @@ class _Steps:
         self._batches: Iterator[Any] = task.training_batches(0)
         self._online = config.data.cache_dir is None
         if not self._online:
-            # As `prepare_data` does, but for the files.
+            # Encode ahead as `prepare_data` does, without files.
             host = torch.device("cpu")
             with meter.phase(ENCODING):
                 on_device = task.source.on_device
@@ -191,7 +191,7 @@ class _Steps:
             task.parts.encoders.move(host)
 
     def step(self) -> float:
-        """One optimizer step; how long it took, in seconds."""
+        """Take one optimizer step; returns its duration in seconds."""
         seconds, done = 0.0, False
         while not done:
             batch = next(self._batches)
@@ -206,7 +206,7 @@ class _Steps:
         return seconds
 
     def saved(self) -> Saved:
-        """What the forward pass of one micro-batch leaves; a step of its own, for looking at tensors takes time."""
+        """Tensors saved in one micro-batch. Takes a separate step, because inspecting tensors takes time."""
         task, engine = self._task, self._engine
         device = engine.device if engine.device.type == "cuda" else None
         found: list[Saved] = []
@@ -233,7 +233,7 @@ def roots(task: DiffusionTask) -> dict[str, nn.Module]:
 
 
 def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str, int]:
-    """Bytes by what they are, each storage once; `encoders`: they lie on the device between steps."""
+    """Bytes by component, each storage once; `encoders`: the encoders are on the device between steps."""
     seen: set[int] = set()
     sizes: dict[str, int] = {}
 
@@ -244,7 +244,7 @@ def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str
                 sizes[name] = sizes.get(name, 0) + tensor.nbytes
 
     trained = task.trained
-    # FSDP's shards are the float32 weights, which count as such below.
+    # FSDP's shards are the float32 master weights, which `pieces` includes below.
     whole = [p for p in trained.parameters() if not isinstance(p, DTensor)]
     count(TRAINED, (p for p in whole if p.requires_grad))
     count(FROZEN, (p for p in whole if not p.requires_grad))
@@ -263,7 +263,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def by_branch(nbytes: dict[str, int], denoiser: Denoiser) -> dict[str, int]:
-    """Bytes by module, as `saved_for_backward` names them, summed by the branch that the module belongs to."""
+    """Sum bytes by module, with the names of `saved_for_backward`, over the modules of each branch."""
     labels: dict[nn.Module, str] = {}
     for label, modules in denoiser.branches().items():
         labels |= {inner: label for module in modules for inner in module.modules()}
@@ -284,7 +284,7 @@ def _history(snapshot: Path | None) -> Iterator[None]:
     record: Callable[..., None] = memory._record_memory_history
     record()
     try:
-        # Written after an out-of-memory error too, of which it tells most.
+        # Write the snapshot even after an out-of-memory error, for which it is most useful.
         yield
     finally:
         memory._dump_snapshot(str(snapshot))

@@ -1,6 +1,6 @@
-"""A recipe's task with random weights of full size and random clips: needs no hub, no checkpoint and no data set.
+"""A recipe's task with random weights of full size and random clips, without hub, checkpoint or data set.
 
-Memory and speed are those of the real task; losses mean nothing.
+Memory and speed equal those of the real task; losses are meaningless.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CLIPS = 64
 
 
 def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> DiffusionTask:
-    """The task of a text-to-image or text-to-video recipe; the recipe's file says where to look for configurations.
+    """Build the task of a text-to-image or text-to-video recipe; for `recipe` see `find_configs`.
 
     Raises:
-        MobiusError: a model's configuration is nowhere to be found, or an option does not suit the device.
+        MobiusError: a model's configuration was not found, or the device does not support an option.
     """
     weights = Random(find_configs(config, recipe), distributed.device)
     parts = parts_of(config, weights, distributed.device)
@@ -35,7 +35,7 @@ def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> Di
     clips = RandomClips(largest_shape(config.data))
     heldout = None if config.data.validation is None else clips
     task = DiffusionTask(parts, clips, heldout, distributed)
-    # Where a run leaves it: an engine that starts from float32 weights on the GPU would need room for them.
+    # A run has the trained module on the CPU here; float32 weights on the GPU would need extra memory in the engine.
     task.trained.to("cpu")
     return task
 

@@ -1,4 +1,4 @@
-"""The bytes that the autograd graph holds between the forward and the backward pass, by module.
+"""Measure the bytes that the autograd graph holds between forward and backward pass, by module.
 
 Works on real and on fake tensors (FakeTensorMode), with recomputation and with offloading.
 """
@@ -18,12 +18,12 @@ from mobius_train.storages import Storage, StorageFollower, module_storages
 
 @dataclass(frozen=True)
 class Saved:
-    """The storages that are kept for the backward pass.
+    """The storages saved for the backward pass.
 
     Attributes:
         nbytes: bytes by module, the largest first. Each storage counts once; those of parameters and buffers do not.
-        made: the same bytes by the module that made them; the inputs of recomputation are often made by a frozen one.
-        tensors: by module, how many times autograd has saved a tensor, parameters included.
+        made: the same bytes by the module that made them. A frozen module often makes the inputs of recomputation.
+        tensors: number of tensors that autograd saved, by module, including parameters.
     """
 
     nbytes: dict[str, int]
@@ -41,7 +41,7 @@ def saved_for_backward(
     device: torch.device | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Saved]:
-    """Run `forward` and count the bytes that it leaves for the backward pass; its result does not count.
+    """Run `forward` and count the bytes that it saves for the backward pass, without its result.
 
     A storage that autograd saves belongs to the innermost module that runs at that moment. Autograd's hooks do not see
     everything that recomputation keeps (never the results of selective recomputation). Every other storage that lives
@@ -83,14 +83,14 @@ def saved_for_backward(
         key = storage._cdata
         if key in ignored or (key == result and record not in saver) or device not in (None, storage.device):
             continue
-        # The size as it is now: an engine can have emptied a storage.
+        # Use the current size, because an engine may have emptied a storage.
         nbytes[saver.get(record, record.holder)] += storage.nbytes()
         made[record.maker] += storage.nbytes()
     return output, Saved(dict(nbytes.most_common()), dict(made.most_common()), dict(tensors))
 
 
 def named_modules(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Every module once, named by its first root and its path in it; a root named "" is named by its class."""
+    """Yield every module once, named by its first root and its path inside; a root "" has its class name."""
     seen: set[nn.Module] = set()
     for root, module in roots.items():
         for name, inner in module.named_modules(memo=seen, prefix=root):

@@ -1,4 +1,4 @@
-"""Measures several variants of a recipe, each in a process of its own, so that no peak is another's."""
+"""Measure variants of a recipe in separate processes, so that their peaks are independent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RECOMPUTE = "recompute"
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures.
+    """The measurement of one process.
 
     Attributes:
-        deepspeed: the DeepSpeed JSON; None: FSDP is the engine.
-        limit_gb: of GPU memory (1e9 bytes) that its allocator may take; None for all.
+        deepspeed: the DeepSpeed JSON; None for FSDP.
+        limit_gb: limit of the allocator's GPU memory in GB (1e9 bytes); None for no limit.
     """
 
     config: str
@@ -37,23 +37,23 @@ class Job:
 
 
 def overrides_of(variant: str) -> tuple[str, ...]:
-    """`parallel+recompute+data.num_frames=16`: a mode, then what is different from the recipe, as overrides.
+    """Convert a variant such as `parallel+recompute+data.num_frames=16`, a mode and changes, to overrides.
 
     Raises:
-        MobiusError: it begins with no mode, or a part is not understood.
+        MobiusError: the variant does not begin with a mode, or a change is invalid.
     """
     modes = get_args(Mode)
     mode, *changes = variant.split("+")
     if mode not in modes:
-        raise MobiusError(f"the variant {variant!r} begins with no mode: write {', '.join(modes)}, then + and changes")
+        raise MobiusError(f"the variant {variant!r} has no mode: begin with {', '.join(modes)}, then + and changes")
     unknown = [change for change in changes if change != RECOMPUTE and "=" not in change]
     if unknown:
-        raise MobiusError(f"the variant {variant!r} has {unknown[0]!r}: write {RECOMPUTE} or key=value after each +")
+        raise MobiusError(f"the variant {variant!r} contains {unknown[0]!r}: use {RECOMPUTE} or key=value after each +")
     return (f"mode={mode}", *("gradient_checkpointing=true" if c == RECOMPUTE else c for c in changes))
 
 
 def measure_apart(job: Job) -> dict[str, Any]:
-    """The record of one job, or `{"error": …}` where it failed."""
+    """Run a job in a new process; returns its record, or `{"error": …}` if it failed."""
     with tempfile.TemporaryDirectory(prefix="measure-") as folder:
         record = Path(folder) / "record.json"
         command = [sys.executable, "-m", "mobius_train.measure.worker", json.dumps(asdict(job)), str(record)]
@@ -61,9 +61,9 @@ def measure_apart(job: Job) -> dict[str, Any]:
         if record.exists():
             found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
             return found
-    return {"error": f"the process that measures ended with status {result.returncode}; its messages are above"}
+    return {"error": f"the measuring process ended with status {result.returncode}; see its messages above"}
 
 
 def failures(records: dict[str, dict[str, Any]]) -> Sequence[str]:
-    """What went wrong, by variant."""
+    """The errors of failed variants."""
     return [f"{name}: {record['error']}" for name, record in records.items() if "error" in record]

@@ -1,4 +1,4 @@
-"""A plan beside a measurement of the same recipe."""
+"""Compare a plan with a measurement of the same recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mobius_train.plan.planner import CONTEXT_PART, SAVED, Plan, Planner
 
 @dataclass(frozen=True)
 class Row:
-    """Bytes of one thing; None where it is not planned, or could not be measured."""
+    """Planned and measured bytes of one quantity; None if not planned or not measurable."""
 
     name: str
     planned: int | None
@@ -23,14 +23,14 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Of the plan, as a share of what was measured."""
+        """The plan's error relative to the measurement."""
         if not self.measured or self.planned is None:
             return None
         return self.planned / self.measured - 1
 
 
 def planned(config: RunConfig, recipe: Path, spread: Spread) -> Plan:
-    """One rank's plan, as `measure` runs it.
+    """Plan one rank with the settings of `measure`.
 
     Raises:
         MobiusError: see `Planner.plan`.
@@ -39,7 +39,7 @@ def planned(config: RunConfig, recipe: Path, spread: Spread) -> Plan:
 
 
 def rows(plan: Plan, measured: Measurement) -> list[Row]:
-    """The components, what is saved for the backward pass, and on a GPU each phase's peak beside the context."""
+    """Rows for the components, the tensors saved for backward, and on a GPU each phase's peak without the context."""
     found = list(_components(plan, measured))
     for part in sorted(plan.saved.keys() | measured.saved.keys()):
         found.append(Row(SAVED + part, plan.saved.get(part, 0), measured.saved.get(part, 0)))
@@ -64,7 +64,7 @@ def _components(plan: Plan, measured: Measurement) -> Iterator[Row]:
 
 
 def as_json(plan: Plan, measured: Measurement) -> dict[str, Any]:
-    """Both in full, and the rows; sizes in bytes."""
+    """The full plan and measurement, and the rows; sizes in bytes."""
     return {
         "measured": asdict(measured) | {"peak": measured.peak},
         "planned": {"peak": plan.peak, "parts": plan.parts, "phases": plan.phases, "saved": plan.saved},

@@ -1,4 +1,4 @@
-"""One process of `side_by_side`: measures, plans, and writes the record."""
+"""The process that `side_by_side` starts: measure, plan, and write the record."""
 
 from __future__ import annotations
 

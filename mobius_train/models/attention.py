@@ -1,6 +1,6 @@
-"""The kernels that compute attention, and how they are put into a model.
+"""Attention kernels, and their installation in a model.
 
-Legend: N batch, L length of a sequence, D size of a head.
+Legend: N batch, L sequence length, D head size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 AttentionBackend = Literal["sdpa", "flash_attn", "eager"]
 
-# CUDA's attention kernels take their batch as a grid axis (pytorch#142228).
+# CUDA's attention kernels use the batch as a grid axis, which has this limit (pytorch#142228).
 MAX_BATCH = 65535
 
 
@@ -27,12 +27,12 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The flash-attn package, as diffusers calls it; all (N, L, heads, D)."""
+    """The flash-attn package, called through diffusers; all (N, L, heads, D)."""
     return dispatch_attention_fn(query, key, value, backend=AttentionBackendName.FLASH)
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(QK^T / sqrt(D)) V with the probabilities in memory; all (N, L, heads, D)."""
+    """softmax(QK^T / sqrt(D)) V, with the probabilities stored in memory; all (N, L, heads, D)."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1).matmul(value).transpose(1, 2)
 
@@ -45,9 +45,9 @@ KERNELS: dict[AttentionBackend, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class KernelProcessor:
-    """An attention layer of a transformer block, computed by one of `KERNELS` at any batch size.
+    """Attention processor for transformer blocks that uses one of `KERNELS` at any batch size.
 
-    For `Attention.set_processor`. With sdpa it computes what diffusers' default does, AttnProcessor2_0.
+    Pass it to `Attention.set_processor`. With sdpa it matches AttnProcessor2_0, diffusers' default.
     """
 
     def __init__(self, backend: AttentionBackend) -> None:
@@ -60,7 +60,7 @@ class KernelProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: None = None,
     ) -> Tensor:
-        """(N, L, C), and (N, L of the text, its width) unless it is self-attention → (N, L, C)."""
+        """(N, L, C), and for cross-attention (N, text length, text width) → (N, L, C)."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         projected = (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         pieces = zip(*(x.unflatten(-1, (attn.heads, -1)).split(MAX_BATCH) for x in projected), strict=True)
@@ -71,22 +71,22 @@ class KernelProcessor:
 
 
 class TemporalProcessor(KernelProcessor):
-    """Of self-attention over frames: a sequence for each position of each clip, so that N is large and L small."""
+    """Processor for self-attention over frames: one sequence per clip and position, so N is large and L is small."""
 
 
 def set_attention_backend(module: nn.Module, backend: AttentionBackend, temporal: bool) -> None:
-    """Let the attention layers in `module` compute by `backend`: the temporal ones, or all others."""
+    """Set the kernel of the temporal attention layers in `module`, or of all other attention layers."""
     processor: Any = KernelProcessor(backend)
     if temporal:
         processor = TemporalProcessor(backend)
     elif backend != "flash_attn":
-        # diffusers' own: the frozen UNet stays as it is.
+        # diffusers' own processors leave the frozen UNet unmodified.
         processor = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor}[backend]()
     for layer in attention_layers(module, temporal):
         layer.set_processor(processor)
 
 
 def attention_layers(module: nn.Module, temporal: bool) -> list[Any]:
-    """The attention layers in `module` over frames, or all others."""
+    """The temporal attention layers in `module`, or all other attention layers."""
     layers = [each for each in module.modules() if isinstance(each, Attention)]
     return [each for each in layers if isinstance(each.processor, TemporalProcessor) == temporal]

@@ -1,8 +1,8 @@
-"""The protocol of a backbone: a frozen text-to-image model seen as a stream of features.
+"""The backbone protocol: a frozen text-to-image model as a stream of features.
 
-Each backbone has a folder of its own; `families.py` lists them, and docs/add-a-backbone.md is the guide.
+Each backbone has its own folder and is listed in `families.py`. docs/add-a-backbone.md is the guide.
 
-Legend: N = B·F frames, the frames of a clip one after the other; C channels, H, W latent size.
+Legend: N = B·F frames, ordered clip by clip; C channels, H, W latent size.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from mobius_train.models.frames import Timestep
 
 
 class Feature(NamedTuple):
-    """What one layer computes, both (N, C, H, W)."""
+    """The outputs of one layer, both (N, C, H, W)."""
 
     convolution: Tensor
-    """SC(h): what enters the layer's attention."""
+    """SC(h), the input of the layer's attention."""
     attention: Tensor | None = None
     """SA(SC(h)); None for a layer without attention."""
 
     @property
     def hidden(self) -> Tensor:
-        """h_{i+1}, what the next layer takes."""
+        """h_{i+1}, the input of the next layer."""
         return self.convolution if self.attention is None else self.attention
 
 
 class LayerShape(NamedTuple):
-    """One layer of a backbone: a pair of spatial convolution and attention block, SC and SA."""
+    """One layer of a backbone: a spatial convolution block SC and a spatial attention block SA."""
 
     in_channels: int
-    """Channels that enter SC, those of a bridge included."""
+    """Input channels of SC, including those of a bridge."""
     channels: int
-    """Channels that leave SC and SA."""
+    """Output channels of SC and SA."""
     heads: int | None
     """SA's attention heads; None for a layer without attention."""
 
 
 class Backbone(Protocol):
-    """A text-to-image model whose forward pass is a stream of features."""
+    """A text-to-image model whose forward pass yields a stream of features."""
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents that the model denoises; the autoencoder's must be the same."""
+        """Channels of the latents; must equal the autoencoder's."""
 
     @property
     def condition_widths(self) -> Mapping[str, int]:
-        """Size of the last axis of each condition that the model takes, by its name; the text encoder's must agree."""
+        """Size of the last axis of each condition, by condition name; must equal the text encoder's."""
 
     def layers(self) -> Sequence[LayerShape]:
         """The layers in the order of the forward pass."""
 
     def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[Feature]:
-        """h_0, then one feature for each of `layers`, one at a time.
+        """Yield h_0, then one feature for each of `layers`.
 
         Args:
             sample: (N, C, H, W) noisy latents.
@@ -66,17 +66,16 @@ class Backbone(Protocol):
         """
 
     def head(self, hidden: Tensor) -> Tensor:
-        """The last feature's hidden state → what the model predicts, (N, C, H, W)."""
+        """Hidden state of the last feature → prediction, (N, C, H, W)."""
 
     def units(self) -> list[list[nn.Module]]:
-        """The layers as modules: what is gathered at once where the model is sharded over ranks."""
+        """The layers as modules. A sharded model gathers one unit at a time."""
 
 
 def without_graph(features: Iterable[Feature]) -> Iterator[Feature]:
-    """The same features, computed without a graph.
+    """Compute the features without a graph.
 
-    Gradients are off only while the stream computes, never while its taker does. A feature is freed as soon as the
-    taker drops it.
+    Gradients are off only inside the stream, not in its consumer. A feature is freed as soon as the consumer drops it.
     """
     stream = iter(features)
     while True:

@@ -1,4 +1,4 @@
-"""From a text-to-image model to the model that a run trains."""
+"""Build the model that a run trains from a text-to-image model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ def build_denoiser(
     stage: Literal["text-to-image", "text-to-video"],
     mode: Literal["parallel", "serial", "full"],
 ) -> Denoiser:
-    """The model of a stage and mode, with what it trains thawed and the rest frozen.
+    """Build the model of a stage and mode, with only its trained parameters requiring gradients.
 
     Args:
-        model: an image model, which becomes a part of the result, not a copy; or a video model of this mode, which
-            goes on.
-        stage: text-to-image trains the whole image model, whatever the mode.
+        model: an image model, used without a copy; or a video model of this mode, whose training continues.
+        stage: text-to-image trains the whole image model in every mode.
         mode: parallel trains the ring, serial the temporal layers, full all layers of a serial model.
 
     Raises:
-        MobiusError: the image model needs conditions, or has blocks, that are not supported, or the model is of
-            another mode.
+        MobiusError: the image model has unsupported conditions or blocks, or the video model has another mode.
     """
     family = family_of(type(model).__name__)
     trains_all = stage == "text-to-image" or mode == "full"
@@ -37,8 +35,8 @@ def build_denoiser(
         wanted = family.parallel if mode == "parallel" else family.serial
         if stage != "text-to-video" or type(model) is not wanted:
             raise MobiusError(
-                f"the pretrained model is a {type(model).__name__}, which stage {stage!r} with mode {mode!r} cannot go"
-                " on with: choose the mode that it was made for, or a text-to-image model"
+                f"the pretrained model is a {type(model).__name__}, which cannot be trained with stage={stage!r} and"
+                f" mode={mode!r}: choose the model's own mode, or a text-to-image model"
             )
         made = model
     elif stage == "text-to-image":
@@ -48,6 +46,6 @@ def build_denoiser(
     elif family.new_serial is not None:
         made = family.new_serial(model)
     else:
-        raise MobiusError(f"mode={mode}: there is no serial model of a {type(model).__name__}, use mode=parallel")
+        raise MobiusError(f"mode={mode}: {type(model).__name__} has no serial model, use mode=parallel")
     apply_freezing(made, FULL if trains_all else new_parts(cast(Composite, made)))
     return cast(Denoiser, made.train())

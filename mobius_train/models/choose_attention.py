@@ -1,4 +1,4 @@
-"""Which attention kernel to take, from what the machine has and what was measured."""
+"""Choose the attention kernel from the machine's hardware, the installed packages and measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers.utils.import_utils import is_flash_attn_available, is_flash_attn_
 from mobius_train.errors import MobiusError
 from mobius_train.models.attention import AttentionBackend
 
-# What the flash-attn package needs; the version is the one that diffusers calls.
+# Requirements of the flash-attn package; diffusers supports it from this version.
 FLASH_VERSION = "2.6.3"
 FLASH_CAPABILITY = (8, 0)
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
@@ -20,11 +20,11 @@ FLASH_HEAD_DIM = 256
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice depends on.
+    """The machine's properties that determine the choice.
 
     Attributes:
-        capability: the GPU's compute capability; None without one.
-        flash_attn: whether the flash-attn package is installed.
+        capability: the GPU's compute capability; None without a GPU.
+        flash_attn: the flash-attn package is installed.
     """
 
     capability: tuple[int, int] | None
@@ -38,7 +38,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend, and why it was taken."""
+    """A backend, and the reason for it."""
 
     backend: AttentionBackend
     reason: str
@@ -47,40 +47,41 @@ class Choice:
 def choose_attention(
     requested: AttentionBackend | Literal["auto"], machine: Machine, dtype: torch.dtype, head_dim: int, temporal: bool
 ) -> Choice:
-    """The backend of the attention layers over frames (`temporal`), or of the others.
+    """Choose the backend of the temporal attention layers (`temporal`), or of all other attention layers.
 
     Args:
         head_dim: size of the largest head.
 
     Raises:
-        MobiusError: flash_attn is asked for and cannot run; the message says why.
+        MobiusError: flash_attn is requested and cannot run; the message gives the reason.
     """
     obstacle = _flash_obstacle(machine, dtype, head_dim)
     if requested == "flash_attn" and obstacle:
         raise MobiusError(
-            f"attention_backend=flash_attn cannot run: {obstacle}. Use attention_backend=auto, which takes what can"
+            f"attention_backend=flash_attn cannot run: {obstacle}. Use attention_backend=auto, which chooses a"
+            " backend that can run"
         )
     if requested != "auto":
-        return Choice(requested, "as the recipe says")
+        return Choice(requested, "set in the recipe")
     if obstacle is None:
-        return Choice("flash_attn", "flash-attn is installed, and the GPU and dtype allow it")
+        return Choice("flash_attn", "flash-attn is installed and supports the GPU and dtype")
     if temporal and machine.capability is None and dtype in FLASH_DTYPES:
         # benchmarks/temporal_attention_cpu.json
-        return Choice("eager", f"the fastest that was measured for short sequences in {_name(dtype)} on a CPU")
+        return Choice("eager", f"the fastest measured for short sequences in {_name(dtype)} on a CPU")
     return Choice("sdpa", f"no flash-attn: {obstacle}")
 
 
 def _flash_obstacle(machine: Machine, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why flash-attn cannot run; None where it can."""
+    """The reason why flash-attn cannot run; None if it can."""
     if machine.capability is None:
         return "it needs a CUDA GPU"
     if machine.capability < FLASH_CAPABILITY:
         has = ".".join(map(str, machine.capability))
         return f"it needs compute capability 8.0 (A100, RTX 30 or newer), this GPU has {has}"
     if dtype not in FLASH_DTYPES:
-        return f"it computes in fp16 and bf16, not in {_name(dtype)}"
+        return f"it supports fp16 and bf16, not {_name(dtype)}"
     if head_dim > FLASH_HEAD_DIM:
-        return f"its heads have at most {FLASH_HEAD_DIM} channels, these have {head_dim}"
+        return f"it supports heads of at most {FLASH_HEAD_DIM} channels, these have {head_dim}"
     if not machine.flash_attn:
         return f"the package is not installed (pip install 'mobius-train[flash]': flash-attn {FLASH_VERSION} or newer)"
     return None

@@ -1,4 +1,4 @@
-"""Saving and loading of models that are put together from several diffusers models."""
+"""Saving and loading of models that consist of several diffusers models."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mobius_train.errors import MobiusError
 
 
 class Composite(ModelMixin, ConfigMixin):
-    """A model whose folder has a subfolder for each part, in diffusers' layout, and a config.json of its own.
+    """A model whose folder has its own config.json, and a subfolder in diffusers' layout for each part.
 
-    The constructor takes the parts by their names.
+    The constructor takes the parts as keyword arguments.
 
     Attributes:
         parts: the class of each part, by its name.
-        image_part: the part that is the text-to-image model.
+        image_part: name of the text-to-image model's part.
     """
 
     parts: ClassVar[dict[str, type[ModelMixin]]]
     image_part: ClassVar[str]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Write config.json and the parts; options as ModelMixin.save_pretrained."""
+        """Write config.json and the parts; options as for ModelMixin.save_pretrained."""
         folder = Path(save_directory)
         self.save_config(folder)
         for name in self.parts:
@@ -32,27 +32,27 @@ class Composite(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Read what `save_pretrained` wrote; options, such as torch_dtype, as ModelMixin.from_pretrained.
+        """Load a model saved by `save_pretrained`; options such as torch_dtype as for ModelMixin.from_pretrained.
 
         Raises:
-            MobiusError: the folder is missing or incomplete, or holds a model of another kind.
+            MobiusError: the folder is missing or incomplete, or contains a model of another class.
         """
         folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
         if not (folder / cls.config_name).is_file():
             raise MobiusError(f"no {cls.__name__} in {folder}: there is no {cls.config_name}. Check the path")
         kind = cls.load_config(folder).get("_class_name")
         if kind != cls.__name__:
-            raise MobiusError(f"{folder} holds a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained")
+            raise MobiusError(f"{folder} contains a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained")
         parts = {}
         for name, part in cls.parts.items():
             try:
                 parts[name] = part.from_pretrained(folder / name, **options)
             except OSError as error:
                 raise MobiusError(
-                    f"{folder} is incomplete: its {name}/ does not load ({error}). Save or copy it again"
+                    f"{folder} is incomplete: cannot load {name}/ ({error}). Save or copy it again"
                 ) from error
         return cls(**parts)
 
     def register_backbone_config(self, config: dict[str, Any]) -> None:
-        """Show the 2D UNet's configuration as one's own: pipelines ask for in_channels and the like."""
+        """Copy the image model's configuration into this model's: pipelines read in_channels and other entries."""
         self.register_to_config(**{name: value for name, value in config.items() if not name.startswith("_")})

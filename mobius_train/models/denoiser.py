@@ -1,4 +1,4 @@
-"""What training and sampling need to know of a model."""
+"""The interface of a model for training and sampling."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion an
 
 
 class Denoiser(Protocol):
-    """A model that predicts noise or velocity on the latents of clips."""
+    """A model that predicts noise or velocity from the latents of clips."""
 
     @property
     def trained(self) -> nn.Module:
-        """What an engine wraps, and a checkpoint holds."""
+        """The module that an engine wraps and a checkpoint contains."""
 
     @property
     def frozen(self) -> nn.Module | None:
-        """What stays outside of the engine and never gets a gradient; None where there is nothing such."""
+        """The module outside the engine that never gets a gradient; None if there is none."""
 
     @property
     def image_model(self) -> nn.Module:
@@ -42,30 +42,30 @@ class Denoiser(Protocol):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """The prediction, shaped as the sample but for its channels.
+        """Predict from noisy latents. The result has the shape of the sample, up to the channels.
 
         Args:
             sample: (B, C, F, H, W) noisy latents.
             timestep: a number, or a tensor of shape () or (B,).
             conditions: of B clips.
-            trained: the engine that wraps `self.trained`, called as that is; by default `self.trained`.
+            trained: the engine that wraps `self.trained`, with the same call signature; by default `self.trained`.
         """
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
-        """The model to sample from and to save, with `module`, a copy of `trained`, in the place of that.
+        """The model for sampling and saving, with `module`, a copy of `trained`, in place of `trained`.
 
         Args:
-            frozen: where there is a frozen part, a copy of it to take its place too.
+            frozen: a copy of the frozen part, which replaces it; None keeps the frozen part.
         """
 
     def set_memory(self, memory: LayerMemory) -> None:
-        """Choose what the trained layers keep for the backward pass."""
+        """Set how the trained layers store activations for the backward pass."""
 
     def units(self) -> list[list[nn.Module]]:
-        """The layers of `trained`: what an engine that shards it gathers at once."""
+        """The layers of `trained`. An engine that shards it gathers one unit at a time."""
 
     def layers_to_compile(self) -> list[nn.Module]:
-        """Modules of `trained` that torch.compile takes one by one; empty where none is worth it."""
+        """Modules of `trained` to compile separately; empty if compilation does not pay."""
 
     def branches(self) -> Mapping[str, Sequence[nn.Module]]:
-        """Modules by branch, each with all that is inside it; a later branch takes modules out of an earlier one."""
+        """Modules of each branch, including their submodules. A module in two branches belongs to the later one."""

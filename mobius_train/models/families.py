@@ -1,4 +1,4 @@
-"""The families of text-to-image models that this project extends to video. A new backbone adds one line here."""
+"""The supported families of text-to-image models. A new backbone adds one line here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mobius_train.models.family import Family
 from mobius_train.models.unet.family import UNET
 
 FAMILIES: tuple[Family, ...] = (UNET,)
-# The family of a recipe's new model whose configuration does not name a class.
+# The family of a new model whose configuration in the recipe has no `_class_name`.
 DEFAULT = UNET
 
 
 def family_of(class_name: str) -> Family:
-    """The family that an image model or video model belongs to, by the name of its class.
+    """The family of an image model or video model, by class name.
 
     Raises:
         MobiusError: there is no such family.
@@ -27,11 +27,11 @@ def family_of(class_name: str) -> Family:
         if class_name in (family.image_model.__name__, *(kind.__name__ for kind in family.video_models)):
             return family
     known = ", ".join(family.image_model.__name__ for family in FAMILIES)
-    raise MobiusError(f"a {class_name} cannot be a backbone: the text-to-image models that can are {known}")
+    raise MobiusError(f"a {class_name} cannot be a backbone: the supported text-to-image models are {known}")
 
 
 def parts() -> tuple[str, ...]:
-    """Subfolders of a pipeline that may hold its denoiser; pipelines of this project call it unet, whatever it is."""
+    """Subfolders of a pipeline that may contain its denoiser; this project's pipelines always name it unet."""
     return tuple(dict.fromkeys((DEFAULT.part, *(family.part for family in FAMILIES))))
 
 
@@ -45,7 +45,7 @@ def is_video_model(model: Any) -> bool:
 
 
 def as_denoiser(model: nn.Module) -> Denoiser:
-    """A video model itself, or an image model as a Denoiser that draws every frame by itself."""
+    """The video model itself, or an image model wrapped as a Denoiser of independent frames."""
     if is_video_model(model):
         return cast(Denoiser, model)
     return family_of(type(model).__name__).image_denoiser(model)

@@ -1,4 +1,4 @@
-"""What a backbone's folder gives to the rest of the package."""
+"""The interface between a backbone's folder and the rest of the package."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mobius_train.models.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of text-to-image model, and the models that can be made from it.
+    """A class of text-to-image models, and the video models built from it.
 
     Attributes:
-        part: the subfolder of an image pipeline that holds the model, in diffusers' layout.
-        image_model: the class of diffusers.
-        image_denoiser: the model itself as a Denoiser of single frames.
+        part: the model's subfolder in an image pipeline, in diffusers' layout.
+        image_model: diffusers' class.
+        image_denoiser: wraps the image model as a Denoiser of single frames.
         parallel: the class of the model with a ring.
-        new_parallel: a new ring beside the image model, which becomes a part of the result.
-        serial: the class of the model with temporal layers inside; None where there is no such model.
-        new_serial: new temporal layers inside the image model, which becomes a part of the result.
+        new_parallel: builds a parallel model with a new ring; it contains the image model, not a copy.
+        serial: the class of the model with temporal layers inside; None if the family has no serial model.
+        new_serial: builds a serial model with new temporal layers; it contains the image model, not a copy.
     """
 
     part: str

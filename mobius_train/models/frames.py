@@ -1,6 +1,6 @@
-"""Between clips and batches of frames.
+"""Conversion between clips and batches of frames.
 
-Legend: B clips, C channels, F frames, H, W latent size; B·F counts the frames of one clip after the other.
+Legend: B clips, C channels, F frames, H, W latent size; the B·F frames are ordered clip by clip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def fold_frames(sample: Tensor) -> Tensor:
     """(B, C, F, H, W) → (B·F, C, H, W).
 
     Raises:
-        MobiusError: the tensor has not five axes.
+        MobiusError: the tensor does not have five axes.
     """
     if sample.ndim != 5:
         raise MobiusError(
@@ -41,7 +41,7 @@ def fold_conditions(timestep: Timestep, conditions: Conditions, num_frames: int)
         conditions: of B clips.
 
     Returns:
-        The timestep, (B·F,) unless it is one number, and the conditions of B·F frames.
+        The timestep, (B·F,) or a single number, and the conditions of B·F frames.
     """
     if torch.is_tensor(timestep) and timestep.ndim > 0:
         timestep = timestep.expand(len(conditions)).repeat_interleave(num_frames)

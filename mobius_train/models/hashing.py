@@ -1,4 +1,4 @@
-"""The identity of a set of weights."""
+"""Hash of a set of weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 (64 hex digits) of all parameters and buffers: names, shapes, dtypes and bytes, sorted by name.
 
-    The device does not count, nor does whether a parameter is trained.
+    The device and `requires_grad` do not affect the hash.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(chain(module.named_parameters(), module.named_buffers()), key=itemgetter(0)):

@@ -1,4 +1,4 @@
-"""Text-to-image as the first stage of training: an image model itself, on frames."""
+"""Text-to-image, the first training stage: the image model applied to single frames."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mobius_train.models.recompute import LayerMemory
 
 
 class ImageDenoiser(nn.Module):
-    """An image model that takes each frame of a clip for a picture of its own; see Denoiser.
+    """An image model that processes every frame of a clip independently; see Denoiser.
 
-    It wraps the image model for training and sampling; what is saved is the image model.
+    The wrapper is for training and sampling; only the image model is saved.
 
     Args:
-        model: the image model, with diffusers' switch for gradient checkpointing.
+        model: the image model, with diffusers' methods for gradient checkpointing.
         backbone: the same model as a backbone.
-        head: the modules of its output head.
+        head: the modules of the output head.
     """
 
     frozen = None
@@ -52,7 +52,7 @@ class ImageDenoiser(nn.Module):
         return self.image_model
 
     def set_memory(self, memory: LayerMemory) -> None:
-        """See Denoiser: of all options an image model has gradient checkpointing alone."""
+        """See Denoiser. Image models support gradient checkpointing only."""
         model = cast(Any, self.image_model)
         if memory.gradient_checkpointing:
             model.enable_gradient_checkpointing()
@@ -75,21 +75,21 @@ class ImageDenoiser(nn.Module):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` is called as the image model, on (B·F, C, H, W)."""
+        """See Denoiser. `trained` has the image model's call signature, on (B·F, C, H, W)."""
         model = self.image_model if trained is None else trained
         num_frames = sample.shape[2]
         timestep, conditions = fold_conditions(timestep, conditions, num_frames)
-        # An engine computes in its own dtype; under FSDP the weights between its steps are float32.
+        # An engine has its own compute dtype; under FSDP the weights are float32 between steps.
         dtype = getattr(trained, "dtype", self.dtype)
         prediction = self.call(model, fold_frames(sample).to(dtype), timestep, conditions.to(dtype=dtype))
         return unfold_frames(prediction, num_frames)
 
     def call(self, model: Callable[..., Any], frames: Tensor, timestep: Timestep, conditions: Conditions) -> Tensor:
-        """The model's prediction, (B·F, C, H, W), called as UNet2DConditionModel is."""
+        """Call the model with UNet2DConditionModel's signature; returns its prediction, (B·F, C, H, W)."""
         return model(frames, timestep, conditions[TEXT], return_dict=False)[0]
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
-        """See Denoiser. The image model itself: stills are sampled from it as from any."""
+        """See Denoiser. Returns the image model itself, from which any image pipeline can sample."""
         return module
 
     def forward(

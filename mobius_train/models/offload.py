@@ -1,7 +1,7 @@
-"""Tensors saved for the backward pass, in host memory meanwhile.
+"""Offload tensors saved for the backward pass to host memory.
 
-Copies run on a CUDA stream of their own, so that they overlap with the computation: out while the forward pass goes on,
-back one unit ahead of the backward pass.
+Copies run on a separate CUDA stream and overlap with computation: to the host during the forward pass, and back to the
+GPU one unit ahead of the backward pass.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-# Smaller ones are not worth a copy.
+# Smaller tensors are not worth a copy.
 MIN_BYTES = 2**16
 
 
 class Offload:
     """The offloaded units of one forward pass.
 
-    On a CPU the copies are plain ones, of use to tests and plans alone.
+    On a CPU the copies are synchronous and serve only tests and plans.
     """
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
-        # The graph owns the copies, so that each goes as soon as its last use is over.
+        # The graph owns the copies, so each is freed after its last use.
         self._units: list[list[weakref.ref[HostCopy]]] = []
 
     @property
     def host_bytes(self) -> int:
-        """Bytes that lie in host memory now."""
+        """Bytes currently in host memory."""
         return sum(copy.nbytes for unit in self._units for reference in unit if (copy := reference()) is not None)
 
     @contextmanager
     def unit(self) -> Iterator[None]:
-        """What autograd saves inside goes to host memory, all but parameters and small tensors.
+        """Offload what autograd saves inside this context, except parameters and small tensors.
 
-        Whole storages go, each once: views of them are restored with their strides, on which the order of sums depends.
+        Each storage is copied whole and once. Views are restored with their strides, because the summation order
+        depends on them.
         """
         before = self._units[-1] if self._units else []
-        mine: list[weakref.ref[HostCopy]] = []
-        self._units.append(mine)
-        # The tensors are kept until all are known: the address of a freed one could come again.
+        copies: list[weakref.ref[HostCopy]] = []
+        self._units.append(copies)
+        # Keep the tensors until the unit ends: the address of a freed storage could be reused.
         known: dict[object, tuple[Tensor, HostCopy]] = {}
 
         def pack(tensor: Tensor) -> _Saved | Tensor:
@@ -53,14 +54,14 @@ class Offload:
             key = (tensor.untyped_storage()._cdata, tensor.dtype, tensor._version)
             if key not in known:
                 known[key] = (tensor, HostCopy(tensor, self._stream_of(tensor)))
-                mine.append(weakref.ref(known[key][1]))
+                copies.append(weakref.ref(known[key][1]))
             return _Saved(known[key][1], tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
         def unpack(saved: _Saved | Tensor) -> Tensor:
             if isinstance(saved, Tensor):
                 return saved
-            # Last saved, first used; then the unit that the backward pass comes to next.
-            for reference in (*reversed(mine), *reversed(before)):
+            # The backward pass uses the last saved tensor first, and then the preceding unit.
+            for reference in (*reversed(copies), *reversed(before)):
                 if (copy := reference()) is not None:
                     copy.start_fetching()
             return saved.copy.fetched().as_strided(saved.shape, saved.stride, saved.offset)
@@ -76,7 +77,7 @@ class Offload:
 
 
 class HostCopy:
-    """A tensor's storage in host memory; its copies run on `stream`, or at once where there is none."""
+    """A tensor's storage in host memory. Copies run on `stream`, or synchronously without one."""
 
     def __init__(self, tensor: Tensor, stream: torch.cuda.Stream | None) -> None:
         self._device, self._stream = tensor.device, stream
@@ -87,14 +88,14 @@ class HostCopy:
         self.nbytes = self._host.nbytes
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(self._device))
-            # Its memory may be used again only when the copy is done.
+            # Its memory may be reused only after the copy.
             flat.record_stream(stream)
-        # None is the stream that is current already.
+        # None keeps the current stream.
         with torch.cuda.stream(stream):
             self._host.copy_(flat, non_blocking=stream is not None)
 
     def start_fetching(self) -> None:
-        """Begin to copy it back, if that has not begun."""
+        """Start the copy back to the device, unless it has started already."""
         if self._fetched is not None:
             return
         with torch.cuda.stream(self._stream):
@@ -103,7 +104,7 @@ class HostCopy:
             self._arrived = self._stream.record_event()
 
     def fetched(self) -> Tensor:
-        """The storage as a flat tensor, for use on the current stream, which waits for it."""
+        """The storage as a flat tensor on the device. The current stream waits for the copy."""
         self.start_fetching()
         assert self._fetched is not None
         if self._arrived is not None:
@@ -114,7 +115,7 @@ class HostCopy:
 
 
 class _Saved(NamedTuple):
-    """What the graph holds in place of a tensor: a view of a copy."""
+    """Stands for a tensor in the graph: a view of a copy."""
 
     copy: HostCopy
     shape: torch.Size

@@ -1,7 +1,7 @@
 """The parallel model of a 2D UNet.
 
-The path of this module, `mobius_train.models.parallel`, is a file format: diffusers writes it into the
-model_index.json of every saved pipeline, and imports ParallelUNet from here when it loads one.
+The module path `mobius_train.models.parallel` is part of a file format: diffusers writes it into the
+model_index.json of every saved pipeline and imports ParallelUNet from it on loading.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mobius_train.models.unet.backbone import UNetBackbone
 from mobius_train.models.unet.layers import read_layout
 from mobius_train.models.unet.ring import Ring
 
-# diffusers looks for ModelMixin in the module that it imports a class from.
+# diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "ParallelUNet"]
 
 
 class ParallelUNet(ParallelModel):
-    """See ParallelModel. A new model predicts on every frame what the 2D UNet predicts on it.
+    """See ParallelModel. A new model predicts the same as the 2D UNet on every frame.
 
     Raises:
-        MobiusError: the UNet needs conditions, or has blocks, that are not supported, or the ring is not its.
+        MobiusError: the UNet has unsupported conditions or blocks, or the ring does not fit it.
     """
 
     parts: ClassVar = {"spatial": UNet2DConditionModel, "ring": Ring}
@@ -42,9 +42,9 @@ class ParallelUNet(ParallelModel):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
-        """A new ring beside `unet`, which becomes `spatial` and is frozen.
+        """Add a new ring to `unet`, which becomes `spatial` and is frozen.
 
         Raises:
-            MobiusError: the UNet needs conditions, or has blocks, that are not supported.
+            MobiusError: the UNet has unsupported conditions or blocks.
         """
         return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet))

@@ -1,4 +1,4 @@
-"""The parallel model of any backbone: an untouched, frozen text-to-image model with a trainable ring beside it."""
+"""The parallel model of any backbone: an unmodified, frozen text-to-image model with a trainable ring beside it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mobius_train.models.recompute import LayerMemory
 
 
 class RingModule(Protocol):
-    """What a parallel model needs of its ring, an nn.Module that is called as `ring(features, num_frames=F)`."""
+    """The interface of a ring, an nn.Module called as `ring(features, num_frames=F)`."""
 
     def __call__(self, features: Iterable[Feature], num_frames: int) -> Tensor:
-        """Takes h_0 and one feature for each layer, without a graph → the prediction, (N, C, H, W)."""
+        """h_0 and one feature for each layer, without a graph → prediction, (N, C, H, W)."""
 
     def layers(self) -> Sequence[LayerShape]:
-        """The layers of the backbone that the ring was made for."""
+        """The layers of the ring's backbone."""
 
     def set_memory(self, memory: LayerMemory) -> None:
         """See Denoiser."""
@@ -40,15 +40,15 @@ class RingModule(Protocol):
 
 
 class ParallelModel(Composite):
-    """Text-to-video denoiser whose temporal layers lie beside the spatial ones (Mobius, arXiv 2407.06617).
+    """Text-to-video denoiser with temporal layers in parallel to the spatial layers (Mobius, arXiv 2407.06617).
 
-    A subclass names the classes of its parts, and gives its backbone to the constructor.
+    A subclass sets the classes of its parts, and passes its backbone to the constructor.
 
     Raises:
-        MobiusError: the ring was made for another backbone.
+        MobiusError: the ring belongs to another backbone.
 
     Attributes:
-        spatial: the text-to-image model, kept as it is: frozen, always in evaluation mode, never in a graph.
+        spatial: the unmodified text-to-image model: frozen, always in evaluation mode, never in a graph.
         ring: the trained branch.
     """
 
@@ -92,7 +92,7 @@ class ParallelModel(Composite):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` is called as `trained(features, num_frames=F)`."""
+        """See Denoiser. `trained` has the signature `trained(features, num_frames=F)`."""
         ring = self.ring if trained is None else trained
         num_frames = sample.shape[2]
         timestep, conditions = fold_conditions(timestep, conditions, num_frames)
@@ -100,7 +100,7 @@ class ParallelModel(Composite):
         return unfold_frames(ring(features, num_frames=num_frames), num_frames)
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
-        """See Denoiser. The spatial branch is shared, unless a copy is given."""
+        """See Denoiser. The result shares the spatial branch unless `frozen` is given."""
         kind: Any = type(self)
         return cast(Self, kind(frozen or self.spatial, module))
 

@@ -1,8 +1,8 @@
-"""What each unit of the ring (a layer, its entry, its head) leaves in memory for the backward pass.
+"""The activations that each unit of the ring (a layer, its entry, its head) stores for the backward pass.
 
-keep       all that autograd saves
+keep       everything that autograd saves
 selective  the results of matrix products, convolutions and attention; norms and activations are recomputed
-recompute  the unit's inputs; all else is recomputed
+recompute  the unit's inputs; everything else is recomputed
 offload    as keep, but in host memory (`offload.py`)
 """
 
@@ -23,7 +23,7 @@ from mobius_train.models.offload import Offload
 
 Treatment = Literal["keep", "selective", "recompute", "offload"]
 
-# Operators whose results the selective treatment saves: nearly all of the FLOPs.
+# Operators whose results the selective treatment saves; they account for nearly all FLOPs.
 EXPENSIVE = {
     "aten::mm",
     "aten::addmm",
@@ -40,13 +40,13 @@ EXPENSIVE = {
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """How trained layers trade memory for time, as in the recipe.
+    """The recipe's options that trade memory for time in trained layers.
 
     Attributes:
         gradient_checkpointing: recompute the layers in the backward pass.
-        gradient_checkpointing_kept: share of the layers that are not recomputed all the same.
-        recompute_activations: in layers that are not recomputed, recompute norms and activations.
-        activation_offload: share of the layers whose saved tensors go to host memory; they are not recomputed.
+        gradient_checkpointing_kept: share of the layers that are exempt from recomputation.
+        recompute_activations: recompute norms and activations in layers that are not recomputed.
+        activation_offload: share of the layers whose saved tensors are moved to host memory; they are not recomputed.
     """
 
     gradient_checkpointing: bool = False
@@ -55,13 +55,13 @@ class LayerMemory:
     activation_offload: float = 0.0
 
     def treatments(self, costs: Sequence[float]) -> tuple[Treatment, ...]:
-        """The treatment of the entry, of each layer in the order of the forward pass, and of the head.
+        """The treatments of the entry, of each layer in forward order, and of the head.
 
-        With recomputation, the layers of the lowest cost are kept, and the next ones are offloaded. Without it, the
-        layers of the highest cost are offloaded.
+        With recomputation, the layers of lowest cost are kept, and the next ones are offloaded. Without it, the
+        layers of highest cost are offloaded.
 
         Args:
-            costs: bytes that each layer saves for a FLOP of its forward pass, up to a common factor.
+            costs: saved bytes per FLOP of the forward pass for each layer, up to a common factor.
         """
         kept: Treatment = "selective" if self.recompute_activations else "keep"
         other: Treatment = "recompute" if self.gradient_checkpointing else kept
@@ -79,14 +79,14 @@ class LayerMemory:
 
 
 class TreatedUnits:
-    """The units of one forward pass, run in turn, each as it is to be treated."""
+    """Runs the units of one forward pass in order, each with its treatment."""
 
     def __init__(self, treatments: Iterable[Treatment]) -> None:
         self._treatments = iter(treatments)
         self.offload = Offload()
 
     def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """`function(*args)`, under the next unit's treatment; plainly where no gradient will be asked for."""
+        """Call `function(*args)` with the next unit's treatment; without gradients, a plain call."""
         treatment = next(self._treatments)
         if treatment == "keep" or not torch.is_grad_enabled():
             return function(*args)
@@ -105,7 +105,7 @@ def _selective() -> Any:
 
 
 class _Policy:
-    """Which operators of one forward pass keep their results."""
+    """Decides which operators of one forward pass save their results."""
 
     def __init__(self) -> None:
         self._saved: set[int] = set()
@@ -114,8 +114,8 @@ class _Policy:
         if operator.name().partition(".")[0] in EXPENSIVE:
             self._saved.update(storage for result in tree_leaves(context.op_output) for storage in _storage(result))
             return CheckpointPolicy.MUST_SAVE
-        # What changes a saved result in place must not be done to it again: DeepSpeed's linear layer under ZeRO-3
-        # adds its bias so.
+        # An in-place operator must not run a second time on a saved result. DeepSpeed's ZeRO-3 linear layer adds its
+        # bias in place.
         in_place = isinstance(operator, OpOverload) and operator._schema.is_mutable and args
         if in_place and self._saved.intersection(_storage(args[0])):
             return CheckpointPolicy.MUST_SAVE

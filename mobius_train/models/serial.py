@@ -1,9 +1,9 @@
-"""The serial model, the usual way: temporal layers between the spatial ones of a 2D UNet.
+"""The serial model, the conventional design: temporal layers between the spatial layers of a 2D UNet.
 
-The path of this module, `mobius_train.models.serial`, is a file format: diffusers writes it into the model_index.json
-of every saved pipeline, and imports SerialUNet from here when it loads one.
+The module path `mobius_train.models.serial` is part of a file format: diffusers writes it into the model_index.json of
+every saved pipeline and imports SerialUNet from it on loading.
 
-Legend: SC, SA spatial convolution and attention block, TC, TA temporal ones.
+Legend: SC, SA spatial convolution and attention blocks; TC, TA temporal ones.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, 
 from mobius_train.models.unet.walk import output_head, spatial_layer, walk
 from mobius_train.models.units import layer_units
 
-# diffusers looks for ModelMixin in the module that it imports a class from.
+# diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "SerialUNet", "TemporalLayers"]
 
 
 class TemporalLayers(ModelMixin, ConfigMixin):
-    """The temporal layers of a serial model, named as in UNet3DConditionModel. A container.
+    """Container for the temporal layers of a serial model, with the names of UNet3DConditionModel.
 
-    The configuration's entries mean what they mean in UNet2DConditionModel.
+    The configuration entries have the same meaning as in UNet2DConditionModel.
     """
 
     @register_to_config
@@ -62,16 +62,16 @@ class TemporalLayers(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
-        """New temporal layers for `unet`, in float32, with an ordinary initialisation."""
+        """New temporal layers for `unet`, in float32, with default initialisation."""
         return cls(**{name: unet.config[name] for name in (*LAYOUT_FIELDS, "norm_num_groups")})
 
     def layers(self) -> list[tuple[nn.Module, nn.Module | None]]:
-        """The (TC, TA) pairs in the order of the forward pass."""
+        """The (TC, TA) pairs in forward order."""
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
         return [layer for block in blocks for layer in block.layers()]
 
     def zero_outputs(self) -> None:
-        """Make every temporal layer the identity."""
+        """Turn every temporal layer into the identity."""
         for module in self.modules():
             if isinstance(module, TemporalConv | TemporalAttention):
                 module.zero_output()
@@ -80,8 +80,8 @@ class TemporalLayers(ModelMixin, ConfigMixin):
 class SerialUNet(Composite):
     """Text-to-video denoiser with h_{i+1} = TA(SA(TC(SC(h_i)))) (Mobius, Eq. 7).
 
-    It computes what diffusers' UNet3DConditionModel computes, on any 2D UNet. The names of its weights are
-    those of UNet3DConditionModel after a prefix: `unet.` for the 2D layers, `temporal.` for the others.
+    Equivalent to diffusers' UNet3DConditionModel, for any 2D UNet. Weight names are those of UNet3DConditionModel with
+    a prefix: `unet.` for the 2D layers, `temporal.` for the others.
 
     Attributes:
         unet: the 2D UNet.
@@ -102,10 +102,10 @@ class SerialUNet(Composite):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
-        """New temporal layers in `unet`, each starting as the identity.
+        """Add temporal layers to `unet`, each initialised as the identity.
 
         Raises:
-            MobiusError: the UNet needs conditions, or has blocks, that are not supported.
+            MobiusError: the UNet has unsupported conditions or blocks.
         """
         temporal = TemporalLayers.from_unet2d(UNetBackbone(unet).unet)
         temporal.zero_outputs()
@@ -113,10 +113,10 @@ class SerialUNet(Composite):
 
     @classmethod
     def from_unet3d(cls, unet3d: UNet3DConditionModel) -> Self:
-        """The same model, with copies of the weights; its TC has no dropout, diffusers' has 0.1.
+        """The same model with copies of the weights. TC has no dropout here, and 0.1 in diffusers.
 
         Raises:
-            MobiusError: the UNet needs conditions, or has blocks, that are not supported.
+            MobiusError: the UNet has unsupported conditions or blocks.
         """
         unet = UNetBackbone(UNet2DConditionModel(**_config2d(unet3d))).unet
         temporal = TemporalLayers.from_unet2d(unet)
@@ -140,7 +140,7 @@ class SerialUNet(Composite):
         return self.unet
 
     def set_memory(self, memory: LayerMemory) -> None:
-        """See Denoiser: of all options a serial model has gradient checkpointing alone."""
+        """See Denoiser. Serial models support gradient checkpointing only."""
         self.gradient_checkpointing = memory.gradient_checkpointing
 
     def units(self) -> list[list[nn.Module]]:
@@ -164,7 +164,7 @@ class SerialUNet(Composite):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` is called as this model is."""
+        """See Denoiser. `trained` has this model's call signature."""
         model = self if trained is None else trained
         return model(sample, timestep, conditions[TEXT], return_dict=False)[0]
 
@@ -221,9 +221,9 @@ def _serial_layer(
 
 
 def _config2d(unet3d: UNet3DConditionModel) -> dict[str, Any]:
-    """The configuration of the 2D UNet whose layers the 3D UNet has."""
+    """The configuration of the 2D UNet inside the 3D UNet."""
     config = {name: value for name, value in unet3d.config.items() if not name.startswith("_")}
-    # Here the entry is the size of a head, in 2D UNets it is the number of heads.
+    # In 3D UNets this entry is the head size, in 2D UNets the number of heads.
     head_dim = config["attention_head_dim"]
     return config | {
         "down_block_types": tuple(kind.replace("3D", "2D") for kind in config["down_block_types"]),

@@ -1,4 +1,4 @@
-"""Which modules of a model are gathered together where its weights are sharded over ranks."""
+"""The units of a sharded model: groups of modules whose weights are gathered together."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 def layer_units(model: nn.Module) -> list[list[nn.Module]]:
-    """The (TC, TA) and (SC, SA) pairs and the samplers of a UNet, ring or autoencoder, each called as a whole.
+    """The (TC, TA) and (SC, SA) pairs and the samplers of a UNet, ring or autoencoder.
 
-    A pair is one unit: where the backward pass recomputes a layer, its weights are gathered once for both. What lies
-    around the layers is small and in no unit, as is what comes first in a model: by that, `dtype` of diffusers'
-    models says what they compute in.
+    A pair is one unit, so recomputation gathers the weights of a layer once for both modules. Modules outside the
+    layers are small and belong to no unit. A model's first parameter is one of them, so that `dtype` of diffusers'
+    models reports the compute dtype.
     """
     return [unit for block in model.modules() for unit in _units(block)]
 

@@ -1,4 +1,4 @@
-"""Peak memory: predicted before a launch."""
+"""Prediction of peak memory before a launch."""
 
 from mobius_train.engine.spread import Spread
 from mobius_train.plan.gpus import GPUS, Gpu, find_gpu

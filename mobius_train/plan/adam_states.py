@@ -1,4 +1,4 @@
-"""What an implementation of AdamW keeps and makes, in bytes."""
+"""Bytes of the states and temporaries of AdamW implementations."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Adam:
     """An implementation of AdamW.
 
     Attributes:
-        eight_bit: codes of one byte, and a float32 for each block of them.
-        copies: temporaries as large as all that a rank steps.
+        eight_bit: moments are one-byte codes, with a float32 scale for each block.
+        copies: temporaries, in multiples of all elements that a rank updates.
     """
 
     eight_bit: bool = False
     copies: int = 0
 
     def moments(self, elements: int) -> int:
-        """Bytes of both moments of one tensor that is stepped."""
+        """Bytes of both moments of a tensor with so many elements."""
         if not self.eight_bit or elements < SMALLEST_8BIT:
             return 2 * rounded(elements * FP32)
         return 2 * (rounded(elements) + rounded(math.ceil(elements / BLOCK) * FP32))
 
 
-# torch's, which this project takes on GPUs; and its default elsewhere, which takes the square roots of all second
-# moments at once.
+# torch's fused implementation, used here on GPUs; and torch's default elsewhere, which computes the square roots of all
+# second moments at once.
 FUSED, FOREACH = Adam(), Adam(copies=1)
 EIGHT_BIT = Adam(eight_bit=True)

@@ -1,4 +1,4 @@
-"""What to change in a recipe that does not fit, the cheapest change first."""
+"""Changes that make a recipe fit, in order of increasing cost."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Change:
     """A change of a recipe, of its DeepSpeed configuration or of the engine.
 
     Attributes:
-        setting: what to write.
-        cost: what it costs besides memory.
-        apply: the changed variant; None where it is so already, or can't be done.
+        setting: the setting as the user writes it.
+        cost: the disadvantage of the change.
+        apply: returns the changed variant; None if the change is already made or not possible.
     """
 
     setting: str
@@ -33,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Advice:
-    """A change, the peak with it alone and with all changes up to it, in bytes."""
+    """A change, with the peak for this change alone and for all changes up to it, in bytes."""
 
     setting: str
     cost: str
@@ -44,7 +44,7 @@ class Advice:
 
 
 def advise(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu) -> list[Advice]:
-    """Changes that save memory, from the cheapest on, until all of them together fit the GPU."""
+    """List memory-saving changes by increasing cost until all of them together fit the GPU."""
     least = planner.plan(config, spread, gpu).peak
     advice: list[Advice] = []
     variant = (config, spread)
@@ -89,7 +89,7 @@ def _half(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
 def _zero(stage: int) -> Callable[[RunConfig, Spread, Gpu], Variant | None]:
     def apply(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
         now = _stage(spread)
-        # Stages 1 and 2 step AdamW without whole float32 gradients, on a single rank too.
+        # Stages 1 and 2 avoid unsharded float32 gradients in the step, even on a single rank.
         if spread.engine != "deepspeed" or now >= stage or (spread.ranks == 1 and stage > 2):
             return None
         return config, _with_zero(spread, {"stage": stage})
@@ -125,7 +125,7 @@ def _parallel(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
 
 
 def _cached(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
-    # What is drawn from the clips anew in each epoch cannot be cached, nor does an autoencoder train on latents.
+    # Autoencoders train on pixels, not on cached latents.
     if config.stage == "autoencoder" or config.data.cache_dir is not None:
         return None
     data = config.data.model_copy(update={"cache_dir": Path("cache")})
@@ -187,7 +187,7 @@ def _stage(spread: Spread) -> int:
 
 
 def _with_zero(spread: Spread, zero: dict[str, Any]) -> Spread:
-    # What is set for another stage may do nothing at this one, which is refused.
+    # Keep only offload options: options without effect at the new stage are rejected.
     kept = {k: v for k, v in (spread.ds_json or {}).get("zero_optimization", {}).items() if k.startswith("offload")}
     return replace(spread, ds_json=(spread.ds_json or {}) | {"zero_optimization": kept | zero})
 

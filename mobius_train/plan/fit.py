@@ -1,4 +1,4 @@
-"""Whether the plan of a run fits the GPUs that its ranks have got."""
+"""Compare a run's planned memory with the free memory of its ranks' GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobius_train.plan.planner import CONTEXT, plan
 
 
 def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[str, list[str]]:
-    """What is planned and free, in words, and which ranks have too little. All ranks call it.
+    """Describe planned and free memory, and list the ranks with too little. Collective.
 
     Raises:
         MobiusError: the run cannot be planned.
@@ -25,8 +25,8 @@ def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[st
         return "no GPU to plan for", []
     needed = _planned(config, spread, distributed)
     too_small = [
-        f"{name_of(rank, distributed.nodes)}: its GPU has {_gib(size)} GiB free, and {_gib(needed)} GiB are planned:"
-        " tools/plan_memory.py says what to change; check_memory=false starts in spite of it"
+        f"{name_of(rank, distributed.nodes)}: its GPU has {_gib(size)} GiB free, but {_gib(needed)} GiB are planned:"
+        " tools/plan_memory.py lists possible changes; check_memory=false skips this check"
         for rank, size in enumerate(free)
         if size < needed
     ]
@@ -34,12 +34,12 @@ def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[st
 
 
 def free_memory() -> int | None:
-    """Bytes that this rank's GPU has free, beside what other programs have there; None without a GPU."""
+    """Free bytes on this rank's GPU, given all programs that use it; None without a GPU."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
 def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int:
-    """Bytes that every rank needs beside the context that it has on its GPU by now; one rank works it out for all."""
+    """Bytes that every rank needs in addition to its existing CUDA context. Computed on rank 0."""
     needed: int | MobiusError = 0
     if distributed.is_main:
         try:
@@ -48,7 +48,7 @@ def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int
             needed = error
     needed = distributed.broadcast_object(needed)
     if isinstance(needed, MobiusError):
-        raise MobiusError(f"the memory cannot be planned: {needed}; check_memory=false starts without") from needed
+        raise MobiusError(f"the memory cannot be planned: {needed}; check_memory=false skips this check") from needed
     return needed
 
 

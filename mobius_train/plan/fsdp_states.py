@@ -1,9 +1,9 @@
-"""What FSDP2 holds on each rank, read from torch.distributed.fsdp._fully_shard, as `engine.fsdp` uses it.
+"""FSDP2's memory on each rank as `engine.fsdp` uses it. Source: torch.distributed.fsdp._fully_shard.
 
-Masters, moments and gradients are float32 shards. A layer's weights are gathered for its turn: in the forward pass
-beside the buffer of the collective they came through, in the backward pass beside the buffer of the layer that is next.
+Master weights, moments and gradients are float32 shards. Each layer's weights are gathered when it runs. In the forward
+pass the collective's buffer exists at the same time, in the backward pass the buffer of the next layer.
 
-The weights in no layer stay gathered from the forward pass to the end of the backward pass.
+Weights outside the layers stay gathered from the forward pass to the end of the backward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mobius_train.plan.zero_states import (
 def fsdp(
     sim: Simulation, settings: FsdpConfig, shard_size: int, accumulation: int, use_ema: bool, adam: Adam
 ) -> EngineMemory:
-    """The rank that holds most is the first: others may have fewer rows, or none."""
+    """Memory of the first rank, which holds the most: other ranks may have fewer rows or none."""
     shards = [_rows(shape, shard_size) * math.prod(shape[1:]) for unit in sim.units for shape in unit]
     high = sum(rounded(elements * FP32) for elements in shards)
     states = {
@@ -46,7 +46,7 @@ def fsdp(
     step = _Step(sim, shard_size, settings, accumulation > 1)
     frozen = sum(rounded(elements * sim.itemsize) for elements in sim.frozen_inside)
     reduced = sum(unit.reduced for unit in step.units)
-    # Between micro-batches gradients are not reduced: they stand whole, in float32.
+    # Between micro-batches gradients are not reduced and stay unsharded, in float32.
     between = sum(unit.gradients for unit in step.units) if accumulation > 1 else 0
     if settings.cpu_offload:
         return EngineMemory({FROZEN: frozen}, step.during, {}, between, states | {GRADIENTS: reduced})
@@ -56,12 +56,12 @@ def fsdp(
 
 @dataclass(frozen=True)
 class _Unit:
-    """Bytes of what is gathered and reduced together.
+    """Bytes of parameters that are gathered and reduced together.
 
     Attributes:
-        weights: gathered.
-        gradients: whole, in float32.
-        reduced: this rank's share of them.
+        weights: gathered weights.
+        gradients: unsharded gradients in float32.
+        reduced: this rank's shard of the gradients.
     """
 
     weights: int
@@ -80,12 +80,12 @@ class _Unit:
 
 
 class _Step:
-    """What stands gathered and unreduced at each moment of the last micro-batch of a step."""
+    """Gathered weights and unreduced gradients at each time of the last micro-batch of a step."""
 
     def __init__(self, sim: Simulation, ranks: int, settings: FsdpConfig, accumulates: bool) -> None:
         every = [_Unit.of(shapes, ranks, sim.itemsize) for shapes in sim.units]
         trace = sim.step
-        # In the order in which they run; what is frozen is never gathered.
+        # In execution order; frozen units are never gathered.
         order = [int(i) for i in np.argsort(trace.entered, kind="stable") if sim.units[i] and trace.left[i] < NEVER]
         layers, self._root = [every[i] for i in order], every[-1]
         self.units = (*layers, self._root)
@@ -97,10 +97,10 @@ class _Step:
         self._alone, self._settings, self._accumulates = ranks == 1, settings, accumulates
 
     def during(self, gradients: Bytes) -> CurveParts:
-        """Bytes at each moment, from the gradients that autograd has made by then."""
+        """Bytes at each time, given the bytes of complete gradients."""
         times = np.arange(len(gradients))[:, None]
         complete, at_its_end = times >= self._left, times == self._left
-        # Reduced from where it stands, into a buffer that stays until the next layer's.
+        # A layer's gradients are reduced into a buffer that lives until the next layer's buffer.
         reduced_from = self._gradients if self._accumulates else self._weights
         unreduced = np.maximum(gradients - complete @ self._weights, 0) + at_its_end @ reduced_from
         if self._accumulates:
@@ -114,14 +114,14 @@ class _Step:
         }
 
     def _gathered(self, times: Bytes, complete: NDArray[np.bool_]) -> Bytes:
-        """With what the collectives were given room in; a single rank has none."""
+        """Gathered layers, including the buffers of collectives; a single rank has no buffers."""
         entered = times >= self._entered
         count = entered.sum(1)
         current = np.where(count > 0, self._weights[count - 1], 0)
         buffers = 0 if self._alone else current
         forward = (current if self._settings.reshard_after_forward else entered @ self._weights) + buffers
 
-        # The layer at work is the last whose gradients are not complete; the one before it is on its way.
+        # The running layer is the last one with incomplete gradients; the layer before it is being gathered.
         left = len(self._weights) - (~complete)[:, ::-1].argmax(1) - complete.all(1) * len(self._weights)
         padded = np.concatenate([[0, 0], self._weights])
         backward = padded[left + 1] + (0 if self._alone else padded[left])
@@ -131,5 +131,5 @@ class _Step:
 
 
 def _rows(shape: Shape, ranks: int) -> int:
-    """Of one rank."""
+    """Rows of the first rank's shard."""
     return math.ceil(shape[0] / ranks)

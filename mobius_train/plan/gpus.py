@@ -1,4 +1,4 @@
-"""What the GPUs of the fit table hold and can compute in."""
+"""Memory and precision support of the GPUs in the fit table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mobius_train.errors import MobiusError
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its name here.
+    """A GPU model.
 
     Attributes:
-        gib: memory that a process can have, its CUDA context included.
+        gib: memory available to a process, including its CUDA context, in GiB.
         bf16: has bfloat16 matrix units (compute capability 8.0 and newer).
         flash_attn: FlashAttention-2 has kernels for it (compute capability 8.0 and newer).
         fp8: has float8 matrix units (compute capability 8.9 and newer).
@@ -37,7 +37,7 @@ class Gpu:
         return "bf16" if self.bf16 else "fp16"
 
 
-# The total capacity that torch's out-of-memory errors name on these cards, below what is printed on the box.
+# Total capacity as reported by torch's out-of-memory errors on these cards, which is below the nominal size.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -54,10 +54,10 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU of the table, or one of so many GB (of 2^30 bytes), of which nothing else is known.
+    """Find a GPU of the table by name, or make one from a size in GB (2^30 bytes).
 
     Raises:
-        MobiusError: neither.
+        MobiusError: the name is neither in the table nor a size.
     """
     for known, gpu in GPUS.items():
         if name.lower() == known.lower():
@@ -65,19 +65,19 @@ def find_gpu(name: str) -> Gpu:
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", name.strip(), re.IGNORECASE)
     if size is not None and float(size[1]) > 0:
         return Gpu(f"{size[1]} GB", float(size[1]))
-    raise MobiusError(f"no GPU {name!r} is known here: give one of {', '.join(GPUS)}, or a size in GB such as 24")
+    raise MobiusError(f"unknown GPU {name!r}: give one of {', '.join(GPUS)}, or a size in GB such as 24")
 
 
 def check_gpu(gpu: Gpu, config: RunConfig) -> None:
-    """Refuse what the GPU cannot compute in.
+    """Check that the GPU supports the recipe's dtypes and attention backend.
 
     Raises:
-        MobiusError: the recipe's precision, or the attention backend.
+        MobiusError: it does not support one of them.
     """
     if config.mixed_precision == "bf16" and not gpu.bf16:
         raise MobiusError(
-            f"mixed_precision=bf16 on a {gpu.name}: it has no bfloat16 units; set mixed_precision=fp16, whose losses"
-            " are scaled"
+            f"mixed_precision=bf16 on a {gpu.name}: it has no bfloat16 units; set mixed_precision=fp16, which uses"
+            " loss scaling"
         )
     if config.frozen_dtype == "bf16" and not gpu.bf16:
         raise MobiusError(f"frozen_dtype=bf16 on a {gpu.name}: it has no bfloat16 units; set frozen_dtype=fp16")
@@ -86,4 +86,4 @@ def check_gpu(gpu: Gpu, config: RunConfig) -> None:
             f"attention_backend=flash_attn on a {gpu.name}: FlashAttention-2 has no kernels for it; set sdpa"
         )
     if config.attention_backend == "flash_attn" and config.mixed_precision == "no":
-        raise MobiusError("attention_backend=flash_attn in float32: its kernels take bf16 and fp16 alone; set sdpa")
+        raise MobiusError("attention_backend=flash_attn in float32: its kernels support only bf16 and fp16; set sdpa")

@@ -14,12 +14,13 @@ from mobius_train.plan.planner import Planner
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something of a recipe that costs memory.
+    """A quantity in a recipe on which memory depends.
 
     Attributes:
-        step: values are multiples of it, and at least `smallest` of them.
-        load: what memory grows with, about in proportion.
-        stages: those that it is of use in.
+        step: values are multiples of it.
+        smallest, largest: limits of the value, in steps.
+        load: maps a value in steps to a number to which memory is about proportional.
+        stages: the stages to which the quantity applies.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Quantity:
     stages: tuple[str, ...] = ("text-to-video", "text-to-image", "autoencoder")
 
     def applies(self, config: RunConfig) -> bool:
-        """Whether the recipe's stage knows it, and buckets do not say otherwise."""
+        """The quantity applies to the recipe's stage, and buckets do not override it."""
         return config.stage in self.stages and not (self.name.startswith("data.") and config.data.buckets)
 
 
@@ -58,7 +59,7 @@ QUANTITIES = (
         lambda config, value: _data(config, num_frames=value),
         stages=("text-to-video",),
     ),
-    # Latents of Stable Diffusion's size must halve three times.
+    # Stable Diffusion's latents are an eighth of the resolution and must halve three times.
     Quantity(
         "data.resolution",
         64,
@@ -72,10 +73,10 @@ QUANTITIES = (
 
 
 def largest(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu, quantity: Quantity) -> int | None:
-    """The largest value that fits, all else as in the recipe; None if none does.
+    """Find the largest value that fits with all other settings unchanged; None if no value fits.
 
-    Peaks are simulated, at values that a straight line through the last two proposes: few simulations, each of
-    seconds. The value that is returned was simulated, and so was the next one, unless the line leaves no doubt.
+    A straight line through the last two simulated peaks proposes the next value to simulate, so few simulations of some
+    seconds each suffice. The result is simulated, and so is the next larger value unless the line clearly excludes it.
     """
     peaks: dict[int, int] = {}
 
@@ -85,7 +86,7 @@ def largest(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu, quant
             try:
                 peaks[count] = planner.plan(changed, spread, gpu).peak
             except MobiusError:
-                # Too much for the models too: frames beyond their positions.
+                # The models do not support it, such as more frames than positions.
                 peaks[count] = 2 * max(gpu.bytes, *peaks.values())
         return peaks[count] <= gpu.bytes
 
@@ -103,7 +104,7 @@ def largest(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu, quant
 
 
 def _line(quantity: Quantity, peaks: dict[int, int]) -> tuple[float, float, int]:
-    """Slope of the peak by load, and the point (load, peak) it goes out from: between the two largest values."""
+    """Slope of the peak over the load, and the line's origin (load, peak), from the two largest values."""
     first, second = sorted(peaks)[-2:]
     loads = quantity.load(first), quantity.load(second)
     return (peaks[second] - peaks[first]) / (loads[1] - loads[0]), loads[0], peaks[first]
@@ -112,7 +113,7 @@ def _line(quantity: Quantity, peaks: dict[int, int]) -> tuple[float, float, int]
 def _proposal(quantity: Quantity, peaks: dict[int, int], capacity: int) -> int:
     slope, load, peak = _line(quantity, peaks)
     if slope <= 0:
-        # Something else than this quantity makes the peak so far.
+        # So far the peak does not depend on this quantity.
         return 2 * max(peaks)
     target = load + (capacity - peak) / slope
     count = min(peaks)

@@ -1,4 +1,4 @@
-"""A plan as a stacked bar."""
+"""Draw plans as stacked bars."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mobius_train.plan.planner import MIB, Plan
 
 
 def draw(plans: dict[str, Plan], path: Path) -> None:
-    """Write a picture with a bar for each plan, its parts stacked, and a line where the GPU ends.
+    """Write a picture with a stacked bar for each plan, and a line at the GPU's capacity.
 
     Raises:
-        MobiusError: matplotlib is not installed, or can't write such a file.
+        MobiusError: matplotlib is not installed, or cannot write the file.
     """
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MobiusError("pictures need matplotlib: pip install 'mobius-train[plot]'") from error
+        raise MobiusError("pictures require matplotlib: pip install 'mobius-train[plot]'") from error
     figure = Figure(figsize=(4 + 1.5 * len(plans), 6), layout="constrained")
     axes = figure.add_subplot()
     names = dict.fromkeys(name for plan in plans.values() for name in plan.parts)

@@ -11,12 +11,12 @@ from mobius_train.plan.planner import CONTEXT, MIB, Plan
 ASSUMPTIONS = (
     f"context and workspaces: {CONTEXT / MIB:.0f} MiB for CUDA's context and kernels, cuBLAS's and cuDNN's workspaces"
     " and NCCL's buffers; not simulated",
-    "what lives at once is counted in the allocator's 512-byte blocks; gaps between its blocks are not",
-    "attention by PyTorch's fused kernels keeps no scores; eager attention keeps them",
-    "the autoencoder and the text encoder lie on the GPU in float32; with a cache, while they encode and sample alone",
-    "torch.compile is planned as if it were off",
-    "AdamW is torch's fused implementation, which makes no temporaries (with ddp: its default, which makes one as large"
-    " as what it steps)",
+    "live tensors are counted in the allocator's 512-byte blocks; fragmentation is not",
+    "PyTorch's fused attention kernels do not store scores; eager attention does",
+    "the autoencoder and the text encoder are on the GPU in float32; with a cache, only while they encode and sample",
+    "torch.compile is ignored",
+    "AdamW is torch's fused implementation, which has no temporaries (with ddp: torch's default, with one temporary as"
+    " large as the updated parameters)",
 )
 
 
@@ -42,7 +42,7 @@ def as_json(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
 
 
 def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> str:
-    """The plan for people; sizes in MiB, as nvidia-smi gives them."""
+    """The plan as readable text; sizes in MiB, as in nvidia-smi."""
     lines = [f"peak of each rank: {_mib(plan.peak)} MiB, in {plan.phase}"]
     lines += [f"  {name:<36}{_mib(size):>9}" for name, size in sorted(plan.parts.items(), key=lambda part: -part[1])]
     lines.append("by phase, MiB")
@@ -55,10 +55,10 @@ def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
         lines.append(f"in host memory: {_mib(plan.host)} MiB for each rank")
     lines += ["", *_verdict(plan, limits)]
     if advice:
-        lines += ["", "What to change, the cheapest first (MiB: alone, and with those above it):"]
+        lines += ["", "Possible changes, the cheapest first (MiB: alone, and with those above it):"]
         lines += [_change(one) for one in advice]
         if not any(one.fits_together for one in advice):
-            lines.append("  All of these together do not fit: a larger GPU, fewer frames or a smaller model is needed.")
+            lines.append("  All of these together do not fit: use a larger GPU, fewer frames or a smaller model.")
     lines += ["", "Assumptions:", *(f"  - {text}" for text in ASSUMPTIONS), "Models:"]
     lines += [f"  {part:<14}{source}" for part, source in plan.sources.items()]
     return "\n".join(lines)
@@ -67,7 +67,7 @@ def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
 def _verdict(plan: Plan, limits: dict[str, int | None]) -> list[str]:
     gpu = plan.gpu
     if gpu is None:
-        return ["No GPU was given: --gpu says whether it fits."]
+        return ["No GPU was given: use --gpu to check a GPU's memory."]
     left = gpu.bytes - plan.peak
     if plan.fits:
         lines = [f"It fits a {gpu.name} ({_mib(gpu.bytes)} MiB) with {_mib(left)} MiB to spare."]
@@ -75,7 +75,7 @@ def _verdict(plan: Plan, limits: dict[str, int | None]) -> list[str]:
         lines = [f"It does NOT fit a {gpu.name} ({_mib(gpu.bytes)} MiB): {_mib(-left)} MiB too much."]
     if limits:
         found = (f"{name}={value if value is not None else 'none'}" for name, value in limits.items())
-        lines.append(f"The largest that fits, all else as it is: {', '.join(found)}.")
+        lines.append(f"The largest value that fits, other settings unchanged: {', '.join(found)}.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Each rank's peak memory before anything is launched, and what it is made of."""
+"""Predict each rank's peak memory before a launch, with its components."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mobius_train.plan.simulate import FrozenModel, Simulation, Simulator
 from mobius_train.plan.zero_states import EngineMemory
 
 MIB = 2**20
-# Of a process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
+# Bytes per process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
 CONTEXT = 800_000_000
 ENCODERS, COPY, CONTEXT_PART = "frozen encoders", "weights to sample from", "context and workspaces"
 TRANSIENT = "largest transient"
@@ -33,17 +33,17 @@ Phase = Literal["start", "encoding", "forward and backward", "optimizer's step",
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank needs, the one that needs most.
+    """The memory of the rank that needs the most.
 
     Attributes:
-        parts: bytes at the peak, by what they are.
+        parts: bytes at the peak, by component.
         phases: bytes at the peak of each phase.
         saved: bytes kept for the backward pass at the end of the forward pass, by part of the model.
-        host: bytes in host memory that an offload takes for this rank.
+        host: bytes in host memory that offloading uses for this rank.
         flops: of one micro-batch on one rank, forward (with the frozen branch) and backward (with recomputation).
-        trained: trained parameters.
-        sources: where each model's configuration was found.
-        gpu: None to plan without one.
+        trained: number of trained parameters.
+        sources: the origin of each model's configuration.
+        gpu: the GPU, or None.
     """
 
     parts: dict[str, int]
@@ -65,15 +65,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """On the GPU; always without one."""
+        """The peak fits the GPU; always true without a GPU."""
         return self.gpu is None or self.peak <= self.gpu.bytes
 
 
 class Planner:
-    """Plans variants of one recipe; what has been simulated once is remembered.
+    """Plans variants of one recipe; simulations are cached.
 
     Args:
-        recipe: its file, see `find_configs`.
+        recipe: the recipe's file, see `find_configs`.
     """
 
     def __init__(self, recipe: Path | None = None) -> None:
@@ -83,10 +83,10 @@ class Planner:
         self._simulations: dict[str, Simulation] = {}
 
     def plan(self, config: RunConfig, spread: Spread, gpu: Gpu | None = None) -> Plan:
-        """Plan a recipe under a spread, on a GPU or without one.
+        """Plan a recipe for a spread, and optionally a GPU.
 
         Raises:
-            MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
+            MobiusError: the recipe conflicts with the DeepSpeed JSON or the GPU, or its models cannot be built.
         """
         if gpu is not None:
             check_gpu(gpu, config)
@@ -116,19 +116,19 @@ class Planner:
     def _phases(
         self, config: RunConfig, sim: Simulation, engine: EngineMemory, spread: Spread
     ) -> dict[Phase, dict[str, int]]:
-        """What each phase holds at its peak beside what lives everywhere."""
+        """Bytes at the peak of each phase, in addition to those resident in all phases."""
         ranks = spread.ranks if config.shard_frozen else 1
         frozen, text = _Shared(sim.frozen, ranks), _Shared(sim.text, ranks)
         cached = config.data.cache_dir is not None
         online = sim.vae.whole + text.resident
-        # With a cache the encoders come back to sample; a text encoder in shards has stayed.
+        # With a cache the encoders are on the GPU only for sampling; a sharded text encoder always stays there.
         training = (text.resident if ranks > 1 else 0) if cached else online
         phases: dict[Phase, dict[str, int]] = {
             "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
             "optimizer's step": {ENCODERS: training} | engine.stepping,
         }
         if sim.encoding and cached:
-            # Before the text encoder is sharded.
+            # The cache is filled before the text encoder is sharded.
             phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
         elif sim.encoding:
             phases["encoding"] = {
@@ -149,10 +149,10 @@ class Planner:
     def _engine_memory(
         self, config: RunConfig, spread: Spread, adam: Adam | None = None
     ) -> Callable[[Simulation], EngineMemory]:
-        """The formulas of a spread, whose contradictions with the recipe are found before anything is simulated.
+        """The memory formulas of a spread. Conflicts with the recipe are detected before any simulation.
 
         Args:
-            adam: another implementation than this project takes on a GPU.
+            adam: replaces the implementation that this project uses on a GPU.
         """
         spread.check(config)
         accumulation = config.gradient_accumulation_steps
@@ -162,10 +162,11 @@ class Planner:
             return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
         if spread.engine == "ddp":
             if config.optimizer != "adamw" or config.shard_frozen:
-                raise MobiusError("ddp is planned with optimizer=adamw and shard_frozen=false alone: set these")
+                raise MobiusError("ddp can be planned only with optimizer=adamw and shard_frozen=false: set these")
             if config.mixed_precision != "no":
                 raise MobiusError(
-                    f"mixed_precision={config.mixed_precision} with ddp: it is planned in float32 alone, set no"
+                    f"mixed_precision={config.mixed_precision} with ddp: ddp can be planned only in float32, set"
+                    " mixed_precision=no"
                 )
             return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
         resolved = spread.resolved(config)
@@ -191,7 +192,7 @@ class Planner:
         irrelevant = {
             "global_batch_size": None,
             "gradient_accumulation_steps": 1,
-            # The two 16-bit types have the same sizes.
+            # Both 16-bit dtypes have the same size.
             "mixed_precision": "no" if config.mixed_precision == "no" else "bf16",
             "use_ema": False,
             "optimizer": "adamw",
@@ -211,18 +212,18 @@ def plan(
     gpu: Gpu | None = None,
     recipe: Path | None = None,
 ) -> Plan:
-    """Each rank's peak memory; see `Planner`.
+    """Predict each rank's peak memory; see `Planner`.
 
     Raises:
-        MobiusError: the recipe contradicts the DeepSpeed JSON or the GPU, or its models can't be built.
+        MobiusError: the recipe conflicts with the DeepSpeed JSON or the GPU, or its models cannot be built.
     """
     return Planner(recipe).plan(config, spread, gpu)
 
 
 class _Shared:
-    """A frozen model on one rank of so many that share it: what it always holds, and what it gathers for a layer.
+    """Bytes of a frozen model on one of the ranks that share it: resident, and gathered for a layer.
 
-    With the room that the collective needs: see `fsdp_states.py`.
+    The gathered bytes include the collective's buffer: see `fsdp_states.py`.
     """
 
     def __init__(self, model: FrozenModel, ranks: int) -> None:
@@ -236,7 +237,7 @@ class _Shared:
 def _training_peak(sim: Simulation, engine: EngineMemory, frozen: int) -> dict[str, int]:
     """
     Args:
-        frozen: gathered of the frozen branch, while it runs.
+        frozen: gathered bytes of the frozen branch while it runs.
     """
     step = sim.step
     activations, gradients = step.activations(), step.gradients()

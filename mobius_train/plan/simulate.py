@@ -1,8 +1,8 @@
-"""One training step, the encoders and the sampling of a recipe on fake tensors: shapes and storages, no values.
+"""Simulation of a recipe's training step, encoders and sampling on fake tensors: shapes and storages without values.
 
-The models are the project's own classes, so that what an operator keeps or copies is found out, not estimated.
+The simulation runs the real model classes, so the bytes that operators save and copy are exact, not estimated.
 
-Legend: B clips, C latent channels, F frames, h, w latent size, H, W pixels; L text tokens, D their width.
+Legend: B clips, C latent channels, F frames, h, w latent size, H, W pixels; L text tokens, D text width.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """Bytes of a frozen model, and of those of its layers that can be sharded."""
+    """Bytes of a frozen model, and of each layer that can be sharded."""
 
     whole: int = 0
     layers: tuple[int, ...] = ()
@@ -47,19 +47,19 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Sizes of a recipe's models, and what its phases allocate beside them.
+    """Sizes of a recipe's models, and additional allocations of each phase.
 
     Attributes:
         trained: elements of each trained parameter.
         frozen_inside: elements of each frozen parameter inside the trained module (serial).
-        units: shapes of the trained parameters by layer, as the step's trace watches these; the last are in no layer.
-        itemsize: bytes of an element of the trained module while it computes.
-        frozen: the frozen branch beside the trained module.
+        units: shapes of the trained parameters of each unit in the step's trace, and last of those outside units.
+        itemsize: bytes per element of the trained module in its compute dtype.
+        frozen: the frozen branch outside the trained module.
         vae, text: the autoencoder and the text encoder, in float32.
         step: one micro-batch forward and backward; its mark is `forward`.
-        encoding: bytes at the peak of encoding one clip and its caption.
-        sampling: bytes at the peak of drawing one clip, decoding included.
-        heldout: bytes at the peak of the held-out loss of one batch; 0 without held-out data.
+        encoding: peak bytes of encoding one clip and its caption.
+        sampling: peak bytes of sampling one clip, including decoding.
+        heldout: peak bytes of the held-out loss of one batch; 0 without held-out data.
     """
 
     trained: tuple[int, ...]
@@ -78,7 +78,7 @@ class Simulation:
 class Simulator:
     """Runs the phases of recipes on fake tensors.
 
-    Models that differ in no setting but sizes of the data are built once.
+    Recipes that differ only in the sizes of the data share one set of models.
     """
 
     def __init__(self) -> None:
@@ -86,13 +86,13 @@ class Simulator:
         self._parts: dict[str, Parts] = {}
 
     def simulate(self, config: RunConfig, configs: ModelConfigs) -> Simulation:
-        """One micro-batch, the encoders, the held-out loss and the sampling of a recipe.
+        """Simulate one micro-batch, the encoders, the held-out loss and the sampling of a recipe.
 
         Raises:
-            MobiusError: the models do not fit each other, or are of a kind that is not supported.
+            MobiusError: the models do not fit each other, or are not supported.
         """
         config = _as_simulated(config)
-        # diffusers warns of every cast.
+        # Hide diffusers' warnings about casts.
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 if config.stage == "autoencoder":
@@ -148,7 +148,7 @@ class Simulator:
         key = built_for.model_dump_json()
         if key not in self._parts:
             parts = parts_of(built_for, Random(configs, META), META)
-            # As an engine does.
+            # Engines cast the trained module in the same way.
             parts.denoiser.trained.to(parts.dtypes.trained)
             for module in (parts.denoiser, parts.encoders.images.vae, parts.encoders.text.model):
                 make_fake(cast(nn.Module, module), self._mode)
@@ -157,7 +157,7 @@ class Simulator:
 
 
 def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Give a module on the meta device fake tensors on the CPU in the place of its own, which operators can run on."""
+    """Replace the tensors of a module on the meta device by fake CPU tensors, on which operators can run."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -177,19 +177,19 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _as_simulated(config: RunConfig) -> RunConfig:
-    """The recipe in what fake tensors can stand for."""
+    """The recipe with settings that fake tensors support."""
 
     def half(dtype: str | None) -> str | None:
-        # Of the same size; some CPU kernels for float16 have no fake counterpart.
+        # bf16 has the same size; some float16 CPU kernels have no fake implementation.
         return "bf16" if dtype == "fp16" else dtype
 
     return config.model_copy(
         update={
-            # What a compiler would save is not simulated.
+            # The compiler's choice of saved tensors is not simulated.
             "compile": False,
             "mixed_precision": half(config.mixed_precision),
             "frozen_dtype": half(config.frozen_dtype),
-            # flash-attn keeps what PyTorch's fused kernels keep.
+            # flash-attn saves the same tensors as PyTorch's fused kernels.
             "attention_backend": "eager" if config.attention_backend == "eager" else "sdpa",
         }
     )
@@ -200,7 +200,7 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
     shape = largest_shape(config.data)
     if config.stage == "text-to-image":
         shape = shape._replace(num_frames=1)
-    # Samples are drawn at num_frames and resolution, whatever the buckets are.
+    # Sampling uses num_frames and resolution, independent of the buckets.
     sampled = 1 if config.stage == "text-to-image" else config.data.num_frames
     latent = images.space.shape(shape.num_frames, shape.height, shape.width)
     drawn = images.space.shape(sampled, config.data.resolution, config.data.resolution)
@@ -269,7 +269,7 @@ def _forward_and_backward(
 
 
 def _predict(parts: Parts, batch: int, latent: tuple[int, ...]) -> Tensor:
-    """As `DiffusionTask.loss` calls the model."""
+    """Call the model as `DiffusionTask.loss` does."""
     dtype, tokens = parts.dtypes.trained, parts.encoders.text.max_tokens
     conditions = {n: torch.randn(batch, tokens, width) for n, width in parts.encoders.text.widths.items()}
     sample, timesteps = torch.randn(batch, *latent), torch.zeros(batch, dtype=torch.long)

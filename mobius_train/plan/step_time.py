@@ -1,9 +1,8 @@
-"""The time of an optimizer step, from its computing and its traffic on a given interconnect.
+"""Estimated time of an optimizer step from its computation and its traffic on a given interconnect.
 
-The model: collectives are rings over all GPUs, and the slowest link is the one between nodes. The reduction of
-gradients overlaps with the backward pass, and stage 3's gathering with all computing. The gathering after the step of
-stages 1 and 2 overlaps with nothing. Not included: latencies (about 1 ms in a step of this size), the loader, slow
-nodes.
+Assumptions: collectives are rings over all GPUs, and links between nodes are the slowest. Gradient reduction overlaps
+with the backward pass, and stage 3's gathering with all computation. The gathering after the step in stages 1 and 2
+does not overlap. Not included: latencies (about 1 ms in a step of this size), the loader, slow nodes.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class Interconnect:
     """The links of a cluster, in bytes per second and direction.
 
     Attributes:
-        within: from one GPU to the others of its node.
-        between: from one node to the others, all its network cards together.
-        efficiency: the share of a link's bandwidth that collectives reach.
+        within: from one GPU to the others in its node.
+        between: from one node to the others, summed over its network cards.
+        efficiency: share of a link's bandwidth that collectives achieve.
     """
 
     within: float
@@ -32,7 +31,7 @@ class Interconnect:
     efficiency: float = 0.8
 
     def bandwidth(self, gpus: int) -> float:
-        """Bytes per second that each GPU sends in a ring; a link between nodes carries one GPU's traffic."""
+        """Bytes per second sent by each GPU in a ring; a link between nodes carries one GPU's traffic."""
         slowest = self.within if gpus <= self.gpus_per_node else min(self.within, self.between)
         return slowest * self.efficiency
 
@@ -44,8 +43,8 @@ class Workload:
     Attributes:
         parameters: the number of trained parameters.
         flop: floating point operations of a micro-batch, forward and backward.
-        flops: floating point operations per second that the GPU reaches.
-        accumulation: micro-batches of a step.
+        flops: floating point operations per second that the GPU achieves.
+        accumulation: micro-batches per step.
     """
 
     parameters: int
@@ -63,7 +62,7 @@ class Workload:
 
 
 def step_seconds(work: Workload, zero_stage: int, gpus: int, interconnect: Interconnect) -> float:
-    """The duration of a step; the efficiency is `work.compute_seconds` divided by it."""
+    """The duration of a step in seconds; the scaling efficiency is `work.compute_seconds` divided by it."""
     sent, speed, compute = work.traffic(zero_stage), interconnect.bandwidth(gpus), work.compute_seconds
     if zero_stage == 3:
         return max(compute, sent.sent(gpus) / speed)

@@ -1,6 +1,6 @@
-"""The lifetimes of all storages of a program that runs on fake or real tensors.
+"""The lifetimes of all storages of a program on fake or real tensors.
 
-Time is counted in allocations: storage i is made at time i, and is alive at all times before its death.
+Time is counted in allocations: storage i is allocated at time i, and is alive until its death.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from mobius_train.storages import NEVER, Storage, StorageFollower
 
 Bytes = NDArray[np.int64]
 
-# CUDA's caching allocator hands out multiples of this (kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp).
+# CUDA's caching allocator allocates multiples of this (kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp).
 BLOCK = 512
 
 
 def rounded(nbytes: int) -> int:
-    """The bytes that CUDA's allocator takes for a tensor of `nbytes` bytes."""
+    """The bytes that CUDA's allocator uses for a tensor of `nbytes` bytes."""
     return -(-nbytes // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The storages that a run makes, in order.
+    """The storages allocated in a run, in order.
 
     Attributes:
         sizes: bytes of each storage, in the allocator's blocks; 0 in host memory.
-        labels: the part of the program that made each storage.
+        labels: the part of the program that allocated each storage.
         deaths: the time when each storage was freed.
         completed: the time when each storage became the complete gradient of a parameter; NEVER for most.
         marks: named times.
@@ -42,7 +42,7 @@ class Trace:
             an addition count as two.
         entered: the time when each watched unit was first called; NEVER if it was not.
         left: the time when the gradients of all parameters of each watched unit were complete.
-        host: bytes in host memory at their peak.
+        host: peak bytes in host memory.
     """
 
     sizes: Bytes
@@ -56,7 +56,7 @@ class Trace:
     host: int = 0
 
     def activations(self) -> Bytes:
-        """Bytes alive at each time, without complete gradients."""
+        """Bytes alive at each time, excluding complete gradients."""
         return _curve(self.sizes, np.minimum(self.deaths, self.completed))
 
     def gradients(self) -> Bytes:
@@ -64,18 +64,18 @@ class Trace:
         return _curve(self.sizes, self.deaths, np.minimum(self.completed, self.deaths))
 
     def saved(self, mark: str = "forward") -> dict[str, int]:
-        """Bytes by label that are alive at a mark: at the end of the forward pass, what the backward pass needs."""
+        """Bytes alive at a mark, by label. At the end of the forward pass these are saved for the backward pass."""
         return self._by_label(self._alive(self.marks[mark]))
 
     def at(self, time: int, mark: str = "forward") -> tuple[dict[str, int], int]:
-        """Bytes alive at a time, without complete gradients: those alive at the mark, by label, and all others."""
+        """Bytes alive at a time, excluding complete gradients: those alive at the mark, by label, and all others."""
         alive = self._alive(time) & (self.completed > time)
         saved = alive & self._alive(self.marks[mark])
         return self._by_label(saved), int(self.sizes[alive & ~saved].sum())
 
     @property
     def peak(self) -> int:
-        """The most bytes alive at one time, gradients included."""
+        """The most bytes alive at one time, including gradients."""
         return int((self.activations() + self.gradients()).max(initial=0))
 
     def _alive(self, time: int) -> NDArray[np.bool_]:
@@ -89,7 +89,7 @@ class Trace:
 
 
 class Recorder(StorageFollower):
-    """Records a Trace while it is entered."""
+    """Context manager that records a Trace."""
 
     def __init__(self) -> None:
         super().__init__("other")
@@ -115,7 +115,7 @@ class Recorder(StorageFollower):
             self._entered[unit] = min(self._entered[unit], len(self.made))
 
         def leave(_: Tensor) -> None:
-            # The last parameter's call sets the final value.
+            # The call for the last parameter sets the final value.
             self._left[unit] = len(self.made)
 
         for module in modules:
@@ -125,14 +125,14 @@ class Recorder(StorageFollower):
                     self._handles.append(parameter.register_post_accumulate_grad_hook(leave))
 
     def mark(self, name: str, next_phase: str = "backward") -> None:
-        """Name this moment; floating point operations count for `next_phase` from now on."""
+        """Name the current time; later floating point operations count for `next_phase`."""
         self._marks[name] = len(self.made)
-        # An allocation of 0 bytes: a storage that was freed before the mark is not alive at its time.
+        # Allocate 0 bytes, so that a storage freed before the mark is not alive at the mark's time.
         self.made.append(Storage(0, name, name))
         self._phase = next_phase
 
     def trace(self) -> Trace:
-        """What was recorded so far."""
+        """The trace recorded so far."""
 
         def array(values: Iterable[int]) -> Bytes:
             return np.array(list(values), dtype=np.int64)
@@ -174,7 +174,7 @@ def _curve(sizes: Bytes, ends: Bytes, starts: Bytes | None = None) -> Bytes:
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:
-    """The formula of torch.utils.flop_counter, which has none for the CPU's attention that fake tensors run."""
+    """The formula of torch.utils.flop_counter, extended by the CPU's attention, which fake tensors use."""
     packet = getattr(func, "_overloadpacket", func)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
@@ -185,10 +185,10 @@ def _flop_formula(func: Any) -> Callable[..., int] | None:
 
 
 def module_bytes(module: nn.Module | None, itemsize: int | None = None) -> int:
-    """Bytes of a module's parameters and buffers in the allocator's blocks, shared ones once.
+    """Bytes of a module's parameters and buffers in the allocator's blocks; shared tensors count once.
 
     Args:
-        itemsize: bytes of an element after a cast; by default as it is.
+        itemsize: bytes per element after a cast; by default those of each tensor.
     """
     if module is None:
         return 0

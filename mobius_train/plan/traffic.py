@@ -1,4 +1,4 @@
-"""The bytes that collectives carry in an optimizer step under DeepSpeed's ZeRO, counted in whole tensors."""
+"""Bytes that collectives transfer in an optimizer step under DeepSpeed's ZeRO, counted in whole tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Traffic:
     reduce_scatter: float = 0.0
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends in ring algorithms: an all-reduce is a reduce-scatter and an all-gather."""
+        """Bytes sent by each rank in ring algorithms; an all-reduce is a reduce-scatter and an all-gather."""
         share = (ranks - 1) / ranks
         return share * (2 * self.all_reduce + self.all_gather + self.reduce_scatter)
 
@@ -25,13 +25,13 @@ def traffic(parameters: int, zero_stage: int, *, accumulation: int, value_bytes:
     Args:
         parameters: the number of trained parameters.
         zero_stage: 0 to 3.
-        accumulation: micro-batches of a step. Stages 2 and 3 keep no whole gradients, so they reduce in each one.
+        accumulation: micro-batches per step. Stages 2 and 3 keep no unsharded gradients, so they reduce in each one.
         value_bytes: bytes of a parameter and of a gradient in collectives: 2 in bf16 and fp16, 4 in float32.
-        gathers: how often stage 3 gathers the parameters in a micro-batch: once if they stay whole between the
-            forward and the backward pass (`stage3_max_live_parameters`, 1e9 by default, is larger), else twice.
+        gathers: number of times that stage 3 gathers the parameters in a micro-batch: once if they stay gathered
+            between forward and backward pass (`stage3_max_live_parameters`, 1e9 by default, is larger), else twice.
 
-    Source: counted by tests/plan/test_traffic.py. Stages 1 and 2 do not scatter: DeepSpeed all-reduces buckets, and
-    every rank keeps its part of them (`use_multi_rank_bucket_allreduce`).
+    Source: tests/plan/test_traffic.py counts the collectives. Stages 1 and 2 do not scatter: DeepSpeed all-reduces
+    buckets, and every rank keeps its part of them (`use_multi_rank_bucket_allreduce`).
     """
     size = float(parameters * value_bytes)
     if zero_stage == 0:

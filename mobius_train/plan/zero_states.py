@@ -1,7 +1,7 @@
-"""What an engine holds on each rank, apart from activations.
+"""An engine's memory on each rank, apart from activations.
 
-Read from the sources named at each function; tests compare it with real engines. Legend: n trained elements, w ranks,
-p elements of a rank's partition, b bytes of an element while the module computes.
+Each function names its source; tests compare the results with real engines. Legend: n trained elements, w ranks,
+p elements of a rank's partition, b bytes per element in the compute dtype.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mobius_train.plan.trace import Bytes, rounded
 TRAINED, FROZEN, MASTERS = "trained weights", "frozen weights", "master weights"
 GRADIENTS, OPTIMIZER, AVERAGE = "gradients", "optimizer states", "moving average"
 BUCKETS, GATHERED, STEP = "communication buckets", "gathered weights", "optimizer's transients"
-# DeepSpeed's engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements that it reduces at once at stage 0.
+# Elements that DeepSpeed reduces at once at stage 0 (engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
 REDUCED_AT_ONCE = 500_000_000
 # Defaults of DeepSpeed's zero/config.py, in elements.
 PERSISTENCE_THRESHOLD, REUSE_DISTANCE = 100_000, 1_000_000_000
@@ -31,15 +31,15 @@ CurveParts = dict[str, Bytes]
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes on one rank, the one that holds most.
+    """Bytes on the rank that holds the most.
 
     Attributes:
-        resident: what lives from the first step to the end.
-        during: bytes beside it through the last micro-batch of a step, from the complete gradients at each moment.
-        between: gradients that stand between the micro-batches of a step.
-        stepping: bytes beside it while gradients are reduced and the optimizer steps, whichever is more.
-        host: what an offload keeps in host memory.
-        frozen_whole: frozen weights inside the trained module lie whole on every rank.
+        resident: bytes that live from the first step to the end.
+        during: additional bytes during the last micro-batch of a step, given the complete gradients at each time.
+        between: gradients kept between the micro-batches of a step.
+        stepping: additional bytes while gradients are reduced or the optimizer steps, whichever is more.
+        host: bytes that offloading keeps in host memory.
+        frozen_whole: every rank has all frozen weights inside the trained module unsharded.
     """
 
     resident: Parts
@@ -51,9 +51,9 @@ class EngineMemory:
 
 
 def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
-    """torch's DistributedDataParallel with its defaults: what most single-file trainers use.
+    """torch's DistributedDataParallel with its defaults, as in most single-file trainers.
 
-    Every gradient has a second place in a bucket (`gradient_as_bucket_view=False`), weights are float32.
+    Every gradient has a copy in a bucket (`gradient_as_bucket_view=False`), and weights are float32.
     """
     whole = _whole(sim.trained, FP32)
     return EngineMemory(
@@ -74,7 +74,7 @@ def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
 def deepspeed(
     sim: Simulation, config: dict[str, Any], ranks: int, accumulation: int, use_ema: bool, adam: Adam
 ) -> EngineMemory:
-    """DeepSpeed ZeRO, by a configuration that `resolve` and `with_bucket_sizes` have filled in."""
+    """DeepSpeed ZeRO with a configuration completed by `resolve` and `with_bucket_sizes`."""
     zero = config["zero_optimization"]
     stage = {0: _stage0, 1: _stage1, 2: _stage2, 3: _stage3}[zero["stage"]]
     return stage(_Setting(sim, zero, ranks, accumulation, use_ema, adam))
@@ -112,9 +112,9 @@ def _stage0(s: _Setting) -> EngineMemory:
     """engine.py (`buffered_allreduce_fallback`), fp16/unfused_optimizer.py."""
     low, high = _whole(s.sim.trained, s.b), _whole(s.sim.trained, FP32)
     mixed = s.b != FP32
-    # Reduced in flat copies.
+    # Gradients are reduced in flat copies.
     copy = rounded(_largest_run(s.sim.trained, REDUCED_AT_ONCE) * s.b)
-    # float32 gradients, and what AdamW makes.
+    # float32 gradients and AdamW's temporaries.
     transients = high * (s.adam.copies + mixed)
     return EngineMemory(
         resident={
@@ -131,7 +131,7 @@ def _stage0(s: _Setting) -> EngineMemory:
 
 
 def _stage1(s: _Setting) -> EngineMemory:
-    """zero/stage_1_and_2.py: whole gradients stand until the last micro-batch has run, then they are reduced."""
+    """zero/stage_1_and_2.py: unsharded gradients are kept until the end of the last micro-batch, then reduced."""
     shard = _Partition(s)
     low = _whole(s.sim.trained, s.b)
     reducing = shard.buckets() + rounded(shard.bucket * s.b)
@@ -147,14 +147,14 @@ def _stage1(s: _Setting) -> EngineMemory:
 
 
 def _stage2(s: _Setting) -> EngineMemory:
-    """zero/stage_1_and_2.py: a gradient is reduced when a bucket is full, and its owner keeps it."""
+    """zero/stage_1_and_2.py: gradients are reduced when a bucket is full, and only their owner keeps them."""
     shard = _Partition(s)
     kept = 0 if shard.offloaded else shard.gradients
     standing = kept if s.accumulates else 0
 
     def during(gradients: Bytes) -> CurveParts:
         copy = rounded(shard.bucket * s.b)
-        # When a bucket is full: a flat copy of it, and the last rank's share of this micro-batch's gradients.
+        # A full bucket adds a flat copy, and the last rank's share of this micro-batch's gradients.
         full = gradients > copy
         return {GRADIENTS: full * kept + standing, BUCKETS: (gradients > 0) * shard.buckets() + full * copy}
 
@@ -163,7 +163,7 @@ def _stage2(s: _Setting) -> EngineMemory:
 
 
 class _Partition:
-    """What stages 1 and 2 share: all parameters end to end, cut into w equal ranges."""
+    """The partition of stages 1 and 2: all parameters concatenated and cut into w equal ranges."""
 
     def __init__(self, s: _Setting) -> None:
         self._s = s
@@ -172,7 +172,7 @@ class _Partition:
         self.elements = math.ceil(s.n / unit) * unit // s.ranks
         self.bucket = int(s.zero["reduce_bucket_size"])
         self.offloaded = s.offloads("offload_optimizer")
-        # A rank keeps whole gradients of all parameters that its range touches.
+        # A rank keeps the unsharded gradients of all parameters that overlap its range.
         self.gradients = rounded(max(self._touched(rank) for rank in range(s.ranks)) * s.b)
 
     def _touched(self, rank: int) -> int:
@@ -182,7 +182,7 @@ class _Partition:
         return int(np.array(self._s.sim.trained)[mine].sum())
 
     def buckets(self) -> int:
-        """Two of them where communication overlaps, for one is filled while the other is sent."""
+        """Bytes of the buckets: two if communication overlaps, because one is filled while the other is sent."""
         return rounded(self.bucket * self._s.b) * (2 if self._s.zero.get("overlap_comm") else 1)
 
     def resident(self) -> Parts:
@@ -191,11 +191,11 @@ class _Partition:
         if self.offloaded:
             # zero/stage_1_and_2.py, temp_grad_buffer_for_gpu_offload.
             return parts | {BUCKETS: rounded(max(s.sim.trained) * s.b)}
-        # The float32 partition is a copy even where the weights are float32.
+        # The float32 partition is a copy even if the weights are float32.
         return parts | {MASTERS: shard, OPTIMIZER: s.adam.moments(self.elements), AVERAGE: shard if s.use_ema else 0}
 
     def step_transients(self) -> int:
-        """The partition's gradients made flat, then float32, and what AdamW makes."""
+        """Bytes of the partition's gradients, flat and in float32, and of AdamW's temporaries."""
         flat, high = rounded(self.elements * self._s.b), rounded(self.elements * FP32)
         return high * (1 + self._s.adam.copies) + (0 if self._s.b == FP32 else flat)
 
@@ -226,7 +226,7 @@ def _stage3(s: _Setting) -> EngineMemory:
         GRADIENTS: 0 if optimizer else low,
     }
     host = {}
-    # A copy of float32 weights too: it compares their device with the device's name, which are never equal.
+    # Even float32 weights are copied: DeepSpeed compares a device with a device name, which are never equal.
     states = {MASTERS: high, OPTIMIZER: s.adam.moments(total), AVERAGE: high if s.use_ema else 0}
     if optimizer:
         host = states | {GRADIENTS: low + high}
@@ -235,14 +235,14 @@ def _stage3(s: _Setting) -> EngineMemory:
     if parameters:
         host[TRAINED] = host.get(TRAINED, 0) + low + frozen
 
-    # A module's weights stay gathered when they are used again within the reuse distance, as the ring's last half is.
+    # A module's weights stay gathered if they are reused within the reuse distance, as in the ring's last half.
     reuse = int(s.zero.get("stage3_max_reuse_distance", REUSE_DISTANCE))
     prefetch = int(s.zero.get("stage3_prefetch_bucket_size", 0))
     limit = (reuse // 2 + prefetch + max(every)) * s.b
     gatherable = sum(every) * s.b - persistent
 
     def during(gradients: Bytes) -> CurveParts:
-        # Weights whose gradient is complete have been let go; a reduced bucket is copied once more.
+        # Weights with complete gradients have been freed; a reduced bucket has one more copy.
         gathered = np.minimum(gatherable - np.minimum(gradients, gatherable), limit)
         return {GATHERED: gathered, BUCKETS: (gradients > 0) * bucket}
 
@@ -256,17 +256,17 @@ def _standing(nbytes: int) -> Callable[[Bytes], CurveParts]:
 
 
 def _moments(adam: Adam, elements: Iterable[int]) -> int:
-    """Of parameters that are stepped one by one."""
+    """Bytes of the moments of parameters that are updated one by one."""
     return sum(adam.moments(count) for count in elements)
 
 
 def _whole(elements: Any, itemsize: int) -> int:
-    """Tensors of their own."""
+    """Bytes of separate tensors."""
     return sum(rounded(count * itemsize) for count in elements)
 
 
 def _largest_run(elements: Any, limit: int) -> int:
-    """The most elements in one of the runs that end when they exceed the limit."""
+    """The most elements in a run of tensors, where a run ends as soon as it exceeds the limit."""
     largest = run = 0
     for count in elements:
         run += count

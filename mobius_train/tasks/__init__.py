@@ -1,1 +1,1 @@
-"""What each stage trains: the loss, the held-out loss, the samples and the exported model."""
+"""The training stages: loss, held-out loss, samples and exported model of each."""

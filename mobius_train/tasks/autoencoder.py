@@ -30,7 +30,7 @@ from mobius_train.tasks.task import Shown, Total, Weights
 
 
 class Autoencoding(nn.Module):
-    """AutoencoderKL with the posterior's noise given: (N, 3, H, W), (N, c, h, w) → reconstruction, mean, logvar."""
+    """AutoencoderKL with explicit posterior noise: (N, 3, H, W), (N, c, h, w) → reconstruction, mean, logvar."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Autoencoding(nn.Module):
 def reconstruction_loss(
     pixels: Tensor, reconstruction: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
 ) -> Tensor:
-    """(B,) float32: L1 + MSE of (B, F, 3, H, W) and its reconstruction (B·F, 3, H, W), and the weighted KL term."""
+    """L1 + MSE of (B, F, 3, H, W) and its reconstruction (B·F, 3, H, W) plus the weighted KL term; (B,) float32."""
     error = rearrange(reconstruction, "(b f) c h w -> b (f c h w)", b=len(pixels)).float()
     error = error - pixels.flatten(1).float()
     mean, logvar = mean.float(), logvar.float()
@@ -78,7 +78,7 @@ class AutoencoderTask:
         return layer_units(self.trained)
 
     def prepare_data(self) -> None:
-        """Nothing to prepare: pixels are read as they are."""
+        """Do nothing: pixels need no preparation."""
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch]:
         return recipe_batches(self.config, self.train, self.train, ClipBatch.collate, self.distributed, samples_seen)
@@ -130,7 +130,7 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def show(self, weights: Weights, folder: Path) -> Shown:
-        """Held-out (or training) clips above their reconstructions."""
+        """Write a sheet of held-out (or training) clips with their reconstructions below."""
         if not self.distributed.is_main:
             return Shown()
         vae = self._vae(weights)
@@ -150,7 +150,7 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def export(self, weights: Weights, folder: Path) -> None:
-        """Write vae/, its scaling_factor set so that the training clips' latents have unit variance."""
+        """Write vae/ with the scaling_factor that gives the training clips' latents unit variance."""
         if not self.distributed.is_main:
             return
         vae = self._vae(weights)

@@ -1,6 +1,6 @@
-"""From a configuration to a task: its parts and its data.
+"""Build a task from a configuration: its parts and its data.
 
-Everything that can be wrong in the input is found here, before anything slow starts.
+All input errors are detected here, before slow work starts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mobius_train.tasks.task import Task
 
 
 def build_task(config: RunConfig, distributed: Distributed) -> Task:
-    """The task of `config.stage`, with its models on this rank's device and its data open.
+    """Build the task of `config.stage`, with its models on this rank's device and its data open.
 
     Raises:
         MobiusError: a model or data folder is missing, or the parts do not fit each other.
     """
-    # Names and sizes alone; reading, and fetching, comes when the recipe's models are known to fit.
+    # Check only names and sizes now; read and fetch data after the models are known to fit.
     describe_data(config.data)
     weights, device = Pretrained(), distributed.device
     if config.stage == "autoencoder":

@@ -30,16 +30,16 @@ from mobius_train.tasks.encoded import Cached, EncodedSource, Online
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.task import Shown, Total, Weights
 
-# The held-out loss compares runs of different seeds, so its noise has a seed of its own.
+# The held-out loss must be comparable between runs with different seeds, so its noise has a separate seed.
 HELDOUT_SEED = 20240709
 
 
 class DiffusionTask:
-    """Stages `text-to-image` and `text-to-video`: a denoiser trained under frozen encoders.
+    """Stages `text-to-image` and `text-to-video`: a trained denoiser with frozen encoders.
 
     Attributes:
-        parts: the models; the engine computes in the place of `parts.denoiser.trained`.
-        source: where encoded batches come from.
+        parts: the models; the engine runs in place of `parts.denoiser.trained`.
+        source: the source of encoded batches.
     """
 
     def __init__(self, parts: Parts, train: ClipDataset, heldout: ClipDataset | None, distributed: Distributed) -> None:
@@ -72,7 +72,7 @@ class DiffusionTask:
         return self.parts.denoiser.units()
 
     def prepare_data(self) -> None:
-        """Compute latents and conditions that are not in the cache yet, and read from it from now on."""
+        """Add missing latents and conditions to the cache, and use the cache as the source."""
         root = self.config.data.cache_dir
         if root is None:
             return
@@ -82,33 +82,32 @@ class DiffusionTask:
         samples: dict[str, Samples | None] = dict.fromkeys(self._clips)
         samples |= {name: cache.open_built(root, name, identity) for name, identity in self._identities.items()}
         if self.config.shard_frozen:
-            # Not before: ranks have not equally much to encode for the cache.
+            # Only after the cache is filled: ranks encode different numbers of clips, and a sharded module needs equal
+            # numbers of calls.
             self._shard_text()
         whole_text = self._sharded_text is None
         self.source = Cached(samples, self.parts.encoders, self.distributed.device, move_text=whole_text)
 
     def fill_cache(self, share: int, shares: int) -> None:
-        """Compute one of so many shares of what the cache lacks, whoever computes the others.
+        """Compute share `share` of `shares` of the missing cache entries.
 
         Raises:
-            MobiusError: the recipe names no cache.
+            MobiusError: the recipe has no data.cache_dir.
         """
         root = self.config.data.cache_dir
         if root is None:
-            raise MobiusError("nowhere to put latents: give data.cache_dir=FOLDER")
+            raise MobiusError("no folder for latents: set data.cache_dir=FOLDER")
         for name, identity in self._identities.items():
             clips = self._clips[name]
             assert clips is not None
             folder, encode = cache.folder_of(root, name, identity), partial(self._encode, clips)
             if share == 0 and (differing := cache.differing(root, name, identity)):
-                print(
-                    f"no latent cache of the {name} clips fits in {root}: the nearest differs in {', '.join(differing)}"
-                )
+                print(f"no latent cache in {root} fits the {name} clips: the nearest differs in {', '.join(differing)}")
             cache.build(folder, clips.keys, encode, share=share, shares=shares, name=name, identity=identity)
 
     @cached_property
     def _identities(self) -> dict[str, dict[str, str]]:
-        """What the cache of each set of clips depends on."""
+        """The identity of each set's cache: everything that its content depends on."""
         encoders = self.parts.encoders.identity()
         return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
@@ -125,7 +124,7 @@ class DiffusionTask:
         encoded = self.source.on_device(batch)
         draws = draw_numbers(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
         noisy = self.parts.process.noisy(self._latents(encoded, draws.posterior), draws)
-        # For classifier-free guidance the model has to know clips without a caption too.
+        # Classifier-free guidance requires training on some clips without a caption.
         keep = draws.dropout >= self.config.objective.caption_dropout
         conditions = encoded.conditions.where(keep, self._without_caption)
         return squared_error(self._predict(noisy, conditions, engine), noisy) * noisy.weight
@@ -140,7 +139,7 @@ class DiffusionTask:
 
     @torch.no_grad()
     def heldout_loss(self, weights: Weights) -> Total | None:
-        """Plain mean squared error at fixed shares of the schedule, the same noise in every run."""
+        """Unweighted mean squared error at fixed quantiles of the schedule, with the same noise in every run."""
         clips, heldout = self._clips["heldout"], self.source.samples["heldout"]
         if clips is None or heldout is None:
             return None
@@ -167,7 +166,7 @@ class DiffusionTask:
         return Total(sum(losses), len(losses))
 
     def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:
-        """The model under the given weights, ready to sample from; with `whole`, to save. All ranks call it then."""
+        """The pipeline with the given weights for sampling; with `whole` for saving, which is collective."""
         text_encoder, frozen = None, None
         if whole and self._sharded_text is not None:
             text_encoder = self._sharded_text.whole()
@@ -179,7 +178,7 @@ class DiffusionTask:
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation
         main = self.distributed.is_main
-        # With sharded models all ranks sample, the same.
+        # Sharded models require all ranks to sample, with identical inputs.
         if not validation.prompts or not (main or self.config.shard_frozen):
             return Shown()
         pipeline = self.pipeline(weights)
@@ -201,7 +200,7 @@ class DiffusionTask:
         return Shown(write_clips(list(clips), validation.prompts, folder), figures)
 
     def _some_training_clips(self, count: int) -> Iterator[Tensor]:
-        """Frames of clips spread evenly over the training data, of those that move."""
+        """Yield the frames of clips spread evenly over the training data, without single-frame clips."""
         clips = self._clips["train"]
         assert clips is not None
         moving: Sequence[int] = range(len(clips))

@@ -1,4 +1,4 @@
-"""Where a task's encoded batches come from: the encoders at every step, or a latent cache."""
+"""Sources of a task's encoded batches: the encoders at every step, or a latent cache."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class EncodedSource(Protocol):
     """Encoded batches of the training clips and of the held-out clips.
 
     Attributes:
-        samples: what the loader reads, by the name of the set of clips; None where the recipe has no such clips.
-        collate: makes the loader's batches.
+        samples: the loader's input for each set of clips; None if the recipe has no such set.
+        collate: builds the loader's batches.
     """
 
     samples: dict[str, Samples | None]
     collate: Collate
 
     def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
-        """A batch of the loader, encoded, on this rank's device."""
+        """Encode a batch of the loader if necessary, and move it to this rank's device."""
 
     @contextmanager
     def encoders_on_device(self) -> Iterator[None]:
-        """For sampling: the encoders are on this rank's device inside."""
+        """Context for sampling, with the encoders on this rank's device."""
 
 
 class Online:
-    """Clips are decoded by the loader and encoded on the device at every step."""
+    """The loader decodes clips, and the device encodes them at every step."""
 
     collate: Collate = ClipBatch.collate
 
@@ -41,7 +41,7 @@ class Online:
         self.samples, self._encoders, self._device = samples, encoders, device
 
     def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
-        # The measurement encodes batches ahead.
+        # `mobius_train.measure` passes batches that are already encoded.
         return self._encoders.encode_batch(batch) if isinstance(batch, ClipBatch) else batch.to(self._device)
 
     @contextmanager
@@ -50,10 +50,10 @@ class Online:
 
 
 class Cached:
-    """Latents and conditions are read from a cache. The encoders wait in host memory, and are on the device to sample.
+    """Reads latents and conditions from a cache. The encoders stay in host memory except for sampling.
 
     Args:
-        move_text: whether the text encoder moves too; one that is sharded over ranks stays.
+        move_text: move the text encoder too; a sharded one stays on the device.
     """
 
     collate: Collate = EncodedBatch.collate

@@ -12,16 +12,16 @@ from mobius_train.tasks.task import Weights
 
 
 class Inference:
-    """Plain copies of a trained module with given weights, for evaluation beside the engine.
+    """Creates unsharded copies of a trained module with given weights, for evaluation.
 
-    An engine may have cut the live module into shards. The template holds the structure and no memory. Frozen weights
-    are the live ones where an engine has left these whole.
+    An engine may have sharded the live module. The template contains the structure without memory. Copies share the
+    live frozen weights unless the engine has sharded them.
     """
 
     def __init__(self, trained: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self._live = {name: p for name, p in trained.named_parameters() if not p.requires_grad}
-        # As they are before an engine takes them: in host memory.
+        # The frozen weights before the engine changes them, in host memory.
         self._before = {name: parameter.detach() for name, parameter in self._live.items()}
         memo: dict[int, Any] = {
             id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False) for tensor in trained.parameters()
@@ -29,7 +29,7 @@ class Inference:
         self._template = copy.deepcopy(trained, memo)
 
     def model(self, weights: Weights) -> nn.Module:
-        """The module with `weights` (trained parameters by name), in the inference dtype, in eval mode."""
+        """A copy of the module with `weights` (trained parameters by name), in the inference dtype and eval mode."""
         module = copy.deepcopy(self._template)
         state = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
         frozen = {name: self._frozen(name) for name in self._live}
@@ -38,7 +38,7 @@ class Inference:
 
     def _frozen(self, name: str) -> Tensor:
         live = self._live[name]
-        # ZeRO-3 lets go of them between their uses; the small ones too, at times.
+        # ZeRO-3 frees them between uses, sometimes even small ones.
         if live.device == self.device and live.dtype == self.dtype and not hasattr(live, "ds_id"):
             self._before.pop(name, None)
             return live.detach()

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the thing that it trains, and nothing more."""
+"""The interface between the training loop and a training stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Total:
-    """A sum and how many were summed: this rank's share of a mean."""
+    """A sum and its number of terms: this rank's share of a mean."""
 
     sum: float
     count: int
@@ -22,41 +22,41 @@ class Total:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a validation has put on disk, and figures about it."""
+    """Files written by a validation, and metrics of them."""
 
     paths: list[Path] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
-    """A stage of the method: its trained module, its data, its loss, its pictures."""
+    """A training stage: its trained module, data, loss and samples."""
 
     @property
     def trained(self) -> nn.Module:
-        """What the engine wraps."""
+        """The module that the engine wraps."""
 
     @property
     def units(self) -> list[list[nn.Module]]:
-        """Its layers: what an engine that shards it gathers at once."""
+        """The layers of `trained`. An engine that shards it gathers one unit at a time."""
 
     @property
     def frozen_hash(self) -> str:
-        """Identifies the weights that the trained ones belong to and that no checkpoint holds."""
+        """Hash of the frozen weights that the trained weights depend on; checkpoints do not contain them."""
 
     def prepare_data(self) -> None:
-        """Slow preparation before training, such as the latent cache; every rank calls it."""
+        """Slow preparation before training, such as filling the latent cache. Collective."""
 
     def training_batches(self, samples_seen: int) -> Iterator[Any]:
-        """This rank's micro-batches without end, after so many samples of all ranks."""
+        """Yield this rank's micro-batches endlessly, after `samples_seen` samples of all ranks."""
 
     def loss(self, engine: Callable[..., Any], batch: Any) -> Tensor:
-        """(B,) float32 losses of a micro-batch; the engine is called in place of `trained`."""
+        """The losses of a micro-batch, (B,) float32, with the engine called in place of `trained`."""
 
     def heldout_loss(self, weights: Weights) -> Total | None:
-        """This rank's share of the held-out loss under the given weights; none without held-out data."""
+        """This rank's share of the held-out loss with the given weights; None without held-out data."""
 
     def show(self, weights: Weights, folder: Path) -> Shown:
-        """Make pictures under the given weights, on rank 0; all ranks call it. Leaves the global random state alone."""
+        """Write samples with the given weights on rank 0. Collective. Does not change the global random state."""
 
     def export(self, weights: Weights, folder: Path) -> None:
-        """Write the finished model, in the layout that diffusers reads, on rank 0; all ranks call it."""
+        """Write the finished model in diffusers' layout on rank 0. Collective."""

@@ -38,7 +38,7 @@ def test_offloading_is_refused_on_a_cpu_before_anything_is_loaded() -> None:
 def test_a_frozen_branch_in_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    with pytest.raises(MobiusError, match="frozen_dtype=bf16, which Tesla V100 cannot compute in: use fp16 or fp32"):
+    with pytest.raises(MobiusError, match=r"frozen_dtype=bf16.*Tesla V100.*fp16 or fp32"):
         check_device(config(frozen_dtype="bf16"), torch.device("cuda"))
     check_device(config(frozen_dtype="fp16"), torch.device("cuda"))
     check_device(config(frozen_dtype="bf16"), CPU)
@@ -81,8 +81,9 @@ def test_each_branch_is_chosen_for_in_its_own_dtype() -> None:
     mixed = config(frozen_dtype="bf16")
     lines = apply_attention_backend(model(), mixed, Machine((9, 0), True))
     assert lines[0].startswith("spatial attention: flash_attn")
-    assert lines[1].startswith("temporal attention: sdpa, no flash-attn: it computes in fp16 and bf16, not in float32")
-    with pytest.raises(MobiusError, match="not in float32"):
+    assert lines[1].startswith("temporal attention: sdpa, no flash-attn: ")
+    assert "float32" in lines[1]
+    with pytest.raises(MobiusError, match="not float32"):
         apply_attention_backend(
             model(), config(frozen_dtype="bf16", attention_backend="flash_attn"), Machine((9, 0), True)
         )

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 NODES = "no spatial module owns an autograd node"
 SAVED = "no spatial module has saved a tensor for the backward pass"
-LEAVES = "the graph ends in trained parameters outside of the spatial branch alone"
+LEAVES = "all leaves of the graph are trained parameters outside the spatial branch"
 NONZERO = "every trained parameter gets a non-zero gradient within {} steps"
 HASH = "the spatial weights' hash is unchanged"
 

@@ -21,16 +21,16 @@ A100, V100, CPU = (8, 0), (7, 0), None
 @pytest.mark.parametrize(
     ("capability", "installed", "dtype", "head_dim", "temporal", "expected", "reason"),
     [
-        (A100, True, torch.bfloat16, 64, True, "flash_attn", "allow it"),
-        (A100, True, torch.float16, 256, False, "flash_attn", "allow it"),
-        ((9, 0), True, torch.bfloat16, 64, False, "flash_attn", "allow it"),
+        (A100, True, torch.bfloat16, 64, True, "flash_attn", "GPU and dtype"),
+        (A100, True, torch.float16, 256, False, "flash_attn", "GPU and dtype"),
+        ((9, 0), True, torch.bfloat16, 64, False, "flash_attn", "GPU and dtype"),
         (A100, False, torch.bfloat16, 64, False, "sdpa", "not installed"),
-        (A100, True, torch.float32, 64, False, "sdpa", "not in float32"),
+        (A100, True, torch.float32, 64, False, "sdpa", "float32"),
         (A100, True, torch.bfloat16, 320, False, "sdpa", "these have 320"),
         (V100, True, torch.float16, 64, True, "sdpa", "this GPU has 7.0"),
-        (CPU, True, torch.float32, 64, True, "sdpa", "needs a CUDA GPU"),
-        (CPU, False, torch.bfloat16, 64, False, "sdpa", "needs a CUDA GPU"),
-        (CPU, False, torch.bfloat16, 64, True, "eager", "fastest that was measured"),
+        (CPU, True, torch.float32, 64, True, "sdpa", "CUDA GPU"),
+        (CPU, False, torch.bfloat16, 64, False, "sdpa", "CUDA GPU"),
+        (CPU, False, torch.bfloat16, 64, True, "eager", "bfloat16 on a CPU"),
     ],
 )
 def test_auto_takes_flash_attention_where_it_can_run(

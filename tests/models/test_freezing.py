@@ -28,16 +28,16 @@ def test_frozen_parameters_are_thawed_again(module: nn.Module) -> None:
 
 
 def test_an_uncovered_parameter_is_an_error_and_nothing_is_set(module: nn.Module) -> None:
-    with pytest.raises(MobiusError, match=r"covers 1 parameters.*'b.bias'"):
+    with pytest.raises(MobiusError, match=r"1 parameters.*'b.bias'"):
         apply_freezing(module, [Rule(r"a\..*", False), Rule(r"b\.weight", False)])
     assert len(trained(module)) == 4
 
 
 def test_patterns_match_whole_names(module: nn.Module) -> None:
-    with pytest.raises(MobiusError, match="no freezing rule covers 4"):
+    with pytest.raises(MobiusError, match="4 parameters"):
         apply_freezing(module, [Rule(r"a", False), Rule(r"b", False)])
 
 
 def test_a_rule_that_covers_nothing_is_an_error(module: nn.Module) -> None:
-    with pytest.raises(MobiusError, match="cover no parameter"):
+    with pytest.raises(MobiusError, match=r"no parameter of"):
         apply_freezing(module, [Rule(r".*", True), Rule(r"ring\..*", False)])

@@ -17,10 +17,10 @@ from mobius_train.models.units import layer_units
 
 
 class UNetBackbone:
-    """See Backbone. The UNet stays as it is.
+    """See Backbone. The UNet is not modified.
 
     Raises:
-        MobiusError: the UNet needs conditions, or has blocks, that are not supported.
+        MobiusError: the UNet has unsupported conditions or blocks.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:

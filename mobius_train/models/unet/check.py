@@ -1,4 +1,4 @@
-"""The 2D UNets that can be a backbone."""
+"""Check that a 2D UNet can be a backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
-# Conditions besides the timestep and the text, which a video batch does not have.
+# Conditions other than the timestep and the text; video batches do not contain them.
 EXTRA_CONDITIONS = {
     "addition_embed_type": "added conditions (SDXL's sizes and pooled text)",
     "class_embed_type": "class embeddings",
@@ -22,32 +22,32 @@ EXTRA_CONDITIONS = {
 
 
 def check_unet(unet: UNet2DConditionModel) -> None:
-    """Refuse what the walk over the layers does not cover; returns nothing when all is well.
+    """Reject UNets that `walk` does not support.
 
     Raises:
-        MobiusError: names every configuration entry that does not fit.
+        MobiusError: lists every unsupported configuration entry.
     """
     config = unet.config
     problems = [
-        f"{name}={config[name]!r}: it needs {meaning}"
+        f"{name}={config[name]!r}: requires {meaning}"
         for name, meaning in EXTRA_CONDITIONS.items()
         if config.get(name) is not None
     ]
     for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         unknown = [kind for kind in config[name] if kind not in allowed]
         if unknown:
-            problems.append(f"{name} has {', '.join(map(str, unknown))}: only {' and '.join(allowed)} are known")
+            problems.append(f"{name} has {', '.join(map(str, unknown))}: only {' and '.join(allowed)} are supported")
     if config.mid_block_type not in MID_BLOCKS:
-        problems.append(f"mid_block_type={config.mid_block_type!r}: only {MID_BLOCKS[0]} or none is known")
+        problems.append(f"mid_block_type={config.mid_block_type!r}: only {MID_BLOCKS[0]} and none are supported")
     if config.dual_cross_attention:
-        problems.append("dual_cross_attention=True: it needs two texts")
+        problems.append("dual_cross_attention=True: requires two texts")
     if config.attention_type != "default":
-        problems.append(f"attention_type={config.attention_type!r}: it needs grounding boxes (GLIGEN)")
+        problems.append(f"attention_type={config.attention_type!r}: requires grounding boxes (GLIGEN)")
     if config.norm_num_groups is None:
-        problems.append("norm_num_groups=None: the temporal layers need the number of groups")
+        problems.append("norm_num_groups=None: the temporal layers require the number of groups")
     if problems:
         raise MobiusError(
             f"this {type(unet).__name__} cannot be a backbone:\n  - "
             + "\n  - ".join(problems)
-            + "\nUse a UNet that is conditioned on timestep and text alone, as in Stable Diffusion 1.x, 2.x"
+            + "\nUse a UNet with only timestep and text conditions, as in Stable Diffusion 1.x, 2.x"
         )

@@ -1,4 +1,4 @@
-"""The 2D UNet itself, as the first stage trains it."""
+"""The 2D UNet as trained in the text-to-image stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mobius_train.models.unet.backbone import UNetBackbone
 
 
 class ImageUNet(ImageDenoiser):
-    """A 2D UNet that takes each frame of a clip for a picture of its own; see ImageDenoiser.
+    """A 2D UNet that processes every frame of a clip independently; see ImageDenoiser.
 
     Raises:
-        MobiusError: the UNet needs conditions, or has blocks, that are not supported.
+        MobiusError: the UNet has unsupported conditions or blocks.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:

@@ -1,4 +1,4 @@
-"""The layers of a 2D UNet in the order of its forward pass, read from its configuration."""
+"""The layers of a 2D UNet in forward order, derived from its configuration."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mobius_train.models.backbone import LayerShape
 
 
 class Layout(NamedTuple):
-    """The layers of each block; all blocks but the last of each side end in a down- or upsampler."""
+    """The layers of each block. On each side, all blocks except the last end in a down- or upsampler."""
 
     down: list[list[LayerShape]]
     mid: list[LayerShape]
     up: list[list[LayerShape]]
     in_heads: int
-    """Attention heads of the first level, whether or not its layers have attention."""
+    """Attention heads of the first level, even if its layers have no attention."""
 
     def layers(self) -> list[LayerShape]:
-        """All layers in the order of the forward pass."""
+        """All layers in forward order."""
         return [shape for block in (*self.down, self.mid, *self.up) for shape in block]
 
 
-# What `read_layout` reads of a UNet2DConditionModel's configuration.
+# The entries of UNet2DConditionModel's configuration that `read_layout` reads.
 LAYOUT_FIELDS = (
     "down_block_types",
     "mid_block_type",
@@ -34,9 +34,9 @@ LAYOUT_FIELDS = (
 
 
 def read_layout(config: Mapping[str, Any]) -> Layout:
-    """The layers that diffusers builds for these `LAYOUT_FIELDS`.
+    """The layers that diffusers builds from these `LAYOUT_FIELDS`.
 
-    `attention_head_dim` counts the heads, in spite of its name, as in UNet2DConditionModel.
+    As in UNet2DConditionModel, `attention_head_dim` is the number of heads despite its name.
     """
     channels = list(config["block_out_channels"])
     levels = len(channels)
@@ -59,7 +59,7 @@ def read_layout(config: Mapping[str, Any]) -> Layout:
     for level, kind in zip(reversed(range(levels)), config["up_block_types"], strict=True):
         width = channels[level]
         attention = heads[level] if "CrossAttn" in kind else None
-        # A bridge for every layer of the down block, and the last one from its input.
+        # One bridge from every layer of the down block, and a last one from its input.
         bridges = [width] * depths[level] + [channels[max(level - 1, 0)]]
         states = [before] + [width] * depths[level]
         up.append([LayerShape(state + bridge, width, attention) for state, bridge in zip(states, bridges, strict=True)])
@@ -72,11 +72,11 @@ def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[in
 
 
 def bytes_per_flop(layer: LayerShape) -> float:
-    """Saved values per multiplication of one forward pass of TC and TA, up to a factor that all layers share.
+    """Saved values per multiplication in a forward pass of TC and TA, up to a factor common to all layers.
 
-    Both grow with frames and positions alike, so these do not count. A TC saves the inputs of four norms,
-    activations and convolutions of 3 taps, and of the projection in front; a TA saves 33 states of its width:
-    norms, projections, q, k, v and the result of two attentions, and a gated feed-forward layer four times as wide.
+    Both are proportional to frames and positions, which cancel. A TC saves the inputs of four norms, activations and
+    3-tap convolutions, and of the projection in front. A TA saves 33 states of its width: norms, projections, q, k, v
+    and results of two attentions, and a gated feed-forward layer four times as wide.
     """
     width = layer.channels
     projected = layer.in_channels if layer.in_channels != width else 0

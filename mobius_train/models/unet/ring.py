@@ -1,8 +1,8 @@
 """The ring: the trainable temporal branch beside a frozen 2D UNet.
 
 Legend: h hidden state of the frozen spatial branch, t time state of the ring; SC, SA spatial convolution and
-attention block, TC, TA temporal ones; ⊕ concatenation on channels. N = B·F frames, the frames of a clip one
-after the other; C channels, H, W latent size.
+attention blocks; TC, TA temporal ones; ⊕ concatenation along channels. N = B·F frames, ordered clip by clip;
+C channels, H, W latent size.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Ring(ModelMixin, ConfigMixin):
         t_{i+1} = SC(h_i) + TC(t_i)                            in layers without attention
         output  = conv_out(act(norm(Conv1x1(h ⊕ t))))          (Eq. 6)
 
-    t has bridges of its own, as h has (Eq. 5), and down- and upsamplers of its own. The weights of TC, TA,
-    transformer_in and the samplers have the names that UNet3DConditionModel gives them.
+    Like h, t has its own bridges (Eq. 5), downsamplers and upsamplers. The weights of TC, TA, transformer_in and the
+    samplers have the names of UNet3DConditionModel.
 
-    The configuration's entries mean what they mean in UNet2DConditionModel.
+    The configuration entries have the same meaning as in UNet2DConditionModel.
 
     Attributes:
-        memory: what the layers keep for the backward pass.
-        host_bytes: what the last forward pass put into host memory for its backward pass.
+        memory: how the layers store activations for the backward pass.
+        host_bytes: bytes that the last forward pass offloaded to host memory.
     """
 
     _supports_gradient_checkpointing = True
@@ -78,7 +78,7 @@ class Ring(ModelMixin, ConfigMixin):
         self.up_blocks = nn.ModuleList(up)
 
         self.fusion = nn.Conv2d(2 * first, first, kernel_size=1)
-        # [I | 0] without bias: a new ring predicts what the 2D UNet predicts.
+        # [I | 0] without bias: a new ring predicts the same as the 2D UNet.
         nn.init.dirac_(self.fusion.weight)
         nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
@@ -89,12 +89,12 @@ class Ring(ModelMixin, ConfigMixin):
         self.host_bytes = 0
 
     def set_memory(self, memory: LayerMemory) -> None:
-        """Choose what the layers keep for the backward pass."""
+        """Set how the layers store activations for the backward pass."""
         self.memory = memory
         self.treatments = memory.treatments([bytes_per_flop(layer) for layer in self._layers])
 
     def layers(self) -> list[LayerShape]:
-        """The layers of the UNet that the ring was made for."""
+        """The layers of the ring's UNet."""
         return self._layers
 
     def units(self) -> list[list[nn.Module]]:
@@ -111,7 +111,7 @@ class Ring(ModelMixin, ConfigMixin):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """The switch of diffusers: recompute every layer."""
+        """diffusers' switch: recompute every layer."""
         return self.memory.gradient_checkpointing
 
     @gradient_checkpointing.setter
@@ -120,10 +120,10 @@ class Ring(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel) -> Ring:
-        """A new ring beside `unet`, in float32.
+        """A new ring for `unet`, in float32.
 
-        Samplers and output head start as copies of the UNet's, since t is about as large as h and means much
-        the same. The other layers start at random, but for the fusion.
+        Samplers and output head start as copies of the UNet's, because t resembles h in scale and meaning. The fusion
+        starts as the identity on h, and the other layers start at random.
         """
         names = (*LAYOUT_FIELDS, *HEAD_FIELDS, "downsample_padding")
         ring = cls(**{name: unet.config[name] for name in names})
@@ -137,10 +137,10 @@ class Ring(ModelMixin, ConfigMixin):
         return ring
 
     def forward(self, features: Iterable[Feature], num_frames: int) -> Tensor:
-        """Run along the spatial branch, taking each of its features when its turn has come.
+        """Run in step with the spatial branch, consuming its features one at a time.
 
         Args:
-            features: h_0, then one feature for each layer, as `walk` yields them; no graph behind them.
+            features: h_0, then one feature for each layer, as yielded by `walk`, without a graph.
             num_frames: F.
 
         Returns:
@@ -184,7 +184,7 @@ def _layer(
     feature: Feature,
     num_frames: int,
 ) -> Tensor:
-    """t_{i+1} (Eq. 9); a bridge is concatenated to t_i on the channels."""
+    """t_{i+1} (Eq. 9); a bridge is concatenated to t_i along the channels."""
 
     def temporal(state: Tensor, bridge: Tensor | None, convolution: Tensor) -> Tensor:
         if bridge is not None:
@@ -193,12 +193,12 @@ def _layer(
         return state if temporal_attention is None else temporal_attention(state, num_frames)
 
     state = units.run(temporal, state, bridge, feature.convolution)
-    # Outside of what is recomputed, so that nothing keeps SA(SC(h)) for the backward pass.
+    # Added outside the recomputed function, so SA(SC(h)) is not kept for the backward pass.
     return state if feature.attention is None else feature.attention + state
 
 
 class RingBlock(TemporalBlock):
-    """The ring's layers beside one block of the 2D UNet, and its own sampler where that block has one."""
+    """The ring's layers for one block of the 2D UNet, with its own sampler if that block has one."""
 
     def __init__(self, shapes: list[LayerShape], norm_num_groups: int) -> None:
         super().__init__(shapes, norm_num_groups, bridged=True)
@@ -207,9 +207,9 @@ class RingBlock(TemporalBlock):
 
 
 class _Stream:
-    """The spatial features, one at a time, in the ring's dtype or a narrower one that a sum with t widens.
+    """The spatial features, one at a time, in the ring's dtype or a narrower dtype that a sum with t widens.
 
-    It keeps the hidden state of the last one only, which the walk behind it needs for its next layer too.
+    It keeps only the last hidden state, which `walk` holds for its next layer anyway.
     """
 
     hidden: Tensor
@@ -225,6 +225,6 @@ class _Stream:
         return feature
 
     def _fitted(self, tensor: Tensor) -> Tensor:
-        # Widened here, the copy would lie in memory until the backward pass of a recomputed layer.
+        # A copy widened here would stay in memory until the backward pass of a recomputed layer.
         narrower = tensor.itemsize < self._dtype.itemsize
         return tensor if narrower or torch.is_autocast_enabled(tensor.device.type) else tensor.to(self._dtype)

@@ -1,6 +1,6 @@
-"""The temporal blocks TC and TA, those of diffusers' UNet3DConditionModel with its weight names.
+"""The temporal blocks TC and TA of diffusers' UNet3DConditionModel, with the same weight names.
 
-Legend: N = B·F frames, the frames of a clip one after the other; C channels, H, W latent size.
+Legend: N = B·F frames, ordered clip by clip; C channels, H, W latent size.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mobius_train.models.backbone import LayerShape
 class FrameConv(nn.Conv3d):
     """A (3, 1, 1) convolution over frames, with the weights of a Conv3d, (out, in, 3, 1, 1).
 
-    Computed as a (3, 1) Conv2d over (F, H·W), which is the same sum: as a Conv3d this kernel can fall off the
-    fast path (CPU in float32; bfloat16 in some cuDNN releases, pytorch#166643).
+    Computed as a (3, 1) Conv2d over (F, H·W), which is the same sum. As a Conv3d this kernel can miss the fast path
+    (CPU in float32; bfloat16 in some cuDNN releases, pytorch#166643).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -36,9 +36,9 @@ class FrameConv(nn.Conv3d):
 
 
 class TemporalConv(TemporalConvLayer):
-    """TC: four (3, 1, 1) convolutions with a residual, and a projection in front where channels change.
+    """TC: four (3, 1, 1) convolutions with a residual, preceded by a projection if the channels change.
 
-    Unlike diffusers' layer it starts with an ordinary last convolution, and has no dropout.
+    Unlike diffusers' layer, its last convolution is not initialised with zeros, and it has no dropout.
     """
 
     def __init__(self, in_channels: int, channels: int, norm_num_groups: int) -> None:
@@ -59,17 +59,17 @@ class TemporalConv(TemporalConvLayer):
         return super().forward(hidden_states, num_frames=num_frames)
 
     def zero_output(self) -> None:
-        """Make the block the identity, as a serial model must start."""
+        """Turn the block into the identity, the initial state in a serial model."""
         last = cast(FrameConv, self.conv4[-1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(cast(nn.Parameter, last.bias))
 
 
 class TemporalAttention(TransformerTemporalModel):
-    """TA: self-attention over the frames at each position, twice, a feed-forward layer, and a residual."""
+    """TA: two self-attentions over the frames of each position, a feed-forward layer, and a residual."""
 
     def __init__(self, **shape: int) -> None:
-        """Arguments as TransformerTemporalModel's."""
+        """Arguments as for TransformerTemporalModel."""
         super().__init__(**shape)
         for module in self.modules():
             if isinstance(module, Attention):
@@ -80,13 +80,13 @@ class TemporalAttention(TransformerTemporalModel):
         return super().forward(hidden_states, num_frames=num_frames).sample
 
     def zero_output(self) -> None:
-        """Make the block the identity, as a serial model must start."""
+        """Turn the block into the identity, the initial state in a serial model."""
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
 
 def temporal_attention(channels: int, heads: int, norm_num_groups: int) -> TemporalAttention:
-    """TA with the heads of the spatial attention at the same place."""
+    """TA with the heads of the corresponding spatial attention."""
     return TemporalAttention(
         num_attention_heads=heads,
         attention_head_dim=channels // heads,
@@ -96,7 +96,7 @@ def temporal_attention(channels: int, heads: int, norm_num_groups: int) -> Tempo
 
 
 def transformer_in(channels: int, heads: int, norm_num_groups: int) -> TemporalAttention:
-    """The temporal transformer after conv_in: always 8 heads, as wide as the first level's."""
+    """The temporal transformer after conv_in: always 8 heads, each as wide as the first level's heads."""
     return TemporalAttention(
         num_attention_heads=8,
         attention_head_dim=channels // heads,
@@ -106,12 +106,12 @@ def transformer_in(channels: int, heads: int, norm_num_groups: int) -> TemporalA
 
 
 class TemporalBlock(nn.Module):
-    """The temporal layers beside one block of the 2D UNet, named as in UNet3DConditionModel. A container.
+    """Container for the temporal layers of one block of the 2D UNet, with the names of UNet3DConditionModel.
 
     Args:
         shapes: one for each layer.
-        norm_num_groups: of all group normalisations.
-        bridged: TC takes what SC takes, bridges included, instead of what SC gives.
+        norm_num_groups: groups of all group normalisations.
+        bridged: TC has the input channels of SC, including bridges, instead of its output channels.
     """
 
     def __init__(self, shapes: list[LayerShape], norm_num_groups: int, bridged: bool) -> None:
@@ -125,5 +125,5 @@ class TemporalBlock(nn.Module):
                 self.temp_attentions.append(temporal_attention(shape.channels, shape.heads, norm_num_groups))
 
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        """The (TC, TA) pairs; without TA where the spatial layer has no attention."""
+        """The (TC, TA) pairs; TA is None if the spatial layer has no attention."""
         return zip_longest(self.temp_convs, self.temp_attentions)

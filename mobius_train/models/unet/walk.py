@@ -1,11 +1,10 @@
-"""The forward pass of a diffusers UNet2DConditionModel, written out once as a stream of layer features.
+"""The forward pass of diffusers' UNet2DConditionModel as a stream of layer features.
 
-Everything that runs a 2D UNet here runs this walk: the parallel model takes the stream as it is, the serial
-model puts its temporal layers in.
+All models with a 2D UNet use this walk. The parallel model consumes the stream unchanged; the serial model inserts its
+temporal layers.
 
-Legend: SC spatial convolution block (ResnetBlock2D), SA spatial attention block (Transformer2DModel), h
-hidden state. N = B·F frames, C channels, H, W latent size; L text tokens, D their width; T width of the time
-embedding.
+Legend: SC spatial convolution block (ResnetBlock2D), SA spatial attention block (Transformer2DModel), h hidden state.
+N = B·F frames, C channels, H, W latent size; L text tokens, D text width; T width of the time embedding.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def spatial_layer(
     time_embedding: Tensor,
     text: Tensor,
 ) -> Feature:
-    """h_{i+1} = SA(SC(h_i)) (Mobius, Eq. 8); a bridge is concatenated to h_i on the channels."""
+    """h_{i+1} = SA(SC(h_i)) (Mobius, Eq. 8); a bridge is concatenated to h_i along the channels."""
     if bridge is not None:
         hidden = torch.cat([hidden, bridge], dim=1)
     convolved = resnet(hidden, time_embedding)
@@ -50,17 +49,17 @@ def walk(
     layer: Layer = spatial_layer,
     enter: Callable[[Tensor], Tensor] = lambda hidden: hidden,
 ) -> Iterator[Feature]:
-    """The features of the UNet in the order of its layers: first h_0 after conv_in, then one for each layer.
+    """Yield the features of the UNet in forward order: h_0 after conv_in, then one for each layer.
 
-    The walk holds the hidden state and the bridges only, so a feature is freed as soon as the taker drops it.
-    The last feature's hidden state is what the output head takes (`output_head`).
+    The walk holds only the hidden state and the bridges, so a feature is freed as soon as the consumer drops it.
+    `output_head` takes the hidden state of the last feature.
 
     Args:
-        sample: (N, C, H, W), any size: where it does not halve evenly, upsampling follows the bridge's size.
+        sample: (N, C, H, W) of any size: if H or W does not halve evenly, upsampling uses the bridge's size.
         timestep: a number or a tensor of shape (), (1,) or (N,).
         encoder_hidden_states: (N, L, D).
         layer: computes one layer.
-        enter: changes h_0 before all layers.
+        enter: transforms h_0 before the first layer.
     """
     if unet.config.center_input_sample:
         sample = 2 * sample - 1.0
@@ -102,12 +101,12 @@ def walk(
 
 
 def output_head(unet: UNet2DConditionModel, hidden: Tensor) -> Tensor:
-    """The last hidden state (N, C, H, W) → the prediction, (N, out_channels, H, W)."""
+    """Last hidden state (N, C, H, W) → prediction, (N, out_channels, H, W)."""
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
 
 def _layers(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """The (SC, SA) pairs of a block; without SA where the block has fewer attentions than resnets."""
+    """The (SC, SA) pairs of a block; SA is None where the block has fewer attentions than resnets."""
     if block is None:
         return iter(())
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
