@@ -26,6 +26,7 @@ from mobius_train.measure.random_task import random_task
 from mobius_train.measure.saved import Saved, named_modules, saved_for_backward
 from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.models import Denoiser
+from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.plan.planner import ENCODERS
 from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
 from mobius_train.step import Forward, micro_batch
@@ -264,10 +265,8 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 
 def by_branch(nbytes: dict[str, int], denoiser: Denoiser) -> dict[str, int]:
     """Sum bytes by module, with the names of `saved_for_backward`, over the modules of each branch."""
-    labels: dict[nn.Module, str] = {}
-    for label, modules in denoiser.branches().items():
-        labels |= {inner: label for module in modules for inner in module.modules()}
-    names = {name: labels.get(module, OTHER) for name, module in named_modules({"": cast(nn.Module, denoiser)})}
+    branches = branch_of_modules(denoiser)
+    names = {name: branches.get(module, OTHER) for name, module in named_modules({"": cast(nn.Module, denoiser)})}
     sums: dict[str, int] = {}
     for name, size in nbytes.items():
         label = names.get(name, OTHER)

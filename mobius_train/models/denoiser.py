@@ -69,3 +69,9 @@ class Denoiser(Protocol):
 
     def branches(self) -> Mapping[str, Sequence[nn.Module]]:
         """Modules of each branch, including their submodules. A module in two branches belongs to the later one."""
+
+
+def branch_of_modules(denoiser: Denoiser) -> dict[nn.Module, str]:
+    """The branch of every module in `denoiser.branches()`."""
+    branches = denoiser.branches().items()
+    return {inner: name for name, modules in branches for module in modules for inner in module.modules()}

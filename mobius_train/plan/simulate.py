@@ -12,7 +12,7 @@ import copy
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from mobius_train.diffusion.process import NoisyBatch, squared_error
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.latent_space import LatentSpace
 from mobius_train.errors import MobiusError
+from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.models.units import layer_units
 from mobius_train.plan.trace import Recorder, Trace, module_bytes
 from mobius_train.tasks.autoencoder import Autoencoding, reconstruction_loss
@@ -158,22 +159,20 @@ class Simulator:
 
 def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
     """Replace the tensors of a module on the meta device by fake CPU tensors, on which operators can run."""
-    made: dict[int, Tensor] = {}
+    # Keeps the old tensors, since a tied weight is found again by its identity.
+    made: dict[Tensor, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
+        if tensor not in made:
             with mode:
-                made[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-        return made[id(tensor)]
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+                made[tensor] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return made[tensor]
 
     for inner in module.modules():
-        for name, parameter in inner._parameters.items():
-            if parameter is not None:
-                with mode:
-                    inner._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
-        for name, buffer in inner._buffers.items():
-            if buffer is not None:
-                inner._buffers[name] = fake(buffer)
+        both: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
+        for tensors in both:
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def _as_simulated(config: RunConfig) -> RunConfig:
@@ -236,11 +235,8 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
 
 def _denoiser_step(parts: Parts, batch: int, latent: tuple[int, ...]) -> Trace:
     recorder = Recorder()
-    labels: dict[nn.Module, str] = {}
-    for label, modules in parts.denoiser.branches().items():
-        labels |= {inner: label for module in modules for inner in module.modules()}
-    for module, label in labels.items():
-        recorder.watch(module, label)
+    for module, branch in branch_of_modules(parts.denoiser).items():
+        recorder.watch(module, branch)
 
     def loss() -> Tensor:
         target = torch.randn(batch, *latent)
