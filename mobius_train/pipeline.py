@@ -32,8 +32,7 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
-from mobius_train.encoders.image_encoder import ImageEncoder
-from mobius_train.encoders.latent_space import LatentSpace
+from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import as_denoiser, is_video_model

@@ -20,8 +20,7 @@ from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
-from mobius_train.encoders.image_encoder import ImageEncoder
-from mobius_train.encoders.latent_space import LatentSpace
+from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import Backbone, Denoiser, build_denoiser

@@ -15,12 +15,54 @@ import av
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
+from mobius_train.config import Section
 from mobius_train.data.buckets import Shape
-from mobius_train.data.ceilings import Limits, Undecodable
 from mobius_train.data.headers import Header, read_header
 from mobius_train.errors import MobiusError
+
+
+class Undecodable(Exception):
+    """A file that yields no frames. reason: a short text shared by many files. detail: this file's numbers."""
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, str(detail)
+
+
+class Limits(Section):
+    """Checked against the headers before decoding, and again against the decoded frames."""
+
+    max_file_bytes: int = Field(2**30, ge=1)
+    max_frame_pixels: int = Field(2**24, ge=1, description="width x height: 4096 x 4096")
+    max_frames: int = Field(2**18, ge=1, description="frames in the file")
+    max_pixels: int = Field(2**30, ge=1, description="in all frames of an animation, or all kept frames of a video")
+
+    def check_bytes(self, size: int) -> None:
+        """
+        Raises:
+            Undecodable: the file is too large.
+        """
+        if size > self.max_file_bytes:
+            raise Undecodable("too large", f"{size} bytes; the limit is {self.max_file_bytes}")
+
+    def check(self, width: int, height: int, frames: int) -> None:
+        """
+        Raises:
+            Undecodable: a frame, the number of frames, or their total number of pixels is too large.
+        """
+        pixels = width * height
+        if pixels > self.max_frame_pixels:
+            limit = self.max_frame_pixels
+            raise Undecodable("too large", f"frames of {width}x{height}, {pixels} pixels; the limit is {limit}")
+        if frames > self.max_frames:
+            raise Undecodable("too many frames", f"{frames} or more; the limit is {self.max_frames}")
+        if pixels * frames > self.max_pixels:
+            counted = f"{frames} or more frames of {width}x{height}, {pixels * frames} pixels"
+            raise Undecodable("too large", f"{counted}; the limit is {self.max_pixels}")
+
 
 PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg")
 # The demuxer is fixed by the suffix: with guessing, a playlist named like a video could open other files.

@@ -48,8 +48,3 @@ class Process(Protocol):
 
     def sampler(self) -> SchedulerMixin:
         """The scheduler for sampling."""
-
-
-def squared_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
-    """The unweighted mean squared error of each clip, (B,) float32."""
-    return (prediction.float() - noisy.target.float()).square().flatten(1).mean(1)

@@ -1,15 +1,18 @@
-"""Both frozen encoders: clips to latent posteriors and text embeddings."""
+"""Both frozen encoders, and the encoded batches of a task: encoded at every step, or read from a latent cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import Clip
+from mobius_train.data.loader import Collate, Samples
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 from mobius_train.models import weights_hash
@@ -58,3 +61,70 @@ class Encoders:
             "padding masked": str(masks_padding(self.text.model)),
             "torch": torch.__version__,
         }
+
+
+class EncodedSource(Protocol):
+    """Encoded batches of the training clips and of the held-out clips.
+
+    Attributes:
+        samples: the loader's input for each set of clips; None if the recipe has no such set.
+        collate: builds the loader's batches.
+    """
+
+    samples: dict[str, Samples | None]
+    collate: Collate
+
+    def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
+        """Encode a batch of the loader if necessary, and move it to this rank's device."""
+
+    @contextmanager
+    def encoders_on_device(self) -> Iterator[None]:
+        """Context for sampling, with the encoders on this rank's device."""
+
+
+class Online:
+    """The loader decodes clips, and the device encodes them at every step."""
+
+    collate: Collate = ClipBatch.collate
+
+    def __init__(self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device) -> None:
+        self.samples, self._encoders, self._device = samples, encoders, device
+
+    def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
+        # `mobius_train.measure` passes batches that are already encoded.
+        return self._encoders.encode_batch(batch) if isinstance(batch, ClipBatch) else batch.to(self._device)
+
+    @contextmanager
+    def encoders_on_device(self) -> Iterator[None]:
+        yield
+
+
+class Cached:
+    """Reads latents and conditions from a cache. The encoders stay in host memory except for sampling.
+
+    Args:
+        move_text: move the text encoder too; a sharded one stays on the device.
+    """
+
+    collate: Collate = EncodedBatch.collate
+
+    def __init__(
+        self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device, move_text: bool
+    ) -> None:
+        self.samples, self._encoders, self._device, self._move_text = samples, encoders, device, move_text
+        self._leave()
+
+    def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
+        assert isinstance(batch, EncodedBatch)
+        return batch.to(self._device)
+
+    @contextmanager
+    def encoders_on_device(self) -> Iterator[None]:
+        self._encoders.move(self._device, text=self._move_text)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._encoders.move(torch.device("cpu"), text=self._move_text)

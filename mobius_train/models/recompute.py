@@ -83,7 +83,12 @@ class TreatedUnits:
 
     def __init__(self, treatments: Iterable[Treatment]) -> None:
         self._treatments = iter(treatments)
-        self.offload = Offload()
+        self._offload: Offload | None = None
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of this forward pass that are in host memory now."""
+        return 0 if self._offload is None else self._offload.host_bytes
 
     def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call `function(*args)` with the next unit's treatment; without gradients, a plain call."""
@@ -91,7 +96,8 @@ class TreatedUnits:
         if treatment == "keep" or not torch.is_grad_enabled():
             return function(*args)
         if treatment == "offload":
-            with self.offload.unit():
+            self._offload = self._offload or Offload()
+            with self._offload.unit():
                 return function(*args)
         # The ring draws no random numbers.
         recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)

@@ -25,10 +25,9 @@ from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.unet.backbone import UNetBackbone
+from mobius_train.models.unet.backbone import UNetBackbone, output_head, spatial_layer, walk
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
-from mobius_train.models.unet.walk import output_head, spatial_layer, walk
 from mobius_train.models.units import layer_units
 
 # diffusers looks up ModelMixin in the module from which it imports a class.

@@ -25,14 +25,15 @@ from mobius_train.assembly.sharded import text_layers
 from mobius_train.assembly.weights import Random
 from mobius_train.conditions import Conditions
 from mobius_train.config import RunConfig
-from mobius_train.diffusion.process import NoisyBatch, squared_error
+from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.dtypes import Dtypes
-from mobius_train.encoders.latent_space import LatentSpace
+from mobius_train.encoders.image_encoder import LatentSpace
 from mobius_train.errors import MobiusError
 from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.models.units import layer_units
 from mobius_train.plan.trace import Recorder, Trace, module_bytes
 from mobius_train.tasks.autoencoder import Autoencoding, reconstruction_loss
+from mobius_train.tasks.denoising import squared_error
 
 META = torch.device("meta")
 Shape = tuple[int, ...]

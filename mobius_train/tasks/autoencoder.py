@@ -20,8 +20,7 @@ from mobius_train.data.batch import ClipBatch
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import HeldoutBatch, heldout_batches
 from mobius_train.diffusion.randomness import sample_generator
-from mobius_train.encoders.image_encoder import to_frames, to_pixels
-from mobius_train.encoders.latent_space import LatentSpace
+from mobius_train.encoders.image_encoder import LatentSpace, to_frames, to_pixels
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.models.units import layer_units

@@ -18,20 +18,25 @@ from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.loader import Samples, heldout_batches
-from mobius_train.diffusion.process import NoisyBatch, squared_error
+from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import draw_numbers
+from mobius_train.encoders.encoders import Cached, EncodedSource, Online
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.clip_files import write_clips
 from mobius_train.metrics.motion import motion
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
-from mobius_train.tasks.encoded import Cached, EncodedSource, Online
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.task import Shown, Total, Weights
 
 # The held-out loss must be comparable between runs with different seeds, so its noise has a separate seed.
 HELDOUT_SEED = 20240709
+
+
+def squared_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
+    """The unweighted mean squared error of each clip, (B,) float32."""
+    return (prediction.float() - noisy.target.float()).square().flatten(1).mean(1)
 
 
 class DiffusionTask:

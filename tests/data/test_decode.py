@@ -14,8 +14,7 @@ from clip_files import animation, numbers, pictures, video
 from PIL import Image
 
 from mobius_train.data import decode as module
-from mobius_train.data.ceilings import Limits
-from mobius_train.data.decode import decode_clip, on_white
+from mobius_train.data.decode import Limits, decode_clip, on_white
 from mobius_train.data.headers import read_header
 from mobius_train.errors import MobiusError
 

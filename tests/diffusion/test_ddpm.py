@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from mobius_train.config import ObjectiveConfig
 from mobius_train.diffusion.ddpm import DdpmProcess
-from mobius_train.diffusion.process import squared_error
 from mobius_train.diffusion.randomness import Draws, correlate_frames, draw_numbers
 from mobius_train.errors import MobiusError
+from mobius_train.tasks.denoising import squared_error
 
 SHAPE = (4, 3, 8, 8)
 V = {"prediction_type": "v_prediction"}

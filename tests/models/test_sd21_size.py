@@ -25,7 +25,7 @@ from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import Denoiser, SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.unet.walk import output_head, walk
+from mobius_train.models.unet.backbone import output_head, walk
 
 pytestmark = pytest.mark.slow
 

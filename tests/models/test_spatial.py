@@ -14,8 +14,7 @@ from unets import Batch, batch_for, serial_with_random_temporal_layers, tiny_une
 from mobius_train.conditions import Conditions
 from mobius_train.models import ParallelUNet
 from mobius_train.models.backbone import Feature, without_graph
-from mobius_train.models.unet.backbone import UNetBackbone
-from mobius_train.models.unet.walk import output_head, walk
+from mobius_train.models.unet.backbone import UNetBackbone, output_head, walk
 
 
 def layer_outputs(unet: UNet2DConditionModel, run: Callable[[], object]) -> list[Tensor]:

@@ -164,7 +164,7 @@ class Ring(ModelMixin, ConfigMixin):
             for upsampler in block.upsamplers:
                 state = upsampler(state, bridges[-1].shape[-2:])
         state = units.run(self._head, stream.hidden, state)
-        self.host_bytes = units.offload.host_bytes
+        self.host_bytes = units.host_bytes
         return state
 
     def _enter(self, hidden: Tensor, num_frames: int) -> Tensor:

@@ -13,8 +13,15 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mobius_train.data.ceilings import Limits, Undecodable
-from mobius_train.data.decode import DAMAGED, packet_times, picture_frames, picture_header, video_frames
+from mobius_train.data.decode import (
+    DAMAGED,
+    Limits,
+    Undecodable,
+    packet_times,
+    picture_frames,
+    picture_header,
+    video_frames,
+)
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.sources.reference import ENDINGS
 from mobius_train.prepare.stages.stage import ClipStage

@@ -8,9 +8,8 @@ import pytest
 import torch
 from recipes import Run
 
-from mobius_train.encoders.encoders import Encoders
+from mobius_train.encoders.encoders import Cached, Encoders, Online
 from mobius_train.tasks.denoising import DiffusionTask
-from mobius_train.tasks.encoded import Cached, Online
 
 
 class Moved:
