@@ -142,7 +142,8 @@ def _shape(clip: int) -> Shape:
 
 
 def test_a_global_batch_is_of_one_bucket_and_an_epoch_of_each_holds_each_clip_once() -> None:
-    order, streams = _order(), {LONG: [], WIDE: [], STILL: []}
+    order = _order()
+    streams: dict[Shape, list[int]] = {LONG: [], WIDE: [], STILL: []}
     batches = [[order(g) for g in range(k * 6, k * 6 + 6)] for k in range(300)]
     shapes = [{_shape(clip) for clip in batch} for batch in batches]
     assert all(len(shape) == 1 for shape in shapes)

@@ -74,7 +74,8 @@ class Server:
     """A folder over HTTP."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked = folder, []
+        self.folder = folder
+        self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"asked": self.asked})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"

@@ -98,7 +98,7 @@ def test_a_spatial_weight_that_changes_is_seen(audited: Any, monkeypatch: pytest
     build = auditing.build_task
 
     def tampering(*args: Any) -> Any:
-        task = build(*args)
+        task: Any = build(*args)
         loss = task.loss
 
         def changed(*args: Any) -> Any:
@@ -117,7 +117,7 @@ def test_a_parameter_without_a_gradient_is_named(audited: Any, monkeypatch: pyte
     build = auditing.build_task
 
     def with_idle_parameter(*args: Any) -> Any:
-        task = build(*args)
+        task: Any = build(*args)
         task.parts.denoiser.ring.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
         return task
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor
 from unets import batch_for, serial_with_random_temporal_layers, tiny_unet
 
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, attention
-from mobius_train.models.attention import KernelProcessor, TemporalProcessor, attention_layers, set_attention_backend
+from mobius_train.models.attention import (
+    AttentionBackend,
+    KernelProcessor,
+    TemporalProcessor,
+    attention_layers,
+    set_attention_backend,
+)
 from mobius_train.models.choose_attention import Machine, choose_attention
 from mobius_train.models.unet.temporal import temporal_attention
 
@@ -34,7 +42,13 @@ A100, V100, CPU = (8, 0), (7, 0), None
     ],
 )
 def test_auto_takes_flash_attention_where_it_can_run(
-    capability, installed: bool, dtype: torch.dtype, head_dim: int, temporal: bool, expected: str, reason: str
+    capability: tuple[int, int] | None,
+    installed: bool,
+    dtype: torch.dtype,
+    head_dim: int,
+    temporal: bool,
+    expected: str,
+    reason: str,
 ) -> None:
     choice = choose_attention("auto", Machine(capability, installed), dtype, head_dim, temporal)
     assert choice.backend == expected
@@ -59,7 +73,7 @@ def test_flash_attention_that_cannot_run_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_backend_that_is_asked_for_is_taken(backend) -> None:
+def test_a_backend_that_is_asked_for_is_taken(backend: AttentionBackend) -> None:
     assert choose_attention(backend, Machine(A100, True), torch.bfloat16, 64, True).backend == backend
 
 
@@ -71,7 +85,7 @@ def test_this_machine_is_described() -> None:
 
 def test_backends_compute_the_same_forward_and_backward() -> None:
     torch.manual_seed(0)
-    results = []
+    results: list[list[Any]] = []
     inputs = [torch.randn(6, 5, 3, 16) for _ in range(3)]
     for kernel in (attention.sdpa, attention.eager):
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -134,16 +148,19 @@ def test_a_serial_model_has_both_kinds_too() -> None:
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_batch_beyond_what_kernels_take_goes_in_pieces(backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_beyond_what_kernels_take_goes_in_pieces(
+    backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     layer = temporal_attention(32, 4, norm_num_groups=4)
     set_attention_backend(layer, backend, temporal=True)
     # One clip with more positions than a kernel takes.
     x = torch.randn(3, 32, 5, 9)
-    whole, batches = layer(x, num_frames=3), []
+    whole = layer(x, num_frames=3)
+    batches: list[int] = []
     kernel = attention.KERNELS[backend]
 
-    def noted(query, key, value):
+    def noted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batches.append(len(query))
         return kernel(query, key, value)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from diffusers import UNet2DConditionModel
 from unets import tiny_unet
@@ -42,7 +44,9 @@ def test_common_kinds_are_backbones(unet: UNet2DConditionModel) -> None:
     ],
 )
 @pytest.mark.parametrize("model", [ParallelUNet.from_unet2d, SerialUNet.from_unet2d, ImageUNet])
-def test_unsupported_backbones_are_refused_by_name(model, changes: dict, named: str) -> None:
+def test_unsupported_backbones_are_refused_by_name(
+    model: Callable[[UNet2DConditionModel], object], changes: dict, named: str
+) -> None:
     unet = tiny_unet("emoji", **changes)
     with pytest.raises(MobiusError, match=named) as refusal:
         model(unet)

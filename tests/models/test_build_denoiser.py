@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import nn
 from unets import batch_for, tiny_unet
 
+from mobius_train.config import Mode
 from mobius_train.errors import MobiusError
 from mobius_train.models import ImageUNet, ParallelUNet, SerialUNet, build_denoiser
 from mobius_train.models.recompute import LayerMemory
+
+Stage = Literal["text-to-image", "text-to-video"]
 
 
 def trained(module: nn.Module) -> set[str]:
@@ -20,7 +25,7 @@ def names(module: nn.Module, prefix: str) -> set[str]:
 
 @pytest.mark.parametrize("frozen_before", [False, True])
 def test_what_each_mode_trains(frozen_before: bool) -> None:
-    def build(stage: str, mode: str):
+    def build(stage: Stage, mode: Mode) -> Any:
         unet = tiny_unet("emoji").requires_grad_(not frozen_before)
         return build_denoiser(unet, stage, mode)
 
@@ -56,7 +61,7 @@ def test_what_each_mode_trains(frozen_before: bool) -> None:
 )
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_an_engine_in_place_of_the_trained_module_gets_the_gradient(
-    stage: str, mode: str, gradient_checkpointing: bool
+    stage: Stage, mode: Mode, gradient_checkpointing: bool
 ) -> None:
     class Engine(nn.Module):
         """Calls what it wraps as it was called, like DeepSpeed's and DDP's."""
@@ -66,7 +71,7 @@ def test_an_engine_in_place_of_the_trained_module_gets_the_gradient(
             self.module = module
             self.calls = 0
 
-        def forward(self, *args, **kwargs):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             return self.module(*args, **kwargs)
 
@@ -88,14 +93,18 @@ def test_unsupported_backbones_are_refused_before_anything_is_built() -> None:
 
 
 @pytest.mark.parametrize("mode", ["parallel", "serial", "full"])
-def test_a_video_model_goes_on_in_its_own_mode(mode: str) -> None:
+def test_a_video_model_goes_on_in_its_own_mode(mode: Mode) -> None:
     model = (ParallelUNet if mode == "parallel" else SerialUNet).from_unet2d(tiny_unet("sd1"))
-    denoiser = build_denoiser(model, "text-to-video", mode)
+    denoiser: Any = build_denoiser(model, "text-to-video", mode)
     assert denoiser is model
-    fresh = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
+    fresh: Any = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
     trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
     assert {name for name, p in denoiser.named_parameters() if p.requires_grad} == trained
     assert denoiser.training
-    for stage, other in (("text-to-image", mode), ("text-to-video", "serial" if mode == "parallel" else "parallel")):
+    others: tuple[tuple[Stage, Mode], ...] = (
+        ("text-to-image", mode),
+        ("text-to-video", "serial" if mode == "parallel" else "parallel"),
+    )
+    for stage, other in others:
         with pytest.raises(MobiusError, match=f"stage='{stage}' and mode='{other}'"):
             build_denoiser(model, stage, other)

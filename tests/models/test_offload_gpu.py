@@ -9,6 +9,7 @@ from torch import nn
 from unets import Batch, batch_for, tiny_unet
 
 from mobius_train.models import ParallelUNet, attention
+from mobius_train.models.attention import AttentionBackend
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.temporal import temporal_attention
 
@@ -57,7 +58,7 @@ def test_offloaded_tensors_leave_the_gpu_and_come_back_the_same(memory: LayerMem
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flash_attn"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_more_positions_than_65535_forward_and_backward(backend, dtype: torch.dtype) -> None:
+def test_more_positions_than_65535_forward_and_backward(backend: AttentionBackend, dtype: torch.dtype) -> None:
     if backend == "flash_attn" and not (is_flash_attn_available() and torch.cuda.get_device_capability() >= (8, 0)):
         pytest.skip("needs flash-attn and a GPU that it runs on")
     layer = temporal_attention(32, 1, norm_num_groups=4).to("cuda", dtype)

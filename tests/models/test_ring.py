@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
 from mobius_train.conditions import Conditions
+from mobius_train.config import Mode
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
 from mobius_train.models.backbone import Feature, without_graph
@@ -56,7 +58,7 @@ def idle(gradients: dict[str, Tensor | None]) -> set[str]:
 def test_after_two_steps_every_parameter_of_the_ring_learns(
     unet: UNet2DConditionModel, gradient_checkpointing: bool
 ) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel")
+    model: Any = build_denoiser(unet, "text-to-video", "parallel")
     model.set_memory(LayerMemory(gradient_checkpointing))
     gradients = train(model, batch_for(unet, frames=4), steps=2)
     assert len(gradients) == len(list(model.ring.parameters()))
@@ -66,7 +68,7 @@ def test_after_two_steps_every_parameter_of_the_ring_learns(
 
 def test_at_the_first_step_only_fusion_and_head_learn() -> None:
     # The control of the test above: its check finds parameters that do not learn.
-    model = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel")
+    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel")
     gradients = train(model, batch_for(model.spatial), steps=0)
     learning = gradients.keys() - idle(gradients)
     assert learning == {n for n in gradients if n.startswith(("fusion.", "conv_norm_out.", "conv_out."))}
@@ -74,7 +76,7 @@ def test_at_the_first_step_only_fusion_and_head_learn() -> None:
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradient_checkpointing: bool) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel")
+    model: Any = build_denoiser(unet, "text-to-video", "parallel")
     model.set_memory(LayerMemory(gradient_checkpointing))
     batch = batch_for(unet)
     assert tensors_saved_in("spatial", lambda: loss(model, batch), model) == 0
@@ -85,8 +87,8 @@ def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradie
 
 
 @pytest.mark.parametrize("mode", ["serial", "full"])
-def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None:
-    model = build_denoiser(tiny_unet("sd2"), "text-to-video", mode)
+def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: Mode) -> None:
+    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", mode)
     batch = batch_for(model.unet)
     assert tensors_saved_in("unet", lambda: loss(model, batch), model) > 100
     spatial = set(map(id, model.unet.parameters()))
@@ -96,7 +98,8 @@ def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: str) -> None
 
 def outliving(model: ParallelUNet, batch: Batch) -> tuple[set[int], set[int]]:
     """What the spatial branch computed and still lives after the forward pass; and its features as taken."""
-    live, taken = StorageFollower(), set()
+    live = StorageFollower()
+    taken: set[int] = set()
 
     def noted(features: Iterator[Feature]) -> Iterator[Feature]:
         for feature in features:
@@ -113,12 +116,12 @@ def outliving(model: ParallelUNet, batch: Batch) -> tuple[set[int], set[int]]:
 def test_nothing_that_the_spatial_branch_computed_outlives_the_forward_pass(
     unet: UNet2DConditionModel,
 ) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel")
+    model: Any = build_denoiser(unet, "text-to-video", "parallel")
     assert outliving(model, batch_for(unet))[0] == set()
 
 
 def test_recomputing_keeps_features_and_nothing_else(unet: UNet2DConditionModel) -> None:
-    model = build_denoiser(unet, "text-to-video", "parallel")
+    model: Any = build_denoiser(unet, "text-to-video", "parallel")
     model.set_memory(LayerMemory(True))
     alive, taken = outliving(model, batch_for(unet))
     assert alive
@@ -128,7 +131,7 @@ def test_recomputing_keeps_features_and_nothing_else(unet: UNet2DConditionModel)
     assert len(alive) == 1 + layers + 1
 
 
-def most_alive(features: Iterator[Feature], consume) -> int:
+def most_alive(features: Iterator[Feature], consume: Callable[[Iterator[Feature]], object]) -> int:
     """How many SC(h), of layers with attention, live at once."""
     references: list[weakref.ref] = []
     most = 0
@@ -185,10 +188,13 @@ def test_diffusers_switch_for_gradient_checkpointing_works() -> None:
 
 def test_serial_holds_more_for_the_backward_pass(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
+
+    def held(model: Any) -> int:
+        return held_for_backward(lambda: model.predict(*batch.given()), model)
+
     serial = build_denoiser(copy.deepcopy(unet), "text-to-video", "serial")
     parallel = build_denoiser(unet, "text-to-video", "parallel")
-    held = [held_for_backward(lambda model=model: model.predict(*batch.given()), model) for model in (parallel, serial)]
-    assert held[0] < 0.85 * held[1]
+    assert held(parallel) < 0.85 * held(serial)
 
 
 def test_temporal_weights_have_the_names_and_shapes_of_the_3d_unet() -> None:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mobius_train.conditions import Conditions
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.measure.saved import saved_for_backward
-from mobius_train.models import Denoiser, SerialUNet, build_denoiser
+from mobius_train.models import SerialUNet, build_denoiser
 from mobius_train.models.frames import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.backbone import output_head, walk
@@ -58,7 +58,7 @@ def given() -> tuple[Tensor, Tensor, Conditions]:
     return sample, timestep, Conditions.of_text(text)
 
 
-def build(mode: Literal["parallel", "serial", "full"], gradient_checkpointing: bool = False) -> Denoiser:
+def build(mode: Literal["parallel", "serial", "full"], gradient_checkpointing: bool = False) -> Any:
     model = build_denoiser(sd21(), "text-to-video", mode)
     model.set_memory(LayerMemory(gradient_checkpointing))
     return model

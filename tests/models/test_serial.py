@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from torch import nn
 from unets import batch_for, serial_with_random_temporal_layers, tiny_unet
 
+from mobius_train.config import Mode
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet, build_denoiser, weights_hash
 
 
-def tiny_unet3d(**changes) -> UNet3DConditionModel:
+def tiny_unet3d(**changes: Any) -> UNet3DConditionModel:
     torch.manual_seed(0)
     config = {
         "block_out_channels": (32, 64, 64),
@@ -85,7 +87,7 @@ def test_new_model_equals_the_2d_model_per_frame(unet: UNet2DConditionModel, siz
 
 
 def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel) -> None:
-    model = build_denoiser(unet, "text-to-video", "serial")
+    model: Any = build_denoiser(unet, "text-to-video", "serial")
     batch = batch_for(unet, frames=4)
     optimizer = torch.optim.AdamW(model.temporal.parameters(), lr=1e-3)
     for step in range(4):
@@ -99,8 +101,8 @@ def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel)
 
 
 @pytest.mark.parametrize("mode", ["serial", "full"])
-def test_recomputing_changes_the_memory_and_not_the_numbers(mode: str) -> None:
-    model = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
+def test_recomputing_changes_the_memory_and_not_the_numbers(mode: Mode) -> None:
+    model: Any = build_denoiser(tiny_unet("sd1"), "text-to-video", mode)
     batch = batch_for(model.unet, size=(18, 10))
     held, gradients = [], []
     for recompute in (False, True):

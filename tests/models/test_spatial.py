@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_each_frame_alone_gives_the_untouched_forward_bit_for_bit(unet: UNet2DCo
     together = stream(spatial, pictures, timestep, text)
     for n in range(len(pictures)):
         frame = (pictures[n : n + 1], timestep[n : n + 1], text[n : n + 1])
-        alone = layer_outputs(untouched, lambda frame=frame: untouched(*frame))
+        alone = layer_outputs(untouched, partial(untouched, *frame))
         assert same_bits(stream(spatial, *frame), alone)
         # Kernels may sum in another order for another batch size, so across sizes only nearly.
         for batched, single in zip(together, alone, strict=True):

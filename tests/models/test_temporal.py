@@ -6,7 +6,7 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
-from mobius_train.models.unet.temporal import FrameConv, TemporalConv, temporal_attention
+from mobius_train.models.unet.temporal import FrameConv, TemporalAttention, TemporalConv, temporal_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -25,6 +25,8 @@ def test_frame_convolution_is_the_plain_conv3d(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
     torch.testing.assert_close(conv.weight.grad, plain.weight.grad)
+    assert conv.bias is not None
+    assert plain.bias is not None
     torch.testing.assert_close(conv.bias.grad, plain.bias.grad)
 
 
@@ -68,7 +70,7 @@ def test_attention_is_the_model_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("block", [TemporalConv(16, 16, 4), temporal_attention(16, 2, 4)])
-def test_zeroed_blocks_are_the_identity_and_others_are_not(block: nn.Module) -> None:
+def test_zeroed_blocks_are_the_identity_and_others_are_not(block: TemporalConv | TemporalAttention) -> None:
     x = torch.randn(6, 16, 4, 5)
     assert not torch.equal(block(x, num_frames=3), x)
     block.zero_output()

@@ -43,8 +43,8 @@ def image_model() -> ToyImageModel:
 
 def stills(model: ToyImageModel) -> torch.Tensor:
     sample, timestep, conditions = given()
-    timestep, conditions = fold_conditions(timestep, conditions, 3)
-    return unfold_frames(model(fold_frames(sample), timestep, conditions["text"])[0], 3)
+    timesteps, conditions = fold_conditions(timestep, conditions, 3)
+    return unfold_frames(model(fold_frames(sample), timesteps, conditions["text"])[0], 3)
 
 
 def test_its_features_are_those_of_the_untouched_model_without_a_graph() -> None:
@@ -63,7 +63,8 @@ def test_a_new_parallel_model_predicts_what_the_image_model_does() -> None:
     assert isinstance(model, ParallelToy)
     assert torch.equal(model.predict(*given()), expected)
     # The control: another fusion predicts something else.
-    torch.nn.init.normal_(model.ring.fusion.weight)
+    ring: Any = model.ring
+    torch.nn.init.normal_(ring.fusion.weight)
     assert not torch.allclose(model.predict(*given()), expected, atol=1e-2)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import zip_longest
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from unets import tiny_unet
@@ -9,7 +10,7 @@ from mobius_train.models.backbone import LayerShape
 from mobius_train.models.unet.layers import read_layout
 
 
-def layers_built(block) -> list[LayerShape]:
+def layers_built(block: Any) -> list[LayerShape]:
     return [
         LayerShape(
             resnet.in_channels,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from mobius_train.models import weights_hash
 
 
-def module() -> nn.Module:
+def module() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
@@ -39,6 +40,6 @@ def test_everything_about_the_weights_counts() -> None:
 
 def test_memory_layout_does_not_count() -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 4, 3)
+    conv: Any = nn.Conv2d(4, 4, 3)
     before = weights_hash(conv)
     assert weights_hash(conv.to(memory_format=torch.channels_last)) == before

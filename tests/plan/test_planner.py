@@ -18,7 +18,7 @@ from mobius_train.plan import Planner, find_gpu
 from mobius_train.plan.advice import advise
 from mobius_train.plan.largest import QUANTITIES, Quantity, largest
 from mobius_train.plan.plan_text import as_text
-from mobius_train.plan.planner import MIB, Plan
+from mobius_train.plan.planner import MIB, Phase, Plan
 
 pytestmark = pytest.mark.slow
 
@@ -126,12 +126,12 @@ def test_fsdp_shards_over_all_ranks_or_a_group(planner: Planner) -> None:
     offloaded = fsdp("fsdp.cpu_offload=true")
     assert "master weights" not in offloaded.parts
     assert offloaded.host > 4 * full.trained / 4 * 3
-    training = "forward and backward"
+    training: Phase = "forward and backward"
     assert fsdp("fsdp.reshard_after_forward=false").phases[training] > full.phases[training] + full.trained
 
 
 def test_frozen_models_are_shared_out_and_encoders_leave_with_a_cache(planner: Planner) -> None:
-    training = "forward and backward"
+    training: Phase = "forward and backward"
     plain, sharded = planned(planner, *RECOMPUTED), planned(planner, *RECOMPUTED, "shard_frozen=true")
     assert sharded.parts["frozen weights"] < 0.35 * plain.parts["frozen weights"]
     cached = planned(planner, *RECOMPUTED, "data.cache_dir=cache")

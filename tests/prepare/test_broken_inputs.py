@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import made
 import numpy as np
@@ -78,7 +79,7 @@ def _deep() -> bytes:
     return buffer.getvalue()
 
 
-_ONE_PIXEL = np.arange(0, 240, 30, np.uint8)[:, None, None, None].repeat(3, 3)
+_ONE_PIXEL = np.arange(0, 240, 30, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
 GOOD = made.animation(made.moving(seed=99))
 
 # name: (contents, (stage, reason)), or (contents, None) for what is odd but becomes a clip
@@ -107,8 +108,12 @@ FILES = {
 }  # fmt: skip
 
 
+# Its output, the index's rows by origin, and the report.
+Prepared = tuple[Path, dict[str, dict[str, Any]], str]
+
+
 @pytest.fixture
-def prepared(tmp_path: Path) -> tuple[Path, dict[str, dict], str]:
+def prepared(tmp_path: Path) -> Prepared:
     folder = tmp_path / "heap"
     folder.mkdir()
     for name, (contents, _) in FILES.items():
@@ -137,7 +142,7 @@ def prepared(tmp_path: Path) -> tuple[Path, dict[str, dict], str]:
     return output, rows, (output / "report" / "report.md").read_text(encoding="utf-8")
 
 
-def test_every_broken_file_is_named_with_its_reason(prepared) -> None:
+def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
     _, rows, report = prepared
     expected = {name: why for name, (_, why) in FILES.items() if why} | {
         "latin1.webp": ("source", "bad caption"),
@@ -155,7 +160,7 @@ def test_every_broken_file_is_named_with_its_reason(prepared) -> None:
         assert name in report
 
 
-def test_odd_but_whole_files_become_clips(prepared) -> None:
+def test_odd_but_whole_files_become_clips(prepared: Prepared) -> None:
     _, rows, report = prepared
     whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "name-\\xff.webp"]
     assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
@@ -171,7 +176,7 @@ def test_odd_but_whole_files_become_clips(prepared) -> None:
         assert re.search(rf"- {note} \(1\):\n  - `[^`]*/{name}", report), note
 
 
-def test_nothing_is_lost(prepared) -> None:
+def test_nothing_is_lost(prepared: Prepared) -> None:
     output, rows, _ = prepared
     index = json.loads((output / "index.json").read_text(encoding="utf-8"))
     dropped = sum(sum(whys.values()) for whys in index["dropped"].values())
@@ -179,7 +184,7 @@ def test_nothing_is_lost(prepared) -> None:
     assert sum(shard["samples"] for shard in index["shards"].values()) == index["kept"]
 
 
-def _tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
+def _tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: Any = "w") -> Path:
     with tarfile.open(path, mode) as tar:
         for member, data in members:
             member.size = len(data)
@@ -220,7 +225,7 @@ def test_hostile_members_of_archives_are_named_and_land_nowhere(tmp_path: Path, 
     output = tmp_path / "out"
     before = set(tmp_path.iterdir())
     prepare_data(made.recipe(output, {"kind": "archive", "path": str(path)}))
-    found = {}
+    found: dict[str, list[str | None]] = {}
     for row in made.rows(output):
         found.setdefault(row["origin"].partition("!")[2], []).append(row["reason"])
     assert found == {

@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _clip(**more: object) -> made.Candidate:
+def _clip(**more: Any) -> made.Candidate:
     return made.clip(made.moving(6), **more)
 
 
@@ -158,7 +158,9 @@ def test_drafts_become_one_caption_and_captions_another_language(folder: Path) -
     translated = _one(Translate(name="translate", model=model, first_token="方", max_new_tokens=4), clip)
     assert translated.captions["zh"].startswith("方")
     for stage in (Summarise(name="summarise", model=model), Translate(name="translate", model=model)):
-        assert _one(stage, _clip()).dropped.reason == "no caption"
+        dropped = _one(stage, _clip()).dropped
+        assert dropped is not None
+        assert dropped.reason == "no caption"
 
 
 def test_the_aesthetic_score_is_the_head_on_clips_embedding(folder: Path) -> None:
@@ -177,7 +179,9 @@ def test_the_aesthetic_score_is_the_head_on_clips_embedding(folder: Path) -> Non
     expected = (embedding / embedding.norm()) @ head["weight"][0] + head["bias"][0]
     assert score == pytest.approx(float(expected), abs=1e-3)
     strict = stage.model_copy(update={"minimum": score + 0.1})
-    assert _one(strict, _clip()).dropped.reason == "ugly"
+    dropped = _one(strict, _clip()).dropped
+    assert dropped is not None
+    assert dropped.reason == "ugly"
 
 
 def test_watermarks_are_what_the_classifier_says(folder: Path) -> None:
@@ -186,6 +190,7 @@ def test_watermarks_are_what_the_classifier_says(folder: Path) -> None:
     opposite = Watermark(name="watermark", model=model, label="clean", maximum=1)
     assert probability + _one(opposite, _clip()).scores["watermark"]["probability"] == pytest.approx(1, abs=1e-3)
     dropped = _one(Watermark(name="watermark", model=model, maximum=probability - 0.01), _clip()).dropped
+    assert dropped is not None
     assert dropped.reason == "watermark"
 
 
@@ -204,6 +209,8 @@ def test_shots_of_one_event_become_one_clip(folder: Path) -> None:
     first, second = (
         shot.scores.get("stitch") for shot in Stitch(name="stitch", model=model, above=1.0).apply(shots())[1:]
     )
+    assert first is not None
+    assert second is not None
     assert first["similarity"] > second["similarity"]
     between = (first["similarity"] + second["similarity"]) / 2
     joined = Stitch(name="stitch", model=model, above=between).apply(shots())

@@ -183,6 +183,7 @@ def test_kills_at_any_time_neither_lose_nor_repeat(inputs: Path, alone: Path, tm
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
         if killed < 10 and process.is_alive():
+            assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
             process.join()
@@ -233,7 +234,7 @@ def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> Non
 def test_an_override_reaches_into_the_lists_of_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "data.yaml"
     path.write_text("sources: [{kind: folder, path: a}]\nstages: [{name: decode}]\noutput_dir: out\n")
-    config = load_as(PrepareConfig, path, ["sources.0.path=b", "stages.0.fps=8"])
+    config: Any = load_as(PrepareConfig, path, ["sources.0.path=b", "stages.0.fps=8"])
     assert str(config.sources[0].path) == "b"
     assert config.stages[0].fps == 8
     for override in ("sources.1.path=b", "sources.x.path=b"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import cv2
 import made
@@ -28,6 +30,12 @@ from mobius_train.prepare.timing import as_browsers, displayed_frames, frame_rat
 def _one(stage: Stage, clip: made.Candidate) -> made.Candidate:
     [clip] = stage.apply([clip])
     return clip
+
+
+def _why(stage: Stage, clip: made.Candidate) -> str:
+    dropped = _one(stage, clip).dropped
+    assert dropped is not None
+    return dropped.reason
 
 
 def _textured(frames: int, seed: int, shift: int = 0, size: int = 64) -> np.ndarray:
@@ -87,8 +95,8 @@ def test_the_dynamic_degree_is_the_speed_of_what_moves() -> None:
     assert degrees[0] < 1
     assert degrees[1] == pytest.approx(10, rel=0.3)
     assert degrees[3] == pytest.approx(30, rel=0.3)
-    assert _one(Dynamics(name="dynamics", minimum=5), made.clip(_textured(6, 1))).dropped.reason == "too little motion"
-    assert _one(Dynamics(name="dynamics", maximum=5), clips[3]).dropped.reason == "too much motion"
+    assert _why(Dynamics(name="dynamics", minimum=5), made.clip(_textured(6, 1))) == "too little motion"
+    assert _why(Dynamics(name="dynamics", maximum=5), clips[3]) == "too much motion"
 
 
 def test_shots_end_where_the_picture_changes() -> None:
@@ -102,7 +110,7 @@ def test_shots_end_where_the_picture_changes() -> None:
 
 
 def test_text_counts_by_the_papers_rule() -> None:
-    assert _one(Text(name="text"), made.clip(_written("HELLO WORLD"))).dropped.reason == "text"
+    assert _why(Text(name="text"), made.clip(_written("HELLO WORLD"))) == "text"
     kept = {
         "no text": made.clip(_textured(4, 5, size=128)),
         "fewer letters than 4": made.clip(_written("Hi")),
@@ -152,6 +160,7 @@ def test_a_random_window_is_a_row_that_seed_and_key_choose() -> None:
     assert window(0, "a") == window(0, "a") == list(range(window(0, "a")[0], window(0, "a")[0] + 4))
     assert len({window(seed, key)[0] for seed in range(5) for key in "ab"}) > 5
     too_few = _one(ChooseFrames(name="choose_frames", count=101), made.clip(frames))
+    assert too_few.dropped is not None
     assert too_few.dropped.reason == "too few frames"
 
 
@@ -162,11 +171,11 @@ def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
         for size in [(100, 100), (200, 100), (120, 90), (40, 50)]
     }
     assert sizes == {(100, 100): (64, 64), (200, 100): (96, 48), (120, 90): (64, 64), (40, 50): (32, 32)}
-    assert _one(stage, made.clip(made.moving(size=(30, 30)))).dropped.reason == "too small"
+    assert _why(stage, made.clip(made.moving(size=(30, 30)))) == "too small"
     enlarging = stage.model_copy(update={"max_enlarging": 1.25})
     assert _one(enlarging, made.clip(made.moving(size=(30, 30)))).pixels.shape[2:0:-1] == (32, 32)
-    assert _one(enlarging, made.clip(made.moving(size=(25, 25)))).dropped.reason == "too small"
-    assert _one(stage, made.clip(made.moving(size=(400, 40)))).dropped.reason == "aspect"
+    assert _why(enlarging, made.clip(made.moving(size=(25, 25)))) == "too small"
+    assert _why(stage, made.clip(made.moving(size=(400, 40)))) == "aspect"
 
 
 def test_a_bucket_cuts_and_scales_as_training_does() -> None:
@@ -211,7 +220,7 @@ def test_look_alikes_are_found_as_by_comparing_all_pairs() -> None:
     """The table of bands against the plain reference, on hashes that differ in 0 to 6 bits."""
     draw = np.random.default_rng(1)
     base = [int(draw.integers(0, 2**63)) for _ in range(6)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in range(120):
         value = base[number % 6]
         for bit in draw.integers(0, 64, draw.integers(0, 4)):
@@ -268,7 +277,7 @@ def test_a_bucket_is_what_autoencoders_take() -> None:
         Buckets(name="buckets", sizes=[[64, 60]])
 
 
-def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
+def test_stages_that_look_at_frames_come_after_decode(tmp_path: Path) -> None:
     source = {"kind": "folder", "path": str(tmp_path)}
     for stages, problem in (
         ([{"name": "static"}, {"name": "decode"}], "static must come after decode"),
@@ -279,7 +288,7 @@ def test_stages_that_look_at_frames_come_after_decode(tmp_path) -> None:
             made.recipe(tmp_path / "out", source, stages=stages)
 
 
-def test_a_source_is_a_local_path(tmp_path) -> None:
+def test_a_source_is_a_local_path(tmp_path: Path) -> None:
     from mobius_train.prepare.preparation import prepare_data
 
     for path in ("pipe:touch /tmp/x", "https://example.com/a.tar", str(tmp_path / "absent.tar")):
