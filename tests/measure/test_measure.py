@@ -68,8 +68,7 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
     total = sum(found.saved.values())
     assert sum(plan.saved.values()) == pytest.approx(total, rel=0.02)
     config = configuration.load(tiny, ["mode=serial", "train_batch_size=3"])
-    # A bug that the types show: a Spread is wanted here, so this raises AttributeError.
-    other = planned(config, tiny, ZERO2)  # type: ignore[arg-type]
+    other = planned(config, tiny, spread_of("deepspeed", ZERO2, ALONE))
     assert sum(other.saved.values()) > 1.2 * total
 
 
