@@ -50,7 +50,7 @@ def test_unsupported_backbones_are_refused_by_name(
     unet = tiny_unet("emoji", **changes)
     with pytest.raises(MobiusError, match=named) as refusal:
         model(unet)
-    assert "Use a UNet that" in str(refusal.value)
+    assert "Stable Diffusion 1.x, 2.x" in str(refusal.value)
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -93,14 +93,14 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
 
 
 def test_loading_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MobiusError, match="there is no config"):
+    with pytest.raises(MobiusError, match=r"missing.*config\.json"):
         ParallelUNet.from_pretrained(tmp_path / "missing")
     SerialUNet.from_unet2d(tiny_unet("emoji")).save_pretrained(tmp_path / "serial")
-    with pytest.raises(MobiusError, match="holds a SerialUNet, not a ParallelUNet"):
+    with pytest.raises(MobiusError, match=r"SerialUNet.*ParallelUNet"):
         ParallelUNet.from_pretrained(tmp_path / "serial")
     ParallelUNet.from_unet2d(tiny_unet("emoji")).save_pretrained(tmp_path / "torn")
     (tmp_path / "torn/ring/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(MobiusError, match="ring/ does not load"):
+    with pytest.raises(MobiusError, match=r"torn.*ring/"):
         ParallelUNet.from_pretrained(tmp_path / "torn")
 
 
