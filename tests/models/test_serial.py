@@ -123,7 +123,7 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     assert weights_hash(loaded) == weights_hash(model)
     batch = batch_for(unet)
     torch.testing.assert_close(loaded(*batch).sample, model(*batch).sample)
-    with pytest.raises(MobiusError, match="holds a SerialUNet, not a ParallelUNet"):
+    with pytest.raises(MobiusError, match=r"SerialUNet.*ParallelUNet"):
         ParallelUNet.from_pretrained(tmp_path)
 
 
