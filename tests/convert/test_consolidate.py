@@ -101,7 +101,7 @@ def test_a_write_that_went_wrong_is_found_out(sharded: Path, tmp_path: Path, mon
         path.write_bytes(data)
         return files
 
-    monkeypatch.setattr("mobius_train.convert.consolidate.write", write_and_flip_a_bit)
+    monkeypatch.setattr("mobius_train.convert.consolidate.write_safetensors", write_and_flip_a_bit)
     with pytest.raises(MobiusError, match=r"the check failed(.|\n)* differs"):
         consolidate_checkpoint(sharded / "fsdp", tmp_path / "whole.safetensors")
     assert not list(tmp_path.iterdir())
