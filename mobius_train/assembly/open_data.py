@@ -13,7 +13,7 @@ from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, desc
 from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.data.loader import Collate, Samples, training_batches
 from mobius_train.data.order import BucketOrder
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.job.distributed import Distributed
 
 
@@ -27,7 +27,10 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     if train.shapes is not None:
         shares = shares_of(train.shapes, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
-            raise MobiusError("all clips of data.train are in buckets of one frame: text-to-video requires more frames")
+            raise MobiusError(
+                f"all clips of data.train={without_secrets(config.data.train)} are in buckets of one frame:"
+                " text-to-video requires more frames"
+            )
         if distributed.is_main:
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
             assert train.files is not None
