@@ -119,7 +119,7 @@ def test_a_mistake_exits_1_without_a_traceback(tmp_path: Path) -> None:
         (["--prompt", "a cat", "--steps", "0"], "num_inference_steps=0"),
         (["--prompt", "a cat", "--device", "abacus"], "abacus"),
         (["--prompt", "a cat", "--steps", "1", "--fps", "0"], "fps=0"),
-        (["--prompt", "a cat", "--output", "OUTPUT"], "is not empty"),
+        (["--prompt", "a cat", "--output", "OUTPUT"], "--overwrite"),
     ],
 )
 def test_mistakes_leave_the_output_folder_alone(
@@ -135,5 +135,6 @@ def test_mistakes_leave_the_output_folder_alone(
     output = [] if "--output" in filled else ["--output", str(tmp_path / "out")]
     assert sample_here(monkeypatch, str(run_folder), *filled, *output) == 1
     error = capsys.readouterr().err
-    assert f"error: {message}" in error or f"error: the output folder {tmp_path} {message}" in error
+    assert "error: " in error
+    assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
