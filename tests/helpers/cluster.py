@@ -37,8 +37,9 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
-# The requeue of a job waits until its credentials have expired; the default of 120 s would be the longest of all waits.
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+# A requeued job starts when its credentials have expired, by default after 120 s. KillWait (30 s) must be over by then:
+# Slurm kills what is left of the last start after it, and would hit the next one.
+AuthInfo=socket={folder}/munge.socket,cred_expire=35
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log

@@ -179,7 +179,7 @@ def test_what_fails_at_the_same_step_twice_or_before_the_first_stops(
     number = cluster.submit(
         f"--output={tmp_path / 'log'}", SCRIPT, f"output_dir={output}", PYTHON=str(trainer), PYTHONPATH=str(REPOSITORY)
     )
-    job = cluster.wait_for(number, "FAILED", "COMPLETED", seconds=120)
+    job = cluster.wait_for(number, "FAILED", "COMPLETED", seconds=240)
     log = (tmp_path / "log").read_text()
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "3:0"), log
     assert job["Restarts"] == ("1" if begun else "0"), log
@@ -194,7 +194,7 @@ def test_slurm_asks_to_stop_before_the_time_limit_by_itself(cluster: Cluster, tm
     trainer.chmod(0o755)
     log = tmp_path / "log"
     number = cluster.submit("--time=3", f"--output={log}", SCRIPT, f"output_dir={output}", PYTHON=str(trainer))
-    job = cluster.wait_for(number, "COMPLETED", "FAILED", "TIMEOUT", seconds=170)
+    job = cluster.wait_for(number, "COMPLETED", "FAILED", "TIMEOUT", seconds=240)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log.read_text()
     assert "exit code 75: the job is requeued" in log.read_text()
 
