@@ -168,7 +168,7 @@ def _write_image(pipeline: TextToVideoPipeline, folder: Path, report: Report) ->
 
 
 def _cast_as_read(ours: Any, written: Any) -> None:
-    """diffusers reads 16-bit files into float32. The same cast of our model changes no value, and makes it comparable."""
+    """Cast our model as diffusers reads it: 16-bit files become float32, which changes no value."""
     ours.to(written.dtype)
 
 

@@ -87,7 +87,7 @@ def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_p
     unet = UNet2DConditionModel.from_pretrained(backbone / "unet")
     torch.nn.init.zeros_(unet.conv_in.bias)
     unet.save_pretrained(backbone / "unet")
-    with pytest.raises(MobiusError, match="frozen weights.*pretrained_model_name_or_path"):
+    with pytest.raises(MobiusError, match=r"frozen weights.*pretrained_model_name_or_path"):
         checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline")
     assert not (tmp_path / "pipeline").exists()
 
