@@ -55,7 +55,7 @@ def test_a_gif_holds_the_clip(tmp_path: Path) -> None:
     shown = read_gif(tmp_path / "a.gif")
     assert shown.shape == (5, 3, 192, 288)
     assert mean_error(shown, enlarge_frames(clip, 192)) < 1
-    assert mean_error(shown.roll(1, 0), enlarge_frames(clip, 192)) > 5, "the frames are told apart"
+    assert mean_error(shown.roll(1, 0), enlarge_frames(clip, 192)) > 5, "the frames differ"
     assert (shown[..., -1, -1] == 255).all(), "white stays white"
     with Image.open(tmp_path / "a.gif") as image:
         assert image.info["loop"] == 0
