@@ -90,13 +90,13 @@ class Planner:
         """
         if gpu is not None:
             check_gpu(gpu, config)
-        memory = self._engine_memory(config, spread)
-        sim = self._simulation(config)
+        memory = engine_memory(config, spread)
+        sim = self.simulation(config)
         engine = memory(sim)
         frozen = _Shared(sim.frozen, spread.ranks if config.shard_frozen else 1)
         everywhere = engine.resident | {CONTEXT_PART: CONTEXT}
         everywhere[engines.FROZEN] += frozen.resident
-        phases = self._phases(config, sim, engine, spread)
+        phases = peaks_of_phases(config, sim, engine, spread)
         totals: dict[Phase, int] = {phase: sum(everywhere.values()) + sum(p.values()) for phase, p in phases.items()}
         worst = max(totals, key=lambda phase: totals[phase])
         parts = dict(everywhere)
@@ -113,70 +113,6 @@ class Planner:
             gpu=gpu,
         )
 
-    def _phases(
-        self, config: RunConfig, sim: Simulation, engine: EngineMemory, spread: Spread
-    ) -> dict[Phase, dict[str, int]]:
-        """Bytes at the peak of each phase, in addition to those resident in all phases."""
-        ranks = spread.ranks if config.shard_frozen else 1
-        frozen, text = _Shared(sim.frozen, ranks), _Shared(sim.text, ranks)
-        cached = config.data.cache_dir is not None
-        online = sim.vae.whole + text.resident
-        # With a cache the encoders are on the GPU only for sampling; a sharded text encoder always stays there.
-        training = (text.resident if ranks > 1 else 0) if cached else online
-        phases: dict[Phase, dict[str, int]] = {
-            "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
-            "optimizer's step": {ENCODERS: training} | engine.stepping,
-        }
-        if sim.encoding and cached:
-            # The cache is filled before the text encoder is sharded.
-            phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
-        elif sim.encoding:
-            phases["encoding"] = {
-                ENCODERS: online,
-                engines.GRADIENTS: engine.between,
-                engines.GATHERED: text.gathered,
-                TRANSIENT: sim.encoding,
-            }
-        if spread.engine == "ddp" or not max(sim.sampling, sim.heldout):
-            return phases
-        copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
-        evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
-        heldout = evaluating | {ENCODERS: training, TRANSIENT: sim.heldout}
-        sampling = evaluating | {ENCODERS: online, TRANSIENT: sim.sampling}
-        phases["sampling"] = max(heldout, sampling if sim.sampling else heldout, key=lambda parts: sum(parts.values()))
-        return phases
-
-    def _engine_memory(
-        self, config: RunConfig, spread: Spread, adam: Adam | None = None
-    ) -> Callable[[Simulation], EngineMemory]:
-        """The memory formulas of a spread. Conflicts with the recipe are detected before any simulation.
-
-        Args:
-            adam: replaces the implementation that this project uses on a GPU.
-        """
-        spread.check(config)
-        accumulation = config.gradient_accumulation_steps
-        adam = adam or (EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED)
-        if spread.engine == "fsdp":
-            size = spread.shard_size(config)
-            return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
-        if spread.engine == "ddp":
-            if config.optimizer != "adamw" or config.shard_frozen:
-                raise MobiusError("ddp can be planned only with optimizer=adamw and shard_frozen=false: set these")
-            if config.mixed_precision != "no":
-                raise MobiusError(
-                    f"mixed_precision={config.mixed_precision} with ddp: ddp can be planned only in float32, set"
-                    " mixed_precision=no"
-                )
-            return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
-        resolved = spread.resolved(config)
-
-        def memory(sim: Simulation) -> EngineMemory:
-            filled = with_bucket_sizes(resolved, sum(sim.trained))
-            return engines.deepspeed(sim, filled, spread.ranks, accumulation, config.use_ema, adam)
-
-        return memory
-
     def _configs(self, config: RunConfig) -> ModelConfigs:
         key = (
             config.stage,
@@ -188,7 +124,8 @@ class Planner:
             self._models[key] = find_configs(config, self._recipe)
         return self._models[key]
 
-    def _simulation(self, config: RunConfig) -> Simulation:
+    def simulation(self, config: RunConfig) -> Simulation:
+        """Simulate a step of the recipe on fake tensors, for any engine and number of ranks."""
         irrelevant = {
             "global_batch_size": None,
             "gradient_accumulation_steps": 1,
@@ -218,6 +155,70 @@ def plan(
         MobiusError: the recipe conflicts with the DeepSpeed JSON or the GPU, or its models cannot be built.
     """
     return Planner(recipe).plan(config, spread, gpu)
+
+
+def engine_memory(config: RunConfig, spread: Spread, adam: Adam | None = None) -> Callable[[Simulation], EngineMemory]:
+    """The memory formulas of a spread. Conflicts with the recipe are detected before any simulation.
+
+    Args:
+        adam: replaces the implementation that this project uses on a GPU.
+    """
+    spread.check(config)
+    accumulation = config.gradient_accumulation_steps
+    adam = adam or (EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED)
+    if spread.engine == "fsdp":
+        size = spread.shard_size(config)
+        return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)
+    if spread.engine == "ddp":
+        if config.optimizer != "adamw" or config.shard_frozen:
+            raise MobiusError("ddp can be planned only with optimizer=adamw and shard_frozen=false: set these")
+        if config.mixed_precision != "no":
+            raise MobiusError(
+                f"mixed_precision={config.mixed_precision} with ddp: ddp can be planned only in float32, set"
+                " mixed_precision=no"
+            )
+        return lambda sim: engines.ddp(sim, accumulation, config.use_ema)
+    resolved = spread.resolved(config)
+
+    def memory(sim: Simulation) -> EngineMemory:
+        filled = with_bucket_sizes(resolved, sum(sim.trained))
+        return engines.deepspeed(sim, filled, spread.ranks, accumulation, config.use_ema, adam)
+
+    return memory
+
+
+def peaks_of_phases(
+    config: RunConfig, sim: Simulation, engine: EngineMemory, spread: Spread
+) -> dict[Phase, dict[str, int]]:
+    """Bytes at the peak of each phase, in addition to those resident in all phases."""
+    ranks = spread.ranks if config.shard_frozen else 1
+    frozen, text = _Shared(sim.frozen, ranks), _Shared(sim.text, ranks)
+    cached = config.data.cache_dir is not None
+    online = sim.vae.whole + text.resident
+    # With a cache the encoders are on the GPU only for sampling; a sharded text encoder always stays there.
+    training = (text.resident if ranks > 1 else 0) if cached else online
+    phases: dict[Phase, dict[str, int]] = {
+        "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
+        "optimizer's step": {ENCODERS: training} | engine.stepping,
+    }
+    if sim.encoding and cached:
+        # The cache is filled before the text encoder is sharded.
+        phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
+    elif sim.encoding:
+        phases["encoding"] = {
+            ENCODERS: online,
+            engines.GRADIENTS: engine.between,
+            engines.GATHERED: text.gathered,
+            TRANSIENT: sim.encoding,
+        }
+    if spread.engine == "ddp" or not max(sim.sampling, sim.heldout):
+        return phases
+    copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
+    evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
+    heldout = evaluating | {ENCODERS: training, TRANSIENT: sim.heldout}
+    sampling = evaluating | {ENCODERS: online, TRANSIENT: sim.sampling}
+    phases["sampling"] = max(heldout, sampling if sim.sampling else heldout, key=lambda parts: sum(parts.values()))
+    return phases
 
 
 class _Shared:

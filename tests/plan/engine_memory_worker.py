@@ -34,9 +34,9 @@ from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.spread import spread_of
 from mobius_train.job.distributed import Distributed
 from mobius_train.plan.trace import Recorder, rounded
-from mobius_train.step import micro_batch
 from mobius_train.storages import Storage
 from mobius_train.tasks.build_task import build_task
+from mobius_train.trainer import micro_batch
 
 
 def tensors() -> dict[int, Tensor]:

@@ -15,7 +15,7 @@ from mobius_train.engine.ds_config import read_ds_json
 from mobius_train.engine.spread import Spread
 from mobius_train.plan import Planner
 from mobius_train.plan.adam_states import FOREACH
-from mobius_train.plan.planner import ENCODERS
+from mobius_train.plan.planner import ENCODERS, engine_memory, peaks_of_phases
 
 RANKS = 2
 CASES = (
@@ -60,10 +60,9 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
     layout = Spread.over(RANKS, "fsdp")
     if engine != "fsdp":
         layout = Spread.over(RANKS, ds_json=read_ds_json(folder / f"{engine}.json"))
-    planner = Planner()
-    sim = planner._simulation(config)
-    memory = planner._engine_memory(config, layout, FOREACH)(sim)
-    phases = planner._phases(config, sim, memory, layout)
+    sim = Planner().simulation(config)
+    memory = engine_memory(config, layout, FOREACH)(sim)
+    phases = peaks_of_phases(config, sim, memory, layout)
     most = max(sum(parts.values()) - parts[ENCODERS] for parts in phases.values())
     return sum(memory.resident.values()), most
 
