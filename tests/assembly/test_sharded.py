@@ -56,5 +56,5 @@ def test_one_rank_has_nothing_to_shard_over(tiny_pipeline: Path, clips_folder: P
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", shard_frozen=True))
     result = start(path, launcher="python")
     assert result.returncode == 1
-    assert "shard_frozen=true has one rank" in result.stderr
+    assert "shard_frozen=true" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -37,9 +37,12 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
-# A requeued job starts when its credentials have expired, by default after 120 s. KillWait (30 s) must be over by then:
-# Slurm kills what is left of the last start after it, and would hit the next one.
+# A requeued job starts when its credentials have expired, by default after 120 s. By then Slurm must have ended the
+# last start: a signal that arrives later hits the next one. So it kills soon (KillWait), and waits long for a busy
+# node's answer (MessageTimeout) instead of sending the signal again.
 AuthInfo=socket={folder}/munge.socket,cred_expire=35
+KillWait=10
+MessageTimeout=60
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
