@@ -18,12 +18,10 @@ from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
-from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.preflight import preflight
-from mobius_train.step import micro_batch
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import Shown, Task
-from mobius_train.trainer import Progress, Trainer
+from mobius_train.trainer import Progress, Trainer, micro_batch
 
 
 def train(config: RunConfig, spread: Spread) -> None:
@@ -55,7 +53,7 @@ def train(config: RunConfig, spread: Spread) -> None:
         with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
             shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
         if distributed.is_main:
-            _report(output_dir, shown, time.monotonic() - started, peak_memory_gb(distributed.device))
+            _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
         # All ranks end together, because srun kills the others a few seconds after the first.
         distributed.barrier()
 
@@ -84,7 +82,7 @@ def dry_run(config: RunConfig, spread: Spread) -> None:
             print(
                 f"dry run: {config.stage}, {trained / 1e6:.2f}M trained parameters on {distributed.world_size} rank(s),"
                 f" loss of one micro-batch {mean:.4f},"
-                f" peak memory {peak_memory_gb(distributed.device):.2f} GB; nothing was written"
+                f" peak memory {distributed.peak_memory_gb():.2f} GB; nothing was written"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from mobius_train.files import finished_folder
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
-from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.metrics.sinks import Sinks
-from mobius_train.step import micro_batch
 from mobius_train.tasks.task import Shown, Task
 
 logger = logging.getLogger(__name__)
+
+Forward = Callable[[], Tensor]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Trainer:
                 "learning_rate": learning_rate,
                 "samples_per_second": self._samples_per_step / seconds,
                 "data_wait_share": waited / seconds,
-                "memory_gb": peak_memory_gb(self.distributed.device),
+                "memory_gb": self.distributed.peak_memory_gb(),
                 "step_applied": float(report.applied),
                 # Averaged with the metrics, so that all ranks stop at the same step.
                 "stopping": float(self.stop.asked()),
@@ -208,6 +208,22 @@ class _Silent:
 
     def __exit__(self, *error: object) -> None:
         return None
+
+
+def micro_batch(
+    task: Task, engine: Engine, batch: Any, observe: Callable[[Forward], Tensor] = lambda forward: forward()
+) -> Tensor:
+    """Forward and backward pass of one micro-batch; the engine's step comes after it.
+
+    Args:
+        observe: runs the forward pass, and may look at it.
+
+    Returns:
+        The mean loss, a scalar without a graph, on the engine's device.
+    """
+    loss = observe(lambda: task.loss(engine, batch).mean())
+    engine.backward(loss)
+    return loss.detach()
 
 
 def _due(every: int | None, step: int) -> bool:

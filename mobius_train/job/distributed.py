@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -68,6 +70,12 @@ class Distributed:
         dist.all_gather_object(values, value)
         return values
 
+    def peak_memory_gb(self) -> float:
+        """Peak memory of this process so far in GB (1e9 bytes): allocated on a GPU, resident on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return peak_resident_bytes() / 1e9
+
     def close(self) -> None:
         """Leave the process group, if this object joined it."""
         if self._heartbeat is not None:
@@ -101,6 +109,13 @@ class Distributed:
             self.close()
         elif self._heartbeat is not None:
             self._heartbeat.fail(error)
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident set of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def _device(launch: Launch) -> torch.device:

@@ -19,9 +19,9 @@ from mobius_train.measure.graph import leaves_of_graph, owned_nodes
 from mobius_train.measure.measure import roots
 from mobius_train.measure.saved import Saved, saved_for_backward
 from mobius_train.models import weights_hash
-from mobius_train.step import Forward, micro_batch
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
+from mobius_train.trainer import Forward, micro_batch
 
 # With fp16 the loss scaler skips steps until its scale is small enough.
 MOST_ATTEMPTS = 40

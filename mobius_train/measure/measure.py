@@ -21,17 +21,16 @@ from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
-from mobius_train.job.distributed import Distributed
+from mobius_train.job.distributed import Distributed, peak_resident_bytes
 from mobius_train.measure.random_task import random_task
 from mobius_train.measure.saved import Saved, named_modules, saved_for_backward
-from mobius_train.metrics.peak_memory import peak_memory_gb
 from mobius_train.models import Denoiser
 from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.plan.planner import ENCODERS
 from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
-from mobius_train.step import Forward, micro_batch
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
+from mobius_train.trainer import Forward, micro_batch
 
 ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
 # The planner's names for the kinds of state in `Engine.pieces`.
@@ -129,7 +128,7 @@ def measure(
             outside=meter.outside(),
             saved=by_branch(saved.made, task.parts.denoiser),
             saved_by_module=saved.nbytes,
-            resident_set=int(peak_memory_gb(torch.device("cpu")) * 1e9),
+            resident_set=peak_resident_bytes(),
             step_seconds=statistics.median(seconds),
             spread=(min(seconds), max(seconds)),
         )

@@ -2,7 +2,7 @@
 
 Each backbone has its own folder and is listed in `families.py`. docs/add-a-backbone.md is the guide.
 
-Legend: N = B·F frames, ordered clip by clip; C channels, H, W latent size.
+Legend: B clips, F frames; N = B·F frames, ordered clip by clip; C channels, H, W latent size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
-from mobius_train.models.frames import Timestep
+from mobius_train.errors import MobiusError
+
+Timestep = Tensor | float | int
 
 
 class Feature(NamedTuple):
@@ -85,3 +87,37 @@ def without_graph(features: Iterable[Feature]) -> Iterator[Feature]:
             return
         yield feature
         del feature
+
+
+def fold_frames(sample: Tensor) -> Tensor:
+    """(B, C, F, H, W) → (B·F, C, H, W).
+
+    Raises:
+        MobiusError: the tensor does not have five axes.
+    """
+    if sample.ndim != 5:
+        raise MobiusError(
+            f"latents must be (batch, channels, frames, height, width), got {tuple(sample.shape)}."
+            " Give a still image a frame axis of size 1: sample.unsqueeze(2)"
+        )
+    return sample.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+def unfold_frames(frames: Tensor, num_frames: int) -> Tensor:
+    """(B·F, C, H, W) → (B, C, F, H, W)."""
+    return frames.unflatten(0, (-1, num_frames)).permute(0, 2, 1, 3, 4)
+
+
+def fold_conditions(timestep: Timestep, conditions: Conditions, num_frames: int) -> tuple[Timestep, Conditions]:
+    """Repeat a clip's conditions for each of its frames.
+
+    Args:
+        timestep: a number, or a tensor of shape (), (1,) or (B,).
+        conditions: of B clips.
+
+    Returns:
+        The timestep, (B·F,) or a single number, and the conditions of B·F frames.
+    """
+    if torch.is_tensor(timestep) and timestep.ndim > 0:
+        timestep = timestep.expand(len(conditions)).repeat_interleave(num_frames)
+    return timestep, conditions.repeat_frames(num_frames)

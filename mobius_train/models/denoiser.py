@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
-from mobius_train.models.backbone import Backbone
-from mobius_train.models.frames import Timestep
+from mobius_train.models.backbone import Backbone, Timestep
 from mobius_train.models.recompute import LayerMemory
 
 # Names of `Denoiser.branches`, for plans and measurements.

@@ -10,9 +10,8 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.models.backbone import Backbone
+from mobius_train.models.backbone import Backbone, Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL
-from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.recompute import LayerMemory
 
 

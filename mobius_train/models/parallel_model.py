@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
-from mobius_train.models.backbone import Backbone, Feature, LayerShape, without_graph
+from mobius_train.models.backbone import (
+    Backbone,
+    Feature,
+    LayerShape,
+    Timestep,
+    fold_conditions,
+    fold_frames,
+    unfold_frames,
+    without_graph,
+)
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, RING, SPATIAL
-from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.recompute import LayerMemory
 
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.models.backbone import Feature
+from mobius_train.models.backbone import Feature, Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
-from mobius_train.models.frames import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.backbone import UNetBackbone, output_head, spatial_layer, walk
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout

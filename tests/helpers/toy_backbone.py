@@ -16,9 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.models.backbone import Feature, LayerShape
+from mobius_train.models.backbone import Feature, LayerShape, Timestep
 from mobius_train.models.family import Family
-from mobius_train.models.frames import Timestep
 from mobius_train.models.image_denoiser import ImageDenoiser
 from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.models.recompute import LayerMemory, TreatedUnits

@@ -18,8 +18,7 @@ from mobius_train.conditions import Conditions
 from mobius_train.config import Mode
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
-from mobius_train.models.backbone import Feature, without_graph
-from mobius_train.models.frames import fold_conditions, fold_frames
+from mobius_train.models.backbone import Feature, fold_conditions, fold_frames, without_graph
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.storages import StorageFollower, module_storages
 

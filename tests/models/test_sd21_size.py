@@ -23,7 +23,7 @@ from mobius_train.conditions import Conditions
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import SerialUNet, build_denoiser
-from mobius_train.models.frames import fold_conditions, fold_frames
+from mobius_train.models.backbone import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.backbone import output_head, walk
 

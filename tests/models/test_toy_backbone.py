@@ -17,8 +17,7 @@ from mobius_train.config import load
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.models import build_denoiser, families
-from mobius_train.models.backbone import without_graph
-from mobius_train.models.frames import fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.backbone import fold_conditions, fold_frames, unfold_frames, without_graph
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.pipeline import load_pipeline
 from mobius_train.plan import plan

@@ -18,8 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.models.backbone import Feature, LayerShape
-from mobius_train.models.frames import Timestep
+from mobius_train.models.backbone import Feature, LayerShape, Timestep
 from mobius_train.models.unet.check import check_unet
 from mobius_train.models.unet.layers import read_layout
 from mobius_train.models.units import layer_units
