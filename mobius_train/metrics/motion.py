@@ -1,8 +1,10 @@
-"""Motion of a clip: the mean absolute difference of its frames.
+"""Motion of clips, from their pixels alone.
 
-Samples with a value far below the data's are stills; samples far above it flicker. Steady motion accumulates, so the
-difference over half a clip is larger than between adjacent frames. For random differences, the value is the same over
-any distance.
+`frame_difference` is too small for stills and too large for flicker. `neighbour_ratio` distinguishes motion from
+flicker: steady motion accumulates, so frames half a clip apart differ more than neighbours (a ratio below 1). For
+independent changes the ratio is 1. `motion_correlation` compares a clip with a reference clip of the same caption.
+
+Legend: F frames, H, W pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def motion(clips: Iterable[Tensor]) -> dict[str, float]:
     """Motion metrics averaged over clips, each (F, 3, H, W) uint8 with F > 1.
 
     Returns:
-        `frame_difference` of adjacent frames, `half_clip_difference` of frames F // 2 apart.
+        `frame_difference` of adjacent frames, `half_clip_difference` of frames F // 2 apart, and `neighbour_ratio`,
+        the first mean over the second (0 if all clips are stills).
 
     Raises:
         ValueError: there are no clips.
@@ -44,5 +47,36 @@ def motion(clips: Iterable[Tensor]) -> dict[str, float]:
     pairs = [(frame_difference(frames), frame_difference(frames, len(frames) // 2)) for frames in clips]
     if not pairs:
         raise ValueError("motion needs at least one clip")
-    neighbours, halves = zip(*pairs, strict=True)
-    return {"frame_difference": mean(neighbours), "half_clip_difference": mean(halves)}
+    neighbours, halves = (mean(column) for column in zip(*pairs, strict=True))
+    return {
+        "frame_difference": neighbours,
+        "half_clip_difference": halves,
+        "neighbour_ratio": neighbours / halves if halves else 0.0,
+    }
+
+
+def deviation(frames: Tensor) -> Tensor:
+    """Each frame minus the clip's mean frame, float32; the frame axis is the first."""
+    frames = frames.float()
+    return frames - frames.mean(0, keepdim=True)
+
+
+def motion_correlation(frames: Tensor, reference: Tensor) -> float:
+    """Cosine of the deviations of two clips from their mean frames: 1 for equal motion, near 0 for unrelated motion.
+
+    Args:
+        frames, reference: (F, 3, H, W) uint8, of equal shape.
+
+    Returns:
+        0 if one of the clips is a still.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if frames.shape != reference.shape:
+        raise ValueError(
+            f"motion_correlation needs clips of one shape, got {tuple(frames.shape)} and {tuple(reference.shape)}"
+        )
+    ours, theirs = deviation(frames).flatten(), deviation(reference).flatten()
+    scale = ours.norm() * theirs.norm()
+    return float(ours @ theirs / scale) if scale > 0 else 0.0

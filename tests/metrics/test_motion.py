@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mobius_train.metrics.motion import frame_difference, motion
+from mobius_train.metrics.motion import frame_difference, motion, motion_correlation
 
 
 def clip_of(*levels: int) -> torch.Tensor:
@@ -25,7 +25,11 @@ def test_every_clip_counts_the_same() -> None:
 
 
 def test_motion_adds_up_over_half_a_clip_and_flicker_does_not() -> None:
-    assert motion([clip_of(0, 1, 2, 3, 4, 5, 6, 7)]) == {"frame_difference": 1, "half_clip_difference": 4}
+    assert motion([clip_of(0, 1, 2, 3, 4, 5, 6, 7)]) == {
+        "frame_difference": 1,
+        "half_clip_difference": 4,
+        "neighbour_ratio": 0.25,
+    }
     assert motion([clip_of(0, 5, 5, 0, 5, 0, 0, 5)])["half_clip_difference"] == 5
 
 
@@ -38,3 +42,25 @@ def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
 def test_no_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="clip"):
         motion([])
+
+
+def test_a_clip_correlates_with_itself_whatever_its_contrast() -> None:
+    clip = clip_of(0, 10, 30, 20)
+    assert motion_correlation(clip, clip) == pytest.approx(1)
+    assert motion_correlation(clip, clip * 2 + 7) == pytest.approx(1)
+    assert motion_correlation(clip, clip_of(30, 20, 0, 10)) == pytest.approx(-1)
+
+
+def test_random_flicker_does_not_correlate() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(0, 256, (8, 3, 64, 64), generator=generator, dtype=torch.uint8) for _ in range(2))
+    assert abs(motion_correlation(first, second)) < 0.02
+
+
+def test_a_still_has_no_motion_to_correlate() -> None:
+    assert motion_correlation(clip_of(7, 7), clip_of(0, 9)) == 0
+
+
+def test_clips_of_different_shapes_do_not_compare() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        motion_correlation(clip_of(1, 2), clip_of(1, 2, 3))
