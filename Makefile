@@ -17,7 +17,7 @@ check: $(READY) lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not distributed and not slurm and not gpu"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -q tests/slurm

@@ -117,3 +117,14 @@ def run(
         return tmp_path / name
 
     return start
+
+
+# Whole files go to a worker, in this order. The longest come first, or one worker would end long after the other.
+FIRST = ("tests/slurm/", "tests/engine/", "tests/plan/", "tests/runs/", "tests/data/test_bucket", "tests/measure/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((number for number, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+
+    items.sort(key=place)

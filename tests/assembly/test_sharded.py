@@ -54,7 +54,7 @@ def test_sharded_frozen_models_compute_the_same_to_the_last_bit(
 
 def test_one_rank_has_nothing_to_shard_over(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", shard_frozen=True))
-    result = start(path, launcher="python")
+    result = start(path, launcher="ranks")
     assert result.returncode == 1
     assert "shard_frozen=true" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, clean_environment
+from launching import python
 from made_checkpoints import SHAPES, make
 from tiny import save_pipeline
 
@@ -32,8 +30,7 @@ def test_a_checkpoint_and_a_run(tmp_path: Path) -> None:
 def test_damage_is_told_and_exits_1(tmp_path: Path) -> None:
     folder = make(tmp_path, 4)
     (folder / "state.json").write_text("{}")
-    command = [sys.executable, str(REPOSITORY / "tools" / "inspect_checkpoint.py"), str(tmp_path), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False)
+    result = python("tools/inspect_checkpoint.py", tmp_path, "--json")
     assert result.returncode == 1
     assert "state.json" in result.stderr
     assert json.loads(result.stdout)["folders"][0]["problems"]

@@ -114,7 +114,7 @@ def test_two_ranks_train_and_resume_as_one(tiny_pipeline: Path, mixed: Path, tmp
         f"output_dir={moved}",
         "train_batch_size=4",
         "resume_from_checkpoint=checkpoint-3",
-        launcher="python",
+        launcher="ranks",
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert losses(moved) == pytest.approx(losses(whole), rel=TOLERANCE)

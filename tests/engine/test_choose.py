@@ -84,7 +84,7 @@ def test_a_spread_that_cannot_be(ranks: int, per_node: int | None) -> None:
 @pytest.mark.distributed
 def test_a_deepspeed_configuration_is_not_for_fsdp(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
-    result = start(path, "--engine", "fsdp", launcher="python")
+    result = start(path, "--engine", "fsdp", launcher="ranks")
     assert result.returncode == 1
     assert "zero2.json" in result.stderr
     assert "--engine" in result.stderr

@@ -40,8 +40,8 @@ SlurmUser=root
 # A requeued job starts when its credentials have expired, by default after 120 s. By then Slurm must have ended the
 # last start: a signal that arrives later hits the next one. So it kills soon (KillWait), and waits long for a busy
 # node's answer (MessageTimeout) instead of sending the signal again.
-AuthInfo=socket={folder}/munge.socket,cred_expire=35
-KillWait=10
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
+KillWait=5
 MessageTimeout=60
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid

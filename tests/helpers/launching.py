@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
+
+from preloaded import run_scripts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -28,25 +29,22 @@ def free_port() -> int:
 def launch(
     ranks: int, script: Path, *arguments: str, timeout: int = 300, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    # Port 0: torchrun takes a free one.
-    command = [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(script), *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=clean_environment(**changes),
-        check=False,
-    )
+    """Run a script on gloo ranks, with the variables that torchrun sets. `recipes.start` has the real launchers."""
+    variables = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environments = [
+        clean_environment(**variables, RANK=str(rank), LOCAL_RANK=str(rank), **changes) for rank in range(ranks)
+    ]
+    return run_scripts([[str(script), *arguments]] * ranks, environments, timeout)
+
+
+def python(
+    script: Path | str, *arguments: object, timeout: int = 300, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository in a process of its own, as `python script arguments`."""
+    return run_scripts([[str(REPOSITORY / script), *map(str, arguments)]], [clean_environment(**changes)], timeout)
 
 
 def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
     """tools/convert_checkpoint.py, as a person types it."""
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-    )
+    return python("tools/convert_checkpoint.py", *arguments, HF_HUB_OFFLINE="1")

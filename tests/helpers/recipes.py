@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from launching import clean_environment, free_port
+from launching import clean_environment, free_port, launch, python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DS_CONFIGS = REPOSITORY / "ds_configs"
@@ -52,8 +52,19 @@ def write(path: Path, values: dict[str, Any]) -> Path:
 def start(
     recipe_path: Path, *arguments: str, ranks: int = 1, ds_config: str | None = "zero2", launcher: str = "deepspeed"
 ) -> subprocess.CompletedProcess[str]:
-    """Run the training entry as a user does; without a DeepSpeed configuration under FSDP."""
+    """Run the training entry; without a DeepSpeed configuration under FSDP.
+
+    Args:
+        launcher: "deepspeed", "torchrun" or "python" as a user types them, or "ranks", which starts the same
+            processes faster.
+    """
     main = str(REPOSITORY / "mobius_train" / "main.py")
+    engine = ["--engine", "fsdp"] if ds_config is None else ["--deepspeed", str(DS_CONFIGS / f"{ds_config}.json")]
+    options = [*engine, "--config", str(recipe_path), *arguments]
+    if launcher == "ranks":
+        if ranks == 1:
+            return python(main, *options, timeout=600, HF_HUB_OFFLINE="1")
+        return launch(ranks, Path(main), *options, timeout=600, HF_HUB_OFFLINE="1")
     scripts = Path(sys.executable).parent
     command = {
         "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), main],
@@ -61,9 +72,8 @@ def start(
         "python": [sys.executable, main],
     }[launcher]
     environment = clean_environment(HF_HUB_OFFLINE="1", PATH=f"{scripts}:{os.environ['PATH']}")
-    engine = ["--engine", "fsdp"] if ds_config is None else ["--deepspeed", str(DS_CONFIGS / f"{ds_config}.json")]
     return subprocess.run(
-        [*command, *engine, "--config", str(recipe_path), *arguments],
+        [*command, *options],
         capture_output=True,
         text=True,
         timeout=600,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import clean_environment
+from launching import python
 from recipes import DS_CONFIGS, REPOSITORY, recipe, write
 
 from mobius_train import config as configuration
@@ -153,14 +152,7 @@ def test_the_tool_shows_the_proof_and_writes_nothing(
 @pytest.mark.distributed
 def test_the_tool_exits_1_where_nothing_is_proven(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
-    result = subprocess.run(
-        [sys.executable, str(TOOL), "--config", str(path), "--json", "mode=serial"],
-        capture_output=True,
-        text=True,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-        timeout=300,
-        check=False,
-    )
+    result = python(TOOL, "--config", path, "--json", "mode=serial", HF_HUB_OFFLINE="1")
     report = json.loads(result.stdout)
     assert (result.returncode, report["proven"]) == (1, False)
     assert report["saved_bytes"]["total"] == sum(report["saved_bytes"]["by_module"].values())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -19,6 +17,7 @@ import made
 import pytest
 import torch
 import yaml
+from launching import python
 from made import PrepareConfig
 from tqdm import tqdm
 
@@ -218,15 +217,14 @@ def test_a_finished_output_is_left_alone(inputs: Path, alone: Path) -> None:
 def test_the_tool_tells_counts_and_mistakes(inputs: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(_recipe(inputs, tmp_path / "out").dump())
-    command = [sys.executable, str(TOOL), "--config", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(TOOL, "--config", recipe)
     assert done.returncode == 0, done.stderr
     assert "# 20 inputs, 20 clips, 20 kept" in done.stdout
     assert "input/s" in done.stderr
     broken = yaml.safe_load(recipe.read_text())
     broken["stages"][1]["max_shares"] = 1
     recipe.write_text(yaml.safe_dump(broken))
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(TOOL, "--config", recipe)
     assert done.returncode == 1
     assert "max_shares: no such key" in done.stderr
 

@@ -58,7 +58,7 @@ def test_the_control_another_global_batch_loses_something_else(
     values["validation"]["prompts"] = []
     path = write(tmp_path / "recipe.yaml", values)
     assert start(path).returncode == 0
-    assert start(path, f"output_dir={tmp_path / 'larger'}", "train_batch_size=4", launcher="python").returncode == 0
+    assert start(path, f"output_dir={tmp_path / 'larger'}", "train_batch_size=4", launcher="ranks").returncode == 0
     assert losses(tmp_path / "out") != pytest.approx(losses(tmp_path / "larger"), rel=1e-2)
 
 

@@ -95,12 +95,12 @@ def test_a_run_moves_from_two_ranks_to_four_to_one_and_between_zero_stages(
         validation={"prompts": []},
     )
     path = write(tmp_path / "recipe.yaml", values)
-    whole = start(path, f"output_dir={tmp_path / 'whole'}", "train_batch_size=4", launcher="python")
+    whole = start(path, f"output_dir={tmp_path / 'whole'}", "train_batch_size=4", launcher="ranks")
     assert whole.returncode == 0, whole.stderr[-3000:]
     latest: tuple[str, ...] = ()
     for ranks, ds_config, steps in ((2, "zero1", 2), (4, "zero3", 4), (1, "zero2", 6)):
         batch = (f"train_batch_size={4 // ranks}", f"max_train_steps={steps}")
-        result = start(path, *batch, *latest, ranks=ranks, ds_config=ds_config, launcher="torchrun")
+        result = start(path, *batch, *latest, ranks=ranks, ds_config=ds_config, launcher="ranks")
         assert result.returncode == 0, result.stderr[-3000:]
         latest = ("resume_from_checkpoint=latest",)
     assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "whole"), rel=TOLERANCE)

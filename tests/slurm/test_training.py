@@ -18,30 +18,27 @@ from mobius_train.data.shards import verify_shards
 pytestmark = pytest.mark.slurm
 
 SCRIPT = "slurm/train_parallel.sh"
-STEPS = 8
-# The default recipe, short, without pictures.
-SHORT = (
-    f"max_train_steps={STEPS}",
-    "lr_warmup_steps=2",
-    "train_batch_size=1",
-    # CPUs without bfloat16 instructions emulate it, 40 times slower: the waits below would end first.
-    "mixed_precision='no'",
-    # Of the few clips that it sees; to encode them all would take longer than all else.
-    "data.cache_dir=null",
-    "validation.prompts=[]",
-    "validation.max_clips=2",
-    "validation.timestep_quantiles=[0.5]",
-    "checkpointing_steps=3",
-)
+# Tiny models take some of these in a second, and Slurm needs seconds to react.
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def small(tiny_pipeline: Path, clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of tiny models."""
+    folder = tmp_path_factory.mktemp("recipe")
+    changes = {"max_train_steps": STEPS, "train_batch_size": 1, "checkpointing_steps": 10, "lr_scheduler": "cosine"}
+    values = recipe(tiny_pipeline, clips_folder, folder / "unused", **changes, validation={"prompts": []})
+    return write(folder / "recipe.yaml", values)
 
 
 class Job:
     """A training in a folder, and what its log says."""
 
-    def __init__(self, cluster: Cluster, folder: Path, ds_config: str, *overrides: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, small: Path, ds_config: str, *overrides: str) -> None:
         self.cluster, self.output, self._log = cluster, folder / "out", folder / "log"
         folder.mkdir()
-        arguments = ["--deepspeed", f"ds_configs/{ds_config}.json", *SHORT, *overrides, f"output_dir={self.output}"]
+        arguments = ["--config", str(small), "--deepspeed", f"ds_configs/{ds_config}.json"]
+        arguments += [*overrides, f"output_dir={self.output}"]
         self.number = cluster.submit(
             "--nodes=2", f"--output={self._log}", SCRIPT, *arguments, PYTHON=sys.executable, HF_HUB_OFFLINE="1"
         )
@@ -80,19 +77,19 @@ class Job:
 
 @pytest.mark.parametrize("ds_config", ["zero2", "zero3"])
 def test_interrupted_in_every_way_a_run_ends_as_if_it_had_not_been(
-    cluster: Cluster, tmp_path: Path, ds_config: str
+    cluster: Cluster, tmp_path: Path, small: Path, ds_config: str
 ) -> None:
-    quiet = Job(cluster, tmp_path / "quiet", ds_config)
+    quiet = Job(cluster, tmp_path / "quiet", small, ds_config)
     expected = quiet.complete()
     assert "nodes      2: n1 n2" in quiet.log()
     assert "preflight: 2 rank(s) on 2 node(s) agree" in quiet.log()
     assert len(set(expected)) == STEPS
 
-    job = Job(cluster, tmp_path / "interrupted", ds_config)
+    job = Job(cluster, tmp_path / "interrupted", small, ds_config)
     job.train_until(2)
     if ds_config == "zero2":
         _preempted(job)
-        job.train_until(5, starts=2)
+        job.train_until(job.steps() + 2, starts=2)
         _rank_killed(job)
     else:
         _out_of_time(job)
@@ -131,9 +128,9 @@ def _rank_killed(job: Job) -> None:
 
 
 def test_a_lost_node_is_named_within_a_minute_and_the_job_goes_on_when_it_is_back(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, small: Path
 ) -> None:
-    job = Job(cluster, tmp_path / "job", "zero2", "max_train_steps=300")
+    job = Job(cluster, tmp_path / "job", small, "zero2", "max_train_steps=100000")
     job.train_until(2)
     _slurmd_killed(job)
     job.train_until(job.steps() + 2, starts=2)

@@ -1,0 +1,116 @@
+"""Python scripts in processes of their own that start in a moment.
+
+Importing torch, DeepSpeed and diffusers takes 9 s of a core for each process. Here a fork server imports them once, and
+each process is a fork of it that runs a script as `python script` would: with its own arguments, environment, output
+files and exit status.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+# What takes the time. A name that cannot be imported is skipped by multiprocessing.
+HEAVY = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.utils.tensorboard",
+    "deepspeed",
+    "transformers",
+    "diffusers",
+    "diffusers.models.transformers",
+    "diffusers.pipelines.pipeline_utils",
+    "pydantic",
+    "yaml",
+]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(HEAVY)
+
+
+def run_scripts(
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run scripts side by side, as the ranks of a job.
+
+    When one fails, the others get SIGTERM, and SIGKILL 30 s later.
+
+    Args:
+        commands: script and arguments of each process.
+        environments: all variables of each process.
+        timeout: seconds until all are killed.
+
+    Returns:
+        The exit status of the first that failed, and what all of them wrote.
+
+    Raises:
+        subprocess.TimeoutExpired: they ran longer.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder) / "stdout", Path(folder) / "stderr"
+        processes = [
+            _context.Process(target=_run, args=(list(command), dict(environment), *map(str, outputs)))
+            for command, environment in zip(commands, environments, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            status = _wait(processes, time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                process.kill()
+        out, err = (path.read_text(errors="replace") if path.exists() else "" for path in outputs)
+    if status is None:
+        raise subprocess.TimeoutExpired(list(commands[0]), timeout, out, err)
+    return subprocess.CompletedProcess(list(commands[0]), status, out, err)
+
+
+def _wait(processes: Sequence[BaseProcess], deadline: float) -> int | None:
+    """The first exit status that is not 0, or 0; None at the deadline."""
+    failed = 0
+    while any(process.is_alive() for process in processes):
+        if time.monotonic() > deadline:
+            return failed or None
+        time.sleep(0.02)
+        codes = [process.exitcode for process in processes if process.exitcode]
+        if codes and not failed:
+            failed = codes[0]
+            deadline = min(deadline, time.monotonic() + 30)
+            for process in processes:
+                process.terminate()
+    return failed or next((process.exitcode for process in processes if process.exitcode), 0)
+
+
+def _run(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    """In the new process: run the script as `__main__`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for path, descriptor in ((out, 1), (err, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    script = command[0]
+    given = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    # Of the parent's path only what the interpreter itself has put there.
+    own = [folder for folder in sys.path if folder.startswith((sys.prefix, sys.base_prefix))]
+    sys.path[:] = [str(Path(script).parent), *given, *own]
+    sys.argv = list(command)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("preloaded", "launching", "recipes")]:
+        del sys.modules[name]
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
+    runpy.run_path(script, run_name="__main__")
