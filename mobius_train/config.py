@@ -98,6 +98,17 @@ class ObjectiveConfig(Section):
         None, description="prediction target; default: that of the pretrained scheduler"
     )
     snr_gamma: float | None = Field(None, gt=0, description="gamma of min-SNR weighting (arXiv 2303.09556); usually 5")
+    timestep_sampling: Literal["uniform", "later", "logit_normal"] = Field(
+        "uniform", description="density of the training timesteps; later: more of the noisy ones, which decide motion"
+    )
+    timestep_bias_portion: float = Field(
+        0.5, gt=0, lt=1, description="timestep_sampling=later: share of the timesteps that is drawn more often"
+    )
+    timestep_bias_multiplier: float = Field(
+        3.0, gt=1, description="timestep_sampling=later: how many times as often as the other timesteps"
+    )
+    logit_mean: float = Field(0.0, description="timestep_sampling=logit_normal: above 0 draws more noisy timesteps")
+    logit_std: float = Field(1.0, gt=0, description="timestep_sampling=logit_normal: width of the density")
     noise_offset: float = Field(0.0, ge=0, description="scale of additional noise that is constant within a channel")
     frame_noise_correlation: float = Field(
         0.0, ge=0, le=1, description="share of the noise variance that is common to all frames of a clip"

@@ -14,6 +14,7 @@ from mobius_train.config import ObjectiveConfig
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
 from mobius_train.diffusion.sampler import sampling_scheduler
+from mobius_train.diffusion.timesteps import training_quantiles
 from mobius_train.errors import MobiusError
 
 
@@ -57,7 +58,8 @@ class DdpmProcess:
     def noisy(self, latents: Tensor, draws: Draws, quantile: float | None = None) -> NoisyBatch:
         noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset).to(latents)
         if quantile is None:
-            timesteps = (draws.timestep * self.num_timesteps).long()
+            positions = training_quantiles(draws.timestep, self.config) * self.num_timesteps
+            timesteps = positions.long().clamp(max=self.num_timesteps - 1)
         else:
             timesteps = torch.full((len(latents),), int(quantile * (self.num_timesteps - 1)))
         timesteps = timesteps.to(latents.device)

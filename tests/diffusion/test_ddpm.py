@@ -102,3 +102,13 @@ def test_frame_noise_has_unit_variance_and_the_asked_correlation(correlation: fl
     noise = correlate_frames(draws.noise, draws.shared, correlation)
     assert abs(float(noise.std()) - 1) < 0.02
     assert abs(float((noise[:, :, 0] * noise[:, :, 1]).mean()) - correlation) < 0.02
+
+
+@pytest.mark.parametrize("sampling", ["later", "logit_normal"])
+def test_the_timesteps_follow_the_recipes_density(sampling: str) -> None:
+    draws = at(draw_numbers(0, torch.arange(4), SHAPE), 0, 250, 500, 999)
+    latents = torch.randn(4, *SHAPE)
+    uniform = process().noisy(latents, draws).timesteps
+    biased = process(timestep_sampling=sampling, logit_mean=1.0).noisy(latents, draws).timesteps
+    assert biased[1] > uniform[1]
+    assert biased.max() <= 999
