@@ -180,14 +180,41 @@ class TextToVideoPipeline(DiffusionPipeline):
                 f"{type(self.unet).__name__} has no separate spatial branch, unlike parallel models."
                 " Sample with num_frames=1, or from the text-to-image model that training started from"
             )
-        return TextToVideoPipeline(
-            **(self.components | {"unet": unet}),
+        return self._with_model(unet, num_frames=1)
+
+    def image_clips(
+        self, prompts: Sequence[str], seed: int, num_inference_steps: int, negative_prompt: str = ""
+    ) -> Tensor:
+        """Sample clips with the image model alone, frame by frame, from the noise that `__call__` starts from.
+
+        As long as the image model is frozen, these are the clips of a video model without training.
+
+        Returns:
+            (B, F, 3, H, W) uint8.
+        """
+        images = self._with_model(as_denoiser(self.unet).image_model, num_frames=1)
+        noise = torch.cat(self._initial_noise(list(prompts), None, None, None, seed, None, None))
+        clips: Tensor = images(
+            prompts,
+            num_inference_steps=num_inference_steps,
+            negative_prompt=negative_prompt,
+            latents=noise,
+            output_type="uint8",
+        ).frames
+        return clips
+
+    def _with_model(self, model: nn.Module, num_frames: int) -> TextToVideoPipeline:
+        """Return a pipeline that samples with another model. It shares all weights and the progress bar's settings."""
+        pipeline = TextToVideoPipeline(
+            **(self.components | {"unet": model}),
             max_text_tokens=self.config.max_text_tokens,
-            num_frames=1,
+            num_frames=num_frames,
             resolution=self.config.resolution,
             guidance_scale=self.config.guidance_scale,
             frame_noise_correlation=self.config.frame_noise_correlation,
         )
+        pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return pipeline
 
     def _initial_noise(
         self,

@@ -18,10 +18,20 @@ from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
+from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.preflight import preflight
 from mobius_train.tasks.build_task import build_task
-from mobius_train.tasks.task import Shown, Task
+from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
+
+# Figures of the samples in the report; see `mobius_train.metrics.motion`.
+FIGURES = {
+    "motion_correlation": "motion correlation",
+    "neighbour_ratio": "neighbour ratio",
+    "frame_difference": "frame to frame",
+    "half_clip_difference": "over half a clip",
+}
+SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "after"}
 
 
 def train(config: RunConfig, spread: Spread) -> None:
@@ -38,6 +48,8 @@ def train(config: RunConfig, spread: Spread) -> None:
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         task = build_task(config, distributed)
+        # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
+        change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         engine = make_engine(task.trained, task.units, distributed)
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
@@ -51,7 +63,7 @@ def train(config: RunConfig, spread: Spread) -> None:
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         stop = Stop(output_dir if distributed.is_main else None)
         with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
-            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop).train()
+            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change).train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
         # All ranks end together, because srun kills the others a few seconds after the first.
@@ -132,14 +144,19 @@ def _claim(output_dir: Path, config: str, distributed: Distributed) -> None:
 
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    heldout = [line["heldout_loss"] for line in lines if "heldout_loss" in line]
     print(f"\nDone in {seconds / 60:.1f} minutes, peak memory {memory_gb:.2f} GB.")
-    if heldout:
-        print(f"  held-out loss      {heldout[0]:.5f} before, {heldout[-1]:.5f} after")
-    if shown.figures:
-        for name, meaning in (("frame_difference", "frame to frame"), ("half_clip_difference", "over half a clip")):
-            samples, data = shown.figures[f"{name}/samples"], shown.figures[f"{name}/data"]
-            print(f"  {meaning:<18} {samples:.2f} in the samples, {data:.2f} in the data (mean |change| of 0..255)")
+    for name, meaning in ((HELDOUT_LOSS, "held-out loss"), (HELDOUT_MOTION, "its motion part")):
+        values = [line[name] for line in lines if name in line]
+        if values:
+            print(f"  {meaning:<18} {values[0]:.5f} before, {values[-1]:.5f} after")
+    changes = [line for line in lines if "weight_change/all" in line]
+    print(f"  weights            changed by {changes[-1]['weight_change/all']:.1%} of their norm")
+    for name, meaning in FIGURES.items():
+        values = [f"{shown.figures[name + s]:.2f} {text}" for s, text in SOURCES.items() if name + s in shown.figures]
+        if values:
+            print(f"  {meaning:<18} {', '.join(values)}")
+    if "motion_correlation/clips" in shown.figures:
+        print(f"                     (the motion of {shown.figures['motion_correlation/clips']:.0f} training clips)")
     for path in shown.paths:
         print(f"  {path.suffix[1:]:<18} {path}")
     print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")

@@ -23,7 +23,8 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
-from mobius_train.tasks.task import Shown, Task
+from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task, Total
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ class Trainer:
         progress: Progress,
         saver: Saver,
         stop: Stop,
+        weight_change: WeightChange,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
-        self.saver, self.stop = saver, stop
+        self.saver, self.stop, self._weight_change = saver, stop, weight_change
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.samples_per_step(distributed.world_size)
 
@@ -170,13 +172,14 @@ class Trainer:
     def _validate(self) -> Shown:
         """Compute the held-out loss and samples with the weights that an export would use."""
         weights = self._weights()
-        total = self.task.heldout_loss(weights)
-        if total is not None:
-            sums = self.distributed.mean({"sum": total.sum, "count": total.count})
-            heldout = sums["sum"] / sums["count"]
-            if self._to:
-                self._to.write(self.progress.step, {"heldout_loss": heldout})
-                self._to.say(f"held-out loss at step {self.progress.step}: {heldout:.5f}")
+        heldout = self._means(self.task.heldout_losses(weights))
+        if self._to:
+            change = self._weight_change(weights)
+            moved = {f"weight_change/{part}": value for part, value in change.items()}
+            self._to.write(self.progress.step, heldout | moved)
+        if self._to and heldout:
+            motion = f", its motion part {heldout[HELDOUT_MOTION]:.5f}" if HELDOUT_MOTION in heldout else ""
+            self._to.say(f"held-out loss at step {self.progress.step}: {heldout[HELDOUT_LOSS]:.5f}{motion}")
         shown = Shown()
         # An untrained model only reproduces its backbone's images.
         if self.progress.step > 0:
@@ -188,6 +191,13 @@ class Trainer:
                 self._to.write(self.progress.step, shown.figures)
         self.distributed.barrier()
         return shown
+
+    def _means(self, totals: dict[str, Total]) -> dict[str, float]:
+        """Average over all ranks, without names that no rank has a term for."""
+        sums = {f"sum {name}": total.sum for name, total in totals.items()}
+        counts = {f"count {name}": float(total.count) for name, total in totals.items()}
+        means = self.distributed.mean(sums | counts) if totals else {}
+        return {name: means[f"sum {name}"] / means[f"count {name}"] for name in totals if means[f"count {name}"]}
 
     def _sinks(self) -> Any:
         if not self.distributed.is_main:

@@ -77,6 +77,6 @@ def motion_correlation(frames: Tensor, reference: Tensor) -> float:
         raise ValueError(
             f"motion_correlation needs clips of one shape, got {tuple(frames.shape)} and {tuple(reference.shape)}"
         )
-    ours, theirs = deviation(frames).flatten(), deviation(reference).flatten()
+    ours, theirs = deviation(frames).double().flatten(), deviation(reference).double().flatten()
     scale = ours.norm() * theirs.norm()
     return float(ours @ theirs / scale) if scale > 0 else 0.0

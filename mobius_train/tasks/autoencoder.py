@@ -25,7 +25,7 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.models.units import layer_units
 from mobius_train.tasks.inference import Inference
-from mobius_train.tasks.task import Shown, Total, Weights
+from mobius_train.tasks.task import HELDOUT_LOSS, Shown, Total, Weights
 
 
 class Autoencoding(nn.Module):
@@ -97,9 +97,9 @@ class AutoencoderTask:
         )
 
     @torch.no_grad()
-    def heldout_loss(self, weights: Weights) -> Total | None:
+    def heldout_losses(self, weights: Weights) -> dict[str, Total]:
         if self.heldout is None:
-            return None
+            return {}
         model = self._inference.model(weights)
         losses: list[float] = []
         for batch, _ in self._heldout_batches(self.distributed.rank, self.distributed.world_size):
@@ -109,7 +109,7 @@ class AutoencoderTask:
             error = reconstruction - pixels.flatten(0, 1)
             per_clip = (error.abs() + error.square()).unflatten(0, (len(pixels), -1)).flatten(1).mean(1)
             losses += per_clip.tolist()
-        return Total(sum(losses), len(losses))
+        return {HELDOUT_LOSS: Total(sum(losses), len(losses))}
 
     def _heldout_batches(self, rank: int, world_size: int) -> Iterator[HeldoutBatch]:
         assert self.heldout is not None

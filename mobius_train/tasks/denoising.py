@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from mobius_train.encoders.encoders import Cached, EncodedSource, Online
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.clip_files import write_clips
-from mobius_train.metrics.motion import motion
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.inference import Inference
-from mobius_train.tasks.task import Shown, Total, Weights
+from mobius_train.tasks.show_clips import show_clips
+from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Total, Weights
 
 # The held-out loss must be comparable between runs with different seeds, so its noise has a separate seed.
 HELDOUT_SEED = 20240709
@@ -37,6 +37,16 @@ HELDOUT_SEED = 20240709
 def squared_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
     """The unweighted mean squared error of each clip, (B,) float32."""
     return (prediction.float() - noisy.target.float()).square().flatten(1).mean(1)
+
+
+def motion_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
+    """The part of `squared_error` that differs between a clip's frames, (B,) float32.
+
+    It is the mean square of the error after the subtraction of its mean over the frames. A model that moves nothing
+    right has the same motion error as its frozen backbone, however well it draws.
+    """
+    error = prediction.float() - noisy.target.float()
+    return (error - error.mean(2, keepdim=True)).square().flatten(1).mean(1)
 
 
 class DiffusionTask:
@@ -57,6 +67,7 @@ class DiffusionTask:
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
         self._sharded_frozen: Sharded | None = None
         self._sharded_text: Sharded | None = None
+        self._before: list[Tensor] | None = None
         if self.config.shard_frozen:
             if denoiser.frozen is not None:
                 layers = [module for unit in denoiser.backbone.units() for module in unit]
@@ -143,13 +154,20 @@ class DiffusionTask:
         return self.parts.encoders.images.latents(encoded.mean, encoded.std, noise.to(encoded.mean))
 
     @torch.no_grad()
-    def heldout_loss(self, weights: Weights) -> Total | None:
-        """Unweighted mean squared error at fixed quantiles of the schedule, with the same noise in every run."""
+    def heldout_losses(self, weights: Weights) -> dict[str, Total]:
+        """Unweighted errors at fixed quantiles of the schedule, with the same noise in every run.
+
+        `heldout_loss` and `heldout_motion` (see `motion_error`) are the means over all quantiles; `heldout_loss/0.5`
+        and so on are those of one quantile. Clips of one frame have no motion error.
+        """
         clips, heldout = self._clips["heldout"], self.source.samples["heldout"]
         if clips is None or heldout is None:
-            return None
+            return {}
         model = self._inference.model(weights)
-        losses: list[float] = []
+        quantiles = self.config.validation.timestep_quantiles
+        errors: dict[str, list[list[float]]] = {HELDOUT_LOSS: [[] for _ in quantiles]}
+        if self.config.stage == "text-to-video":
+            errors[HELDOUT_MOTION] = [[] for _ in quantiles]
         for batch, mine in heldout_batches(
             heldout,
             self.source.collate,
@@ -164,11 +182,18 @@ class DiffusionTask:
             encoded = self.source.on_device(batch)
             draws = draw_numbers(HELDOUT_SEED, encoded.sample_index, encoded.mean.shape[1:])
             latents = self._latents(encoded, draws.posterior)
-            for quantile in self.config.validation.timestep_quantiles:
+            for number, quantile in enumerate(quantiles):
                 noisy = self.parts.process.noisy(latents, draws, quantile)
-                errors = squared_error(self._predict(noisy, encoded.conditions, model), noisy)
-                losses += errors[mine].tolist()
-        return Total(sum(losses), len(losses))
+                prediction = self._predict(noisy, encoded.conditions, model)
+                errors[HELDOUT_LOSS][number] += squared_error(prediction, noisy)[mine].tolist()
+                if HELDOUT_MOTION in errors and latents.shape[2] > 1:
+                    errors[HELDOUT_MOTION][number] += motion_error(prediction, noisy)[mine].tolist()
+        totals = {}
+        for name, by_quantile in errors.items():
+            totals[name] = Total(sum(map(sum, by_quantile)), sum(map(len, by_quantile)))
+            for quantile, values in zip(quantiles, by_quantile, strict=True):
+                totals[f"{name}/{quantile:g}"] = Total(sum(values), len(values))
+        return totals
 
     def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:
         """The pipeline with the given weights for sampling; with `whole` for saving, which is collective."""
@@ -188,31 +213,27 @@ class DiffusionTask:
             return Shown()
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)
+        options: dict[str, Any] = {
+            "negative_prompt": validation.negative_prompt,
+            "num_inference_steps": validation.num_inference_steps,
+            "seed": validation.seed,
+        }
         with self.source.encoders_on_device():
-            clips = pipeline(
-                prompt=validation.prompts,
-                negative_prompt=validation.negative_prompt,
-                num_inference_steps=validation.num_inference_steps,
-                seed=validation.seed,
-                output_type="uint8",
-            ).frames
+            clips = pipeline(validation.prompts, output_type="uint8", **options).frames
+            if clips.shape[1] > 1 and self._before is None and self._keeps_the_image_model:
+                self._before = list(pipeline.image_clips(validation.prompts, **options))
         if not main:
             return Shown()
-        figures: dict[str, float] = {}
-        if clips.shape[1] > 1:
-            for source, shown in (("samples", clips), ("data", self._some_training_clips(64))):
-                figures |= {f"{name}/{source}": value for name, value in motion(shown).items()}
-        return Shown(write_clips(list(clips), validation.prompts, folder), figures)
+        if clips.shape[1] == 1:
+            return Shown(write_clips(list(clips), validation.prompts, folder))
+        train = self._clips["train"]
+        assert train is not None
+        return show_clips(validation.prompts, list(clips), self._before, train, folder)
 
-    def _some_training_clips(self, count: int) -> Iterator[Tensor]:
-        """Yield the frames of clips spread evenly over the training data, without single-frame clips."""
-        clips = self._clips["train"]
-        assert clips is not None
-        moving: Sequence[int] = range(len(clips))
-        if clips.shapes is not None:
-            moving = [index for index, shape in enumerate(clips.shapes) if shape.num_frames > 1]
-        for index in moving[:: max(1, len(moving) // count)]:
-            yield clips[index].frames
+    @property
+    def _keeps_the_image_model(self) -> bool:
+        """The image model inside is that of the start, so it can sample the clips from before training."""
+        return self.config.mode != "full" and not self.config.shard_frozen
 
     def export(self, weights: Weights, folder: Path) -> None:
         if self.distributed.is_main or self.config.shard_frozen:

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 
+# Metric names.
+HELDOUT_LOSS = "heldout_loss"
+HELDOUT_MOTION = "heldout_motion"
+
 
 @dataclass(frozen=True)
 class Total:
@@ -52,8 +56,11 @@ class Task(Protocol):
     def loss(self, engine: Callable[..., Any], batch: Any) -> Tensor:
         """The losses of a micro-batch, (B,) float32, with the engine called in place of `trained`."""
 
-    def heldout_loss(self, weights: Weights) -> Total | None:
-        """This rank's share of the held-out loss with the given weights; None without held-out data."""
+    def heldout_losses(self, weights: Weights) -> dict[str, Total]:
+        """This rank's share of the held-out losses with the given weights, by metric name.
+
+        `heldout_loss` is the first. Every rank has the same names. Without held-out data the result is empty.
+        """
 
     def show(self, weights: Weights, folder: Path) -> Shown:
         """Write samples with the given weights on rank 0. Collective. Does not change the global random state."""

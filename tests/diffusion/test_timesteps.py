@@ -55,7 +55,7 @@ def test_logit_normal_is_normal_in_the_logits() -> None:
 @pytest.mark.parametrize("sampling", ["uniform", "later", "logit_normal"])
 def test_every_draw_is_a_position_in_the_schedule_and_the_order_is_kept(sampling: str) -> None:
     ends = torch.tensor([0.0, 1e-8, 0.5, 1 - 2**-24])
-    positions = training_quantiles(ends, ObjectiveConfig(timestep_sampling=sampling))  # type: ignore[arg-type]
+    positions = training_quantiles(ends, ObjectiveConfig(timestep_sampling=sampling))
     assert positions.isfinite().all()
     assert (positions >= 0).all()
     assert (positions <= 1).all()
