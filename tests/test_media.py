@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.media.clip_files import file_names, write_clips
+from mobius_train.media.clip_files import file_names, prompt_in_name, write_clips
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import enlarge_frames
@@ -135,3 +135,11 @@ def test_stills_are_pictures(tmp_path: Path) -> None:
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"uint8.*float32"):
         write_gif(moving_square().float(), tmp_path / "a.gif")
+
+
+def test_a_name_has_the_words_of_its_prompt_or_is_known_to_be_cut() -> None:
+    known = ["red heart", "红心", "x" * 38, "2 dogs"]
+    assert [prompt_in_name(name) for name in file_names(known)] == known
+    # The 40th letter of the second is a space.
+    unknown = ["🔥", "x" * 39 + " y", "x" * 40, "x" * 41]
+    assert [prompt_in_name(name) for name in file_names(unknown)] == [None] * 4

@@ -14,15 +14,23 @@ from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import to_images
 from mobius_train.media.video import write_mp4
 
+MOST_LETTERS = 40  # of a prompt, in a file name
 FORMATS = ("gif", "mp4", "png")
 SHEET_NAME = "contact_sheet.png"
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:
     """A unique file name without suffix for every prompt: its number and its words."""
-    slugs = (re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:40].strip("-") for prompt in prompts)
+    slugs = (re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:MOST_LETTERS].strip("-") for prompt in prompts)
     digits = max(2, len(str(len(prompts) - 1)))
     return [f"{number:0{digits}}-{slug}".rstrip("-") for number, slug in enumerate(slugs)]
+
+
+def prompt_in_name(name: str) -> str | None:
+    """The words of the prompt in a name of `file_names`; None if the name has none, or may have been cut."""
+    words = re.sub(r"^\d+(-|$)", "", name)
+    # A name that was cut behind a word has one letter less.
+    return words.replace("-", " ") if 0 < len(words) < MOST_LETTERS - 1 else None
 
 
 def write_clips(
