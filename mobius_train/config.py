@@ -57,6 +57,9 @@ class DataConfig(Section):
     """The training clips, and the frames, size and caption used of each."""
 
     train: str = Field(description="folder of clips, or webdataset shards as a path, URL, glob or brace pattern")
+    subset: tuple[str, ...] | None = Field(
+        None, min_length=1, description="train only on the clips with these captions or keys; default: all clips"
+    )
     validation: str | None = Field(None, description="held-out clips, named like train; default: no held-out loss")
     download_dir: Path | None = Field(None, description="folder for downloaded shards; each URL is downloaded once")
     resolution: int = Field(256, ge=8, description="height and width in pixels")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     Raises:
         MobiusError: clips are missing or damaged, or do not fit the recipe.
     """
-    train = _open(config, config.data.train, distributed)
+    train = _open(config, config.data.train, distributed, config.data.subset)
     if train.shapes is not None:
         shares = shares_of(train.shapes, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
@@ -39,7 +39,9 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     return train, heldout
 
 
-def _open(config: RunConfig, source: str, distributed: Distributed) -> ClipDataset:
+def _open(
+    config: RunConfig, source: str, distributed: Distributed, subset: Sequence[str] | None = None
+) -> ClipDataset:
     data = config.data
     place: str | list[Path] = source
     remote = remote_sources(data, source)
@@ -50,6 +52,8 @@ def _open(config: RunConfig, source: str, distributed: Distributed) -> ClipDatas
     clips = open_clips(
         place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
     )
+    if subset is not None:
+        clips = clips.subset(subset)
     if data.buckets is not None:
         # This reads every clip, so each rank reads its share.
         mine = clips.measure(distributed.rank, distributed.world_size)

@@ -6,6 +6,7 @@ resume at any position. Tar headers are read once, when the source is opened.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -108,6 +109,27 @@ class ClipDataset(Dataset[Clip]):
         return [
             entry.shape or shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]
         ]
+
+    def subset(self, names: Sequence[str]) -> ClipDataset:
+        """The clips that have one of the names as their key or as one of their captions, in the same order.
+
+        Raises:
+            MobiusError: a name belongs to no clip.
+        """
+        found: set[str] = set()
+        entries = []
+        for entry in self.entries:
+            matches = {entry.key, *(caption.text for caption in entry.captions)}.intersection(names)
+            if matches:
+                found |= matches
+                entries.append(entry)
+        for name in names:
+            if name not in found:
+                known = {caption.text for entry in self.entries for caption in entry.captions} | set(self.keys)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise MobiusError(f"data.subset: no clip has the caption or the key {name!r}{hint}")
+        return ClipDataset(entries, num_frames=self.num_frames, resolution=self.resolution)
 
     def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
         """A copy that decodes each clip to the shape of its best bucket.
