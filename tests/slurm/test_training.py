@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 
 SCRIPT = "slurm/train_parallel.sh"
 # Tiny models take some of these in a second, and Slurm needs seconds to react.
-STEPS = 100
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
