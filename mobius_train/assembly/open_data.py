@@ -39,9 +39,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     return train, heldout
 
 
-def _open(
-    config: RunConfig, source: str, distributed: Distributed, subset: Sequence[str] | None = None
-) -> ClipDataset:
+def _open(config: RunConfig, source: str, distributed: Distributed, subset: Sequence[str] | None = None) -> ClipDataset:
     data = config.data
     place: str | list[Path] = source
     remote = remote_sources(data, source)

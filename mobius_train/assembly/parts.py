@@ -6,6 +6,7 @@ the sources in `weights.py`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from mobius_train.models import Backbone, Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.models.families import as_denoiser
 from mobius_train.pipeline import TextToVideoPipeline
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
     torch.manual_seed(config.seed)
     model = weights.image_or_video_model(config)
     process = DdpmProcess(weights.scheduler(config), config.objective)
+    if config.stage == "text-to-video" and process.ignores_high_noise:
+        logger.warning(
+            "objective.snr_gamma with v-prediction gives timesteps of high noise nearly no weight, and motion is"
+            " decided there: remove it, and see objective.timestep_sampling"
+        )
     vae = weights.autoencoder(config)
     check_resolution(config, vae)
     text = weights.text_encoder(config, device)

@@ -71,6 +71,11 @@ class DdpmProcess:
         return sampling_scheduler(self.scheduler)
 
     @property
+    def ignores_high_noise(self) -> bool:
+        """The weight of the loss goes to 0 with the SNR: min(SNR, γ) / (SNR + 1)."""
+        return self._predicts_velocity and self.config.snr_gamma is not None
+
+    @property
     def _predicts_velocity(self) -> bool:
         return self.scheduler.config.prediction_type == "v_prediction"
 

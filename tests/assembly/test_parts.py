@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import REPOSITORY
+from recipes import REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
 
 from mobius_train.assembly.model_configs import find_configs
-from mobius_train.assembly.parts import autoencoder_of, parts_of
+from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
 from mobius_train.assembly.weights import Pretrained, Random, WeightSource
 from mobius_train.config import RunConfig, load
 from mobius_train.dtypes import Dtypes
@@ -87,3 +87,22 @@ def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: Path) -> None:
     expected = entries(config, Random(configs, META), META)
     for changes in ({"frozen_dtype": "fp32"}, {"mode": "serial"}, {"mode": "full"}):
         assert entries(config.model_copy(update=changes), Random(configs, META), META) != expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gamma", "warns"),
+    [("v_prediction", 5.0, True), ("v_prediction", None, False), ("epsilon", 5.0, False)],
+)
+def test_min_snr_with_velocities_is_not_for_motion(
+    tiny_pipeline: Path,
+    clips_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    prediction: str,
+    gamma: float | None,
+    warns: bool,
+) -> None:
+    objective = {"prediction_type": prediction, "snr_gamma": gamma}
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", objective=objective)
+    load_parts(load(write(tmp_path / "recipe.yaml", values)), Pretrained(), CPU)
+    assert ("objective.snr_gamma" in caplog.text) == warns
