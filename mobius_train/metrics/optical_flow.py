@@ -45,8 +45,8 @@ def middle_frame(before: Frame, after: Frame) -> NDArray[np.float32]:
     With t = 1/2 in Eq. 4 of https://arxiv.org/abs/1712.00080 the flow from the middle to the first frame is
     (F_10 - F_01) / 4, and that to the second frame is its negative. Both warped frames count the same.
     """
-    to_before = (dis_flow(after, before) - dis_flow(before, after)) / 4
-    return (_warp(before, to_before) + _warp(after, -to_before)) / 2
+    to_before = (dis_flow(after, before) - dis_flow(before, after)) * np.float32(0.25)
+    return (_warp(before, to_before) + _warp(after, -to_before)) * np.float32(0.5)
 
 
 def _warp(frame: Frame, flow: Flow) -> NDArray[np.float32]:

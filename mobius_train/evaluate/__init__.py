@@ -1,0 +1,1 @@
+"""Evaluation of clips: figures of quality and motion, and blind preference by people."""
