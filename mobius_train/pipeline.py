@@ -278,16 +278,24 @@ class TextToVideoPipeline(DiffusionPipeline):
         return predict
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """
+    Raises:
+        MobiusError: the device is unknown or not available.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise MobiusError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeline:
     """Load the pipeline of a run's folder (its final/), or of a pipeline folder.
 
     Raises:
         MobiusError: the folder has no pipeline, loading fails, or the device is not available.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MobiusError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    device = usable_device(device)
     found = next((path for path in (folder / "final", folder) if (path / "model_index.json").is_file()), None)
     if found is None:
         raise MobiusError(

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from mobius_train.data.clips import open_clips
 from mobius_train.errors import MobiusError
 from mobius_train.media.clip_files import file_names, prompt_in_name, write_clips
 from mobius_train.media.contact_sheet import contact_sheet
@@ -113,14 +114,29 @@ def test_names_are_unique_and_safe() -> None:
 
 def test_all_formats_are_written(tmp_path: Path) -> None:
     paths = write_clips([moving_square(), moving_square()], ["a cat", "a cat"], tmp_path / "out")
-    names = ["00-a-cat.gif", "00-a-cat.mp4", "01-a-cat.gif", "01-a-cat.mp4", "contact_sheet.png"]
+    names = ["00-a-cat.gif", "00-a-cat.mp4", "01-a-cat.gif", "01-a-cat.mp4", "metadata.jsonl", "contact_sheet.png"]
     assert [path.name for path in paths] == names
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(("formats", "suffix"), [(("gif", "mp4", "png"), ".mp4"), (("gif",), ".gif")])
+def test_written_clips_are_a_data_set_with_the_exact_prompts(
+    tmp_path: Path, formats: tuple[str, ...], suffix: str
+) -> None:
+    prompts = ['a "cat" / Dog?', "红心"]
+    write_clips([moving_square(), moving_square()], prompts, tmp_path, formats)
+    entries = open_clips(str(tmp_path), num_frames=2, resolution=16).entries
+    assert [(entry.captions[0].text, entry.suffix) for entry in entries] == [(prompt, suffix) for prompt in prompts]
+
+
+def test_a_contact_sheet_alone_lists_no_clips(tmp_path: Path) -> None:
+    write_clips([moving_square()], ["a cat"], tmp_path, formats=["png"])
+    assert [path.name for path in tmp_path.iterdir()] == ["contact_sheet.png"]
 
 
 def test_formats_can_be_chosen(tmp_path: Path) -> None:
     paths = write_clips([moving_square()], ["a cat"], tmp_path, formats=["gif"])
-    assert [path.name for path in paths] == ["00-a-cat.gif"]
+    assert [path.name for path in paths] == ["00-a-cat.gif", "metadata.jsonl"]
     with pytest.raises(MobiusError, match=r"webm.*\bgif, mp4, png\b"):
         write_clips([moving_square()], ["a cat"], tmp_path, formats=["webm"])
 
@@ -128,7 +144,7 @@ def test_formats_can_be_chosen(tmp_path: Path) -> None:
 def test_stills_are_pictures(tmp_path: Path) -> None:
     still = moving_square(1)
     paths = write_clips([still], ["a cat"], tmp_path)
-    assert [path.name for path in paths] == ["00-a-cat.png", "contact_sheet.png"]
+    assert [path.name for path in paths] == ["00-a-cat.png", "metadata.jsonl", "contact_sheet.png"]
     assert torch.equal(torch.from_numpy(np.array(Image.open(paths[0]))).permute(2, 0, 1), still[0])
 
 

@@ -15,8 +15,9 @@ from mobius_train.data.captions import Caption, caption_of, read_caption
 from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
+from mobius_train.media.clip_files import METADATA_NAME
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = (METADATA_NAME, "metadata.csv")
 
 
 def read_folder(folder: Path, caption_language: str) -> list[Entry]:

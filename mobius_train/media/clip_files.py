@@ -1,4 +1,7 @@
-"""Writing of several clips: one file per clip and format, named after the prompt."""
+"""Writing of several clips: one file per clip and format, named after the prompt.
+
+metadata.jsonl lists one file per clip with its exact prompt, so that `mobius_train.data` reads the folder as clips.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import publish_lines
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import to_images
@@ -17,6 +21,7 @@ from mobius_train.media.video import write_mp4
 MOST_LETTERS = 40  # of a prompt, in a file name
 FORMATS = ("gif", "mp4", "png")
 SHEET_NAME = "contact_sheet.png"
+METADATA_NAME = "metadata.jsonl"
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:
@@ -40,7 +45,9 @@ def write_clips(
     formats: Sequence[str] = FORMATS,
     fps: float = 8.0,
 ) -> list[Path]:
-    """Write a file for every clip and format, and a contact sheet for "png"; return the paths.
+    """Write a file for every clip and format, their prompts, and a contact sheet for "png"; return the paths.
+
+    metadata.jsonl lists the MP4 of a clip if there is one: a GIF has 256 colours, and merges equal frames.
 
     Args:
         clips: (F, 3, H, W) uint8 each. A still (F = 1) becomes a PNG instead of GIF and MP4.
@@ -57,10 +64,12 @@ def write_clips(
     folder.mkdir(parents=True, exist_ok=True)
     names = file_names(prompts)
     written: list[Path] = []
-    for frames, name in zip(clips, names, strict=True):
+    metadata: list[dict[str, str]] = []
+    for frames, name, prompt in zip(clips, names, prompts, strict=True):
         if len(frames) == 1:
             written.append(folder / f"{name}.png")
             to_images(frames)[0].save(written[-1])
+            metadata.append({"file_name": written[-1].name, "text": prompt})
             continue
         if "gif" in formats:
             written.append(folder / f"{name}.gif")
@@ -68,6 +77,11 @@ def write_clips(
         if "mp4" in formats:
             written.append(folder / f"{name}.mp4")
             write_mp4(frames, written[-1], fps)
+        if {"gif", "mp4"} & set(formats):
+            metadata.append({"file_name": written[-1].name, "text": prompt})
+    if metadata:
+        written.append(folder / METADATA_NAME)
+        publish_lines(written[-1], metadata)
     if "png" in formats:
         written.append(folder / SHEET_NAME)
         # The file's number identifies a prompt whose characters the font lacks.

@@ -2,7 +2,8 @@
 
 `frame_difference` is too small for stills and too large for flicker. `neighbour_ratio` distinguishes motion from
 flicker: steady motion accumulates, so frames half a clip apart differ more than neighbours (a ratio below 1). For
-independent changes the ratio is 1. `motion_correlation` compares a clip with a reference clip of the same caption.
+independent changes the ratio is 1. `frame_order` compares neighbours with all pairs of frames. `motion_correlation`
+compares a clip with a reference clip of the same caption.
 
 Legend: F frames, H, W pixels.
 """
@@ -59,6 +60,28 @@ def deviation(frames: Tensor) -> Tensor:
     """Each frame minus the clip's mean frame, float32; the frame axis is the first."""
     frames = frames.float()
     return frames - frames.mean(0, keepdim=True)
+
+
+def frame_order(frames: Tensor) -> float | None:
+    """Mean squared difference of adjacent frames over that of all pairs: below 1 if neighbours are alike.
+
+    The mean over all orders of the same frames is exactly 1, so 1 is the value of a clip without order.
+
+    Args:
+        frames: (F, 3, H, W) uint8 with F > 1.
+
+    Returns:
+        None if all frames are equal.
+
+    Raises:
+        ValueError: there is only one frame.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"frame_order needs more than one frame, got {tuple(frames.shape)}")
+    steps = (frames[1:].float() - frames[:-1].float()).square().sum() / (len(frames) - 1)
+    # The mean over all pairs of |x_f - x_g|^2 is twice the unbiased variance.
+    pairs = 2 * deviation(frames).square().sum() / (len(frames) - 1)
+    return float(steps / pairs) if pairs > 0 else None
 
 
 def motion_correlation(frames: Tensor, reference: Tensor) -> float:

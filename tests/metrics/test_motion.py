@@ -1,7 +1,9 @@
+from itertools import combinations, permutations
+
 import pytest
 import torch
 
-from mobius_train.metrics.motion import frame_difference, motion, motion_correlation
+from mobius_train.metrics.motion import frame_difference, frame_order, motion, motion_correlation
 
 
 def clip_of(*levels: int) -> torch.Tensor:
@@ -42,6 +44,26 @@ def test_what_is_no_clip_is_refused(frames: torch.Tensor) -> None:
 def test_no_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="clip"):
         motion([])
+
+
+def test_the_order_is_the_neighbours_share_of_all_pairs() -> None:
+    clip = torch.randint(0, 256, (4, 3, 5, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    squares = {(f, g): (clip[f].float() - clip[g].float()).square().mean() for f, g in combinations(range(4), 2)}
+    neighbours = torch.stack([squares[f, f + 1] for f in range(3)]).mean()
+    assert frame_order(clip) == pytest.approx(float(neighbours / torch.stack(list(squares.values())).mean()))
+
+
+def test_steady_motion_has_order_and_the_mean_over_all_orders_has_none() -> None:
+    clip = clip_of(0, 10, 20, 30)
+    orders = [frame_order(clip[list(order)]) or 0.0 for order in permutations(range(4))]
+    assert frame_order(clip) == min(orders) == pytest.approx(100 / ((3 * 100 + 2 * 400 + 900) / 6))
+    assert sum(orders) / len(orders) == pytest.approx(1)
+
+
+def test_a_still_clip_has_no_order() -> None:
+    assert frame_order(clip_of(7, 7, 7)) is None
+    with pytest.raises(ValueError, match="frame_order"):
+        frame_order(clip_of(7))
 
 
 def test_a_clip_correlates_with_itself_whatever_its_contrast() -> None:

@@ -72,7 +72,8 @@ def test_clips_of_a_run(run_folder: Path, tmp_path: Path) -> None:
     assert sorted(printed) == sorted(output.iterdir())
     slugs = ("00-a-cat", "01-红心", "02-heart-heart-heart-heart-heart-heart-hear")
     assert {path.name for path in printed} == {f"{slug}.{kind}" for slug in slugs for kind in ("gif", "mp4")} | {
-        "contact_sheet.png"
+        "contact_sheet.png",
+        "metadata.jsonl",
     }
     with Image.open(output / "00-a-cat.gif") as image:
         assert (getattr(image, "n_frames", 1), image.size) == (3, (192, 192))
@@ -96,7 +97,7 @@ def test_stills_of_the_spatial_branch(
         "16",
     ]
     assert sample_here(monkeypatch, str(run_folder / "final"), *arguments) == 0
-    assert {path.name for path in output.iterdir()} == {"00-a-cat.png", "contact_sheet.png"}
+    assert {path.name for path in output.iterdir()} == {"00-a-cat.png", "contact_sheet.png", "metadata.jsonl"}
     with Image.open(output / "00-a-cat.png") as image:
         assert image.size == (8, 16)
     assert "frame difference" not in capsys.readouterr().out

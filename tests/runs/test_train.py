@@ -31,7 +31,7 @@ def test_a_run_leaves_what_the_documentation_says(run: Run, tiny_pipeline: Path)
     }
     assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-2", "step-4"]
     shown = {path.suffix for path in (output / "samples" / "step-4").iterdir()}
-    assert shown == {".gif", ".mp4", ".png"}
+    assert shown == {".gif", ".mp4", ".png", ".jsonl"}
     steps = [line for line in metrics(output) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert all(line["step_applied"] == 1 and line["gradient_norm"] > 0 for line in steps)

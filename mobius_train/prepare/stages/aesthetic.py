@@ -28,12 +28,13 @@ class Aesthetic(ClipStage):
 
     def check(self) -> None:
         models.check(self.model, *models.VISION)
-        expected, given = _head(self.head)[0].shape[1], models.read(models.VISION[1], self.model).config.projection_dim
+        expected = read_head(self.head)[0].shape[1]
+        given = models.read(models.VISION[1], self.model).config.projection_dim
         if expected != given:
             raise MobiusError(f"{self.head} expects {expected} features, but {self.model} has {given}")
 
     def process(self, clip: Candidate) -> None:
-        weight, bias = _head(self.head)
+        weight, bias = read_head(self.head)
         features = models.embeddings(self.model, models.images(clip.pixels, self.frames))
         score = float((features @ weight.T + bias).mean())
         clip.scores[self.name] = {"score": round(score, 3)}
@@ -42,7 +43,12 @@ class Aesthetic(ClipStage):
 
 
 @lru_cache(maxsize=2)
-def _head(path: Path) -> tuple[Tensor, Tensor]:
+def read_head(path: Path) -> tuple[Tensor, Tensor]:
+    """A linear head's weight (1, D) and bias (1,).
+
+    Raises:
+        MobiusError: the file contains none.
+    """
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
         return tensors["weight"].float().view(1, -1), tensors["bias"].float().view(1)

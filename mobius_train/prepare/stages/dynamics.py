@@ -1,33 +1,24 @@
 """Dynamic degree: the speed of the fastest parts of a clip, from dense optical flow.
 
 The measure is VBench's dynamic degree (https://arxiv.org/abs/2311.17982): the mean of the largest 5% of the flow.
-VBench uses RAFT. Here the flow is OpenCV's DIS (https://arxiv.org/abs/1603.03590), which needs no weights, or RAFT as
-.onnx in the format of https://github.com/opencv/opencv_zoo/tree/main/models/optical_flow_estimation_raft.
+VBench uses RAFT. Here the flow is OpenCV's DIS, which needs no weights, or RAFT as .onnx in the format of
+https://github.com/opencv/opencv_zoo/tree/main/models/optical_flow_estimation_raft.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from mobius_train.errors import MobiusError
+from mobius_train.metrics.optical_flow import FAST, Flow, dis_flow, fastest_speed
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
 from mobius_train.prepare.stages import onnx
 from mobius_train.prepare.stages.stage import ClipStage
-
-FASTEST = 0.05
-Flow = NDArray[np.float32]  # (H, W, 2): displacement to the next frame in pixels, right and down
-
-
-@lru_cache(maxsize=1)
-def _dis() -> Any:
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
 
 class Dynamics(ClipStage):
@@ -54,20 +45,14 @@ class Dynamics(ClipStage):
         fastest = []
         for number in chosen:
             before, after = (cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames[number:][:2])
-            flow = _by_dis(before, after) if self.raft is None else _by_raft(self.raft, before, after)
-            speeds = np.sort(np.linalg.norm(flow, axis=2), axis=None)
-            fastest.append(float(speeds[-max(1, int(len(speeds) * FASTEST)) :].mean()))
+            flow = dis_flow(before, after, FAST) if self.raft is None else _by_raft(self.raft, before, after)
+            fastest.append(fastest_speed(flow))
         degree = float(np.mean(fastest)) * fps
         clip.scores[self.name] = {"degree": round(degree, 3)}
         if degree < self.minimum:
             raise Dropped("too little motion", f"{degree:.2f}")
         if self.maximum is not None and degree > self.maximum:
             raise Dropped("too much motion", f"{degree:.2f}")
-
-
-def _by_dis(before: Frames, after: Frames) -> Flow:
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after)]
-    return np.asarray(_dis().calc(*grey, None), np.float32)
 
 
 def _by_raft(path: Path, before: Frames, after: Frames) -> Flow:

@@ -1,0 +1,71 @@
+"""Sampling from the command line: options, prompts and the pipeline call, shared by the tools that draw clips."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mobius_train.errors import MobiusError
+from mobius_train.pipeline import TextToVideoPipeline
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_prompts` and `sample_clips` read, the output folder and the device."""
+    parser.add_argument("model", type=Path, help="a run's output_dir or its final/, or a pipeline folder")
+    parser.add_argument("--prompt", action="append", default=[], help="text prompt; repeatable")
+    parser.add_argument("--prompts-file", type=Path, help="text file with one prompt per line")
+    parser.add_argument("--output", type=Path, required=True, help="output folder of the clips")
+    parser.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    parser.add_argument("--num-frames", type=int, help="frames per clip; default: the model's")
+    parser.add_argument("--height", type=int, help="pixels; default: the model's")
+    parser.add_argument("--width", type=int, help="pixels; default: the model's")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, help="default: the model's")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0.7 is recommended with zero terminal SNR")
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fps", type=float, default=8.0, help="frame rate of the files (default: %(default)s)")
+    add_device_option(parser)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add --device, by default a GPU if there is one."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompts of --prompt, then those of --prompts-file.
+
+    Raises:
+        MobiusError: there are none, or the file cannot be read.
+    """
+    prompts = list(arguments.prompt)
+    if arguments.prompts_file is not None:
+        try:
+            lines = arguments.prompts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise MobiusError("no prompts: give --prompt or a --prompts-file with one prompt per line")
+    return prompts
+
+
+def sample_clips(pipeline: TextToVideoPipeline, prompts: list[str], arguments: argparse.Namespace) -> Tensor:
+    """Sample one clip per prompt: (B, F, 3, H, W) uint8. Raises as the pipeline."""
+    clips: Tensor = pipeline(
+        prompts,
+        num_frames=arguments.num_frames,
+        height=arguments.height,
+        width=arguments.width,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        guidance_rescale=arguments.guidance_rescale,
+        negative_prompt=arguments.negative_prompt,
+        seed=arguments.seed,
+        output_type="uint8",
+    ).frames
+    return clips
