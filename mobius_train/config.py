@@ -22,6 +22,7 @@ LearningRateSchedule = Literal[
 ]
 # Fields that apply only to models with a ring.
 RING_OPTIONS = (
+    "ring_width",
     "gradient_checkpointing_kept",
     "recompute_activations",
     "activation_offload",
@@ -150,6 +151,10 @@ class RunConfig(Section):
 
     stage: Stage = "text-to-video"
     mode: Mode = Field("parallel", description="text-to-video: train the ring, serial temporal layers, or all weights")
+
+    ring_width: float | None = Field(
+        None, gt=0, description="mode parallel: the ring's channels over the backbone's; default: 1, as in the paper"
+    )
 
     pretrained_model_name_or_path: str | None = Field(
         None, description="model folder or hub name in diffusers layout: unet/, vae/, scheduler/, text encoder"

@@ -21,7 +21,8 @@ class Family:
         image_model: diffusers' class.
         image_denoiser: wraps the image model as a Denoiser of single frames.
         parallel: the class of the model with a ring.
-        new_parallel: builds a parallel model with a new ring; it contains the image model, not a copy.
+        new_parallel: builds a parallel model with a new ring of the given width; it contains the image model, not a
+            copy.
         serial: the class of the model with temporal layers inside; None if the family has no serial model.
         new_serial: builds a serial model with new temporal layers; it contains the image model, not a copy.
     """
@@ -30,7 +31,7 @@ class Family:
     image_model: type[nn.Module]
     image_denoiser: Callable[[Any], Denoiser]
     parallel: type[Composite]
-    new_parallel: Callable[[Any], Denoiser]
+    new_parallel: Callable[[Any, float], Denoiser]
     serial: type[Composite] | None = None
     new_serial: Callable[[Any], Denoiser] | None = None
 

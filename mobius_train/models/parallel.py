@@ -41,10 +41,10 @@ class ParallelUNet(ParallelModel):
         super().__init__(spatial, ring, backbone)
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel) -> Self:
+    def from_unet2d(cls, unet: UNet2DConditionModel, ring_width: float = 1.0) -> Self:
         """Add a new ring to `unet`, which becomes `spatial` and is frozen.
 
         Raises:
-            MobiusError: the UNet has unsupported conditions or blocks.
+            MobiusError: the UNet has unsupported conditions or blocks, or the width does not fit it.
         """
-        return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet))
+        return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet, ring_width))

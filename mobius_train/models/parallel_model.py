@@ -34,6 +34,10 @@ class RingModule(Protocol):
     def layers(self) -> Sequence[LayerShape]:
         """The layers of the ring's backbone."""
 
+    @property
+    def width(self) -> float:
+        """Channels of the ring over those of its backbone."""
+
     def set_memory(self, memory: LayerMemory) -> None:
         """See Denoiser."""
 
@@ -86,6 +90,10 @@ class ParallelModel(Composite):
     @property
     def image_model(self) -> nn.Module:
         return self.spatial
+
+    @property
+    def ring_width(self) -> float:
+        return cast(RingModule, self.ring).width
 
     def train(self, mode: bool = True) -> Self:
         """Set the ring's mode; the spatial branch stays in evaluation mode."""

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
+from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import Feature, LayerShape, Timestep
 from mobius_train.models.family import Family
 from mobius_train.models.image_denoiser import ImageDenoiser
@@ -106,8 +107,12 @@ class ToyRing(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         self.set_memory(LayerMemory())
 
+    width = 1.0
+
     @classmethod
-    def of(cls, model: ToyImageModel) -> ToyRing:
+    def of(cls, model: ToyImageModel, width: float) -> ToyRing:
+        if width != 1:
+            raise MobiusError(f"ring_width={width:g}: a toy ring has width 1")
         ring = cls(**{name: model.config[name] for name in ("in_channels", "width", "depth")})
         ring.conv_out.load_state_dict(model.conv_out.state_dict())
         return ring
@@ -157,5 +162,5 @@ TOY = Family(
     image_model=ToyImageModel,
     image_denoiser=lambda model: ImageDenoiser(model, ToyBackbone(model), [model.conv_out]),
     parallel=ParallelToy,
-    new_parallel=lambda model: ParallelToy(model, ToyRing.of(model)),
+    new_parallel=lambda model, width: ParallelToy(model, ToyRing.of(model, width)),
 )

@@ -11,13 +11,14 @@ import pytest
 import torch
 from autograd_memory import held_for_backward, tensors_saved_in, watched
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
-from torch import Tensor, nn
+from learning import idle, loss, train
+from torch import nn
 from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
 from mobius_train.conditions import Conditions
 from mobius_train.config import Mode
 from mobius_train.measure.graph import leaves_of_graph
-from mobius_train.models import Denoiser, ParallelUNet, build_denoiser
+from mobius_train.models import ParallelUNet, build_denoiser
 from mobius_train.models.backbone import Feature, fold_conditions, fold_frames, without_graph
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.storages import StorageFollower, module_storages
@@ -26,31 +27,6 @@ from mobius_train.storages import StorageFollower, module_storages
 def features_of(model: ParallelUNet, batch: Batch) -> Iterator[Feature]:
     folded = fold_conditions(batch.timestep, Conditions.of_text(batch.text), batch.sample.shape[2])
     return without_graph(model.backbone.features(fold_frames(batch.sample), *folded))
-
-
-def loss(model: Denoiser, batch: Batch) -> Tensor:
-    return model.predict(*batch.given()).square().mean()
-
-
-def train(model: Denoiser, batch: Batch, steps: int) -> dict[str, Tensor | None]:
-    """The gradients by name after so many optimizer steps."""
-    parameters = [parameter for parameter in model.trained.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    for _ in range(steps):
-        loss(model, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    loss(model, batch).backward()
-    return {name: p.grad for name, p in model.trained.named_parameters() if p.requires_grad}
-
-
-def idle(gradients: dict[str, Tensor | None]) -> set[str]:
-    """The parameters without a finite, non-zero gradient."""
-    return {
-        name
-        for name, gradient in gradients.items()
-        if gradient is None or not gradient.isfinite().all() or not gradient.any()
-    }
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])

@@ -113,7 +113,7 @@ def test_it_trains_resumes_samples_and_goes_on(run: Run, tmp_path: Path, clips_f
     image = run("image", **options, stage="text-to-image", data={"random_frame": True}, max_train_steps=1)
     assert len(losses(image)) == 1
     planned = plan(load(write(tmp_path / "plan.yaml", recipe(folder, clips_folder, tmp_path / "out"))), Spread.over(1))
-    ring = sum(p.numel() for p in TOY.new_parallel(image_model()).trained.parameters())
+    ring = sum(p.numel() for p in TOY.new_parallel(image_model(), 1.0).trained.parameters())
     assert planned.trained == ring
     assert {"ring", "fusion and head"} <= planned.saved.keys()
 

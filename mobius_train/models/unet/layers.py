@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import LayerShape
 
 
@@ -65,6 +67,49 @@ def read_layout(config: Mapping[str, Any]) -> Layout:
         up.append([LayerShape(state + bridge, width, attention) for state, bridge in zip(states, bridges, strict=True)])
         before = width
     return Layout(down, mid, up, heads[0])
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels of a ring of this width for so many channels of its UNet.
+
+    Raises:
+        MobiusError: they are no whole number.
+    """
+    found = channels * width
+    if not 0 < found == int(found):
+        raise MobiusError(f"ring_width={width:g}: {channels} channels times the width are no whole number")
+    return int(found)
+
+
+def ring_groups(config: Mapping[str, Any], width: float) -> int:
+    """The groups of a ring's norms: as many channels in each as in the UNet, where that divides."""
+    channels = [scaled(level, width) for level in config["block_out_channels"]]
+    return math.gcd(max(1, int(config["norm_num_groups"] * width)), *channels)
+
+
+def scaled_layout(config: Mapping[str, Any], width: float) -> Layout:
+    """The layers of a ring of this width, with the heads of the UNet's layers.
+
+    Raises:
+        MobiusError: the width does not fit: a layer's channels are not divisible by its heads.
+    """
+    layout = read_layout({**config, "block_out_channels": [scaled(c, width) for c in config["block_out_channels"]]})
+    levels = len(config["block_out_channels"])
+    heads = _per_level(config["attention_head_dim"], levels)
+    for channels, count in zip(config["block_out_channels"], heads, strict=True):
+        if scaled(channels, width) % count:
+            fitting = [f"{w:g}" for w in (2, 1.5, 1, 0.75, 0.5, 0.25, 0.125) if _fits(config, w)]
+            raise MobiusError(
+                f"ring_width={width:g}: {scaled(channels, width)} channels cannot be divided among {count} heads."
+                f" Widths that fit this UNet: {', '.join(fitting)}"
+            )
+    return layout
+
+
+def _fits(config: Mapping[str, Any], width: float) -> bool:
+    channels = config["block_out_channels"]
+    heads = _per_level(config["attention_head_dim"], len(channels))
+    return all(c * width == int(c * width) and c * width % n == 0 for c, n in zip(channels, heads, strict=True))
 
 
 def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[int]:

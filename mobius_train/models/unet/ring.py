@@ -2,12 +2,13 @@
 
 Legend: h hidden state of the frozen spatial branch, t time state of the ring; SC, SA spatial convolution and
 attention blocks; TC, TA temporal ones; ⊕ concatenation along channels. N = B·F frames, ordered clip by clip;
-C channels, H, W latent size.
+C channels, H, W latent size; w the ring's width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -20,7 +21,14 @@ from torch import Tensor, nn
 
 from mobius_train.models.backbone import Feature, LayerShape
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
-from mobius_train.models.unet.layers import LAYOUT_FIELDS, bytes_per_flop, read_layout
+from mobius_train.models.unet.layers import (
+    LAYOUT_FIELDS,
+    bytes_per_flop,
+    read_layout,
+    ring_groups,
+    scaled,
+    scaled_layout,
+)
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
 
@@ -38,7 +46,13 @@ class Ring(ModelMixin, ConfigMixin):
     Like h, t has its own bridges (Eq. 5), downsamplers and upsamplers. The weights of TC, TA, transformer_in and the
     samplers have the names of UNet3DConditionModel.
 
-    The configuration entries have the same meaning as in UNet2DConditionModel.
+    At width w = 1, the paper's, t has as many channels as h. At another width it has w times as many, and SC(h_i),
+    SA(SC(h_i)) and h_0 enter through learned 1x1 convolutions.
+
+    The configuration entries except `width` have the same meaning as in UNet2DConditionModel.
+
+    Raises:
+        MobiusError: the width does not fit the channels, heads and groups of the UNet.
 
     Attributes:
         memory: how the layers store activations for the backward pass.
@@ -62,36 +76,51 @@ class Ring(ModelMixin, ConfigMixin):
         norm_num_groups: int,
         norm_eps: float,
         conv_out_kernel: int,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
-        layout = read_layout(self.config)
-        first = block_out_channels[0]
-        self.transformer_in = transformer_in(first, layout.in_heads, norm_num_groups)
-        down = [RingBlock(shapes, norm_num_groups) for shapes in layout.down]
-        for block, width in zip(down[:-1], block_out_channels, strict=False):
-            block.downsamplers.append(Downsample2D(width, use_conv=True, padding=downsample_padding, name="op"))
-        up = [RingBlock(shapes, norm_num_groups) for shapes in layout.up]
-        for block, width in zip(up[:-1], reversed(block_out_channels), strict=False):
-            block.upsamplers.append(Upsample2D(width, use_conv=True))
+        self._layers = read_layout(self.config).layers()
+        groups = ring_groups(self.config, width)
+        layout = scaled_layout(self.config, width)
+        of_h, of_t = block_out_channels, [scaled(channels, width) for channels in block_out_channels]
+        self.transformer_in = transformer_in(of_t[0], layout.in_heads, groups)
+        down = [RingBlock(shapes, groups) for shapes in layout.down]
+        for block, channels in zip(down[:-1], of_t, strict=False):
+            block.downsamplers.append(Downsample2D(channels, use_conv=True, padding=downsample_padding, name="op"))
+        up = [RingBlock(shapes, groups) for shapes in layout.up]
+        for block, channels in zip(up[:-1], reversed(of_t), strict=False):
+            block.upsamplers.append(Upsample2D(channels, use_conv=True))
         self.down_blocks = nn.ModuleList(down)
-        self.mid_block = RingBlock(layout.mid, norm_num_groups)
+        self.mid_block = RingBlock(layout.mid, groups)
         self.up_blocks = nn.ModuleList(up)
+        # One for h_0, then one for each layer.
+        self.entries: nn.ModuleList | None = None
+        if width != 1:
+            self.entries = nn.ModuleList([Entry(of_h[0], of_t[0], attention=False)])
+            for wide, narrow in zip(self._layers, layout.layers(), strict=True):
+                self.entries.append(Entry(wide.channels, narrow.channels, attention=wide.heads is not None))
 
-        self.fusion = nn.Conv2d(2 * first, first, kernel_size=1)
+        first = of_h[0]
+        self.fusion = nn.Conv2d(first + of_t[0], first, kernel_size=1)
         # [I | 0] without bias: a new ring predicts the same as the 2D UNet.
         nn.init.dirac_(self.fusion.weight)
         nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_act = get_activation(act_fn)
         self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
-        self._layers = layout.layers()
+        self._costs = [bytes_per_flop(layer) for layer in layout.layers()]
         self.set_memory(LayerMemory())
         self.host_bytes = 0
 
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the layers store activations for the backward pass."""
         self.memory = memory
-        self.treatments = memory.treatments([bytes_per_flop(layer) for layer in self._layers])
+        self.treatments = memory.treatments(self._costs)
+
+    @property
+    def width(self) -> float:
+        """w."""
+        return float(self.config.width)
 
     def layers(self) -> list[LayerShape]:
         """The layers of the ring's UNet."""
@@ -119,19 +148,23 @@ class Ring(ModelMixin, ConfigMixin):
         self.set_memory(LayerMemory(gradient_checkpointing=enable))
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel) -> Ring:
+    def from_unet2d(cls, unet: UNet2DConditionModel, width: float = 1.0) -> Ring:
         """A new ring for `unet`, in float32.
 
-        Samplers and output head start as copies of the UNet's, because t resembles h in scale and meaning. The fusion
-        starts as the identity on h, and the other layers start at random.
+        The output head starts as a copy of the UNet's, and so do the samplers at width 1, because t resembles h in
+        scale and meaning. The fusion starts as the identity on h, and the other layers start at random.
+
+        Raises:
+            MobiusError: the width does not fit the UNet.
         """
         names = (*LAYOUT_FIELDS, *HEAD_FIELDS, "downsample_padding")
-        ring = cls(**{name: unet.config[name] for name in names})
+        ring = cls(**{name: unet.config[name] for name in names}, width=width)
         state = unet.state_dict()
+        heads = ("conv_norm_out.", "conv_out.")
         copied = {
             name: state[name]
             for name in ring.state_dict()
-            if name.startswith(("conv_norm_out.", "conv_out.")) or "samplers." in name
+            if name.startswith(heads) or (width == 1 and "samplers." in name)
         }
         ring.load_state_dict(copied, strict=False)
         return ring
@@ -147,28 +180,33 @@ class Ring(ModelMixin, ConfigMixin):
             (N, out_channels, H, W).
         """
         stream, units = _Stream(features, self.dtype), TreatedUnits(self.treatments)
-        state = units.run(self._enter, stream.take().hidden, num_frames)
+        entries = self._entries_in_order()
+        state = units.run(self._enter, next(entries), stream.take().hidden, num_frames)
         bridges = [state]
         for block in cast(Sequence[RingBlock], self.down_blocks):
             for conv, attention in block.layers():
-                state = _layer(units, conv, attention, state, None, stream.take(), num_frames)
+                state = _layer(units, next(entries), conv, attention, state, None, stream.take(), num_frames)
                 bridges.append(state)
             for downsampler in block.downsamplers:
                 state = downsampler(state)
                 bridges.append(state)
         for conv, attention in self.mid_block.layers():
-            state = _layer(units, conv, attention, state, None, stream.take(), num_frames)
+            state = _layer(units, next(entries), conv, attention, state, None, stream.take(), num_frames)
         for block in cast(Sequence[RingBlock], self.up_blocks):
             for conv, attention in block.layers():
-                state = _layer(units, conv, attention, state, bridges.pop(), stream.take(), num_frames)
+                state = _layer(units, next(entries), conv, attention, state, bridges.pop(), stream.take(), num_frames)
             for upsampler in block.upsamplers:
                 state = upsampler(state, bridges[-1].shape[-2:])
         state = units.run(self._head, stream.hidden, state)
         self.host_bytes = units.host_bytes
         return state
 
-    def _enter(self, hidden: Tensor, num_frames: int) -> Tensor:
-        return self.transformer_in(hidden.to(self.dtype), num_frames)
+    def _entries_in_order(self) -> Iterator[Entry | None]:
+        return itertools.repeat(None) if self.entries is None else iter(cast(Sequence[Entry], self.entries))
+
+    def _enter(self, entry: Entry | None, hidden: Tensor, num_frames: int) -> Tensor:
+        hidden = hidden.to(self.dtype)
+        return self.transformer_in(hidden if entry is None else entry.convolution(hidden), num_frames)
 
     def _head(self, hidden: Tensor, state: Tensor) -> Tensor:
         fused = self.fusion(torch.cat([hidden, state], dim=1))
@@ -177,6 +215,7 @@ class Ring(ModelMixin, ConfigMixin):
 
 def _layer(
     units: TreatedUnits,
+    entry: Entry | None,
     temporal_conv: nn.Module,
     temporal_attention: nn.Module | None,
     state: Tensor,
@@ -189,12 +228,33 @@ def _layer(
     def temporal(state: Tensor, bridge: Tensor | None, convolution: Tensor) -> Tensor:
         if bridge is not None:
             state = torch.cat([state, bridge], dim=1)
+        if entry is not None:
+            convolution = entry.convolution(convolution)
         state = convolution + temporal_conv(state, num_frames)
         return state if temporal_attention is None else temporal_attention(state, num_frames)
 
     state = units.run(temporal, state, bridge, feature.convolution)
-    # Added outside the recomputed function, so SA(SC(h)) is not kept for the backward pass.
-    return state if feature.attention is None else feature.attention + state
+    if feature.attention is None:
+        return state
+    # Added outside the recomputed function, so SA(SC(h)) is not kept for the backward pass at width 1.
+    return (feature.attention if entry is None else entry.attention(feature.attention)) + state
+
+
+class Entry(nn.Module):
+    """The 1x1 convolutions through which the features of a layer enter a ring of another width."""
+
+    def __init__(self, channels: int, of_ring: int, attention: bool) -> None:
+        super().__init__()
+        self.convolution = _Projection(channels, of_ring, kernel_size=1)
+        if attention:
+            self.attention = _Projection(channels, of_ring, kernel_size=1)
+
+
+class _Projection(nn.Conv2d):
+    """Takes features of a narrower dtype than the ring's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
 
 
 class RingBlock(TemporalBlock):
