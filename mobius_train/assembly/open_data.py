@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mobius_train.assembly.fetch import fetch_all, remote_sources
 from mobius_train.config import DataConfig, RunConfig
@@ -23,7 +23,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     Raises:
         MobiusError: clips are missing or damaged, or do not fit the recipe.
     """
-    train = _open(config, config.data.train, distributed, config.data.subset)
+    train = _open(config, "train", distributed)
     if train.shapes is not None:
         shares = shares_of(train.shapes, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
@@ -35,23 +35,26 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]
             assert train.files is not None
             print(*describe_buckets(wanted, train.files, train.shapes, shares), sep="\n", flush=True)
-    heldout = None if config.data.validation is None else _open(config, config.data.validation, distributed)
+    heldout = None if config.data.validation is None else _open(config, "validation", distributed)
     return train, heldout
 
 
-def _open(config: RunConfig, source: str, distributed: Distributed, subset: Sequence[str] | None = None) -> ClipDataset:
+def _open(config: RunConfig, name: Literal["train", "validation"], distributed: Distributed) -> ClipDataset:
     data = config.data
+    source = data.train if name == "train" else data.validation
+    assert source is not None
     place: str | list[Path] = source
     remote = remote_sources(data, source)
     if remote:
         assert data.download_dir is not None
-        name = "train" if source == data.train else "validation"
         place = fetch_all(remote, data.download_dir, name, distributed)
     clips = open_clips(
         place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
     )
-    if subset is not None:
-        clips = clips.subset(subset)
+    if name == "validation":
+        clips = clips.first(config.validation.max_clips)
+    elif data.subset is not None:
+        clips = clips.subset(data.subset)
     if data.buckets is not None:
         # This reads every clip, so each rank reads its share.
         mine = clips.measure(distributed.rank, distributed.world_size)

@@ -110,6 +110,13 @@ class ClipDataset(Dataset[Clip]):
             entry.shape or shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]
         ]
 
+    def first(self, count: int) -> ClipDataset:
+        """The first `count` clips, or all if there are fewer."""
+        return self._of(self.entries[:count])
+
+    def _of(self, entries: Sequence[Entry]) -> ClipDataset:
+        return ClipDataset(entries, num_frames=self.num_frames, resolution=self.resolution)
+
     def subset(self, names: Sequence[str]) -> ClipDataset:
         """The clips that have one of the names as their key or as one of their captions, in the same order.
 
@@ -129,7 +136,7 @@ class ClipDataset(Dataset[Clip]):
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise MobiusError(f"data.subset: no clip has the caption or the key {name!r}{hint}")
-        return ClipDataset(entries, num_frames=self.num_frames, resolution=self.resolution)
+        return self._of(entries)
 
     def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
         """A copy that decodes each clip to the shape of its best bucket.

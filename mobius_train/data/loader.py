@@ -114,19 +114,18 @@ def heldout_batches(
     batch_size: int,
     rank: int,
     world_size: int,
-    max_clips: int,
     shapes: Sequence[Any] | None = None,
     first_frame: bool = False,
     even: bool = False,
 ) -> Iterator[HeldoutBatch]:
-    """One pass over this rank's share of the first `max_clips` clips; sample indices are clip indices.
+    """One pass over this rank's share of the clips; sample indices are clip indices.
 
     Args:
         shapes: shapes of the clips if they differ; all clips of a batch have the same shape.
         even: give every rank the same number of batches, padded with clips that do not count.
     """
     alike: dict[Any, list[int]] = {}
-    for index in range(min(max_clips, len(samples))):
+    for index in range(len(samples)):
         alike.setdefault(None if shapes is None else shapes[index], []).append(index)
     chunks: list[list[int]] = []
     counts: list[Tensor] = []

@@ -119,7 +119,6 @@ class AutoencoderTask:
             batch_size=self.config.train_batch_size,
             rank=rank,
             world_size=world_size,
-            max_clips=self.config.validation.max_clips,
             shapes=self.heldout.shapes,
             first_frame=self.config.data.random_frame,
         )

@@ -174,7 +174,6 @@ class DiffusionTask:
             batch_size=self.config.train_batch_size,
             rank=self.distributed.rank,
             world_size=self.distributed.world_size,
-            max_clips=self.config.validation.max_clips,
             shapes=clips.shapes,
             first_frame=self.config.data.random_frame,
             even=self.config.shard_frozen,

@@ -216,7 +216,6 @@ def test_held_out_clips_are_batched_by_bucket_each_once() -> None:
                         batch_size=4,
                         rank=rank,
                         world_size=ranks,
-                        max_clips=50,
                         shapes=shapes,
                         even=even,
                     )
@@ -226,7 +225,7 @@ def test_held_out_clips_are_batched_by_bucket_each_once() -> None:
                     assert len(batch) == len(counts)
                     assert len({_shape(clip) for clip, _ in batch}) == 1
                     counted += [clip for (clip, _), counts_here in zip(batch, counts, strict=True) if counts_here]
-            assert sorted(counted) == list(range(50))
+            assert sorted(counted) == list(range(57))
             assert not even or len(set(numbers)) == 1
 
 

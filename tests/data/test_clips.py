@@ -308,3 +308,9 @@ def test_a_subset_that_names_no_clip_is_refused(clips_folder: Path) -> None:
     caption = clips.captions(4)[0]
     with pytest.raises(MobiusError, match=rf"data\.subset.*{caption}x.*{caption}"):
         clips.subset([caption, f"{caption}x"])
+
+
+def test_the_first_clips(clips_folder: Path) -> None:
+    clips = open_clips(str(clips_folder), num_frames=4, resolution=32)
+    assert clips.first(3).keys == clips.keys[:3]
+    assert clips.first(99).keys == clips.keys
