@@ -14,13 +14,14 @@ from launching import launch
 from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
 
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
-# Two groups of two ranks; and layers that are recomputed while FSDP gathers them for the backward pass.
-HYBRID = ("fsdp+fsdp.sharding=hybrid+fsdp.shard_size=2", "fsdp+gradient_checkpointing=true")
+# Layers that are recomputed while FSDP gathers them for the backward pass; and two groups of two ranks.
+RECOMPUTED = "fsdp+gradient_checkpointing=true"
+HYBRID = "fsdp+fsdp.sharding=hybrid+fsdp.shard_size=2"
 TOLERANCE = 1e-5
 
 
 def _engines(ranks: int) -> tuple[str, ...]:
-    return {1: ("zero0", "zero3"), 2: ENGINES, 4: ("zero2", "zero3", *HYBRID)}[ranks]
+    return {1: ("zero0", "zero3"), 2: (*ENGINES, RECOMPUTED), 4: ("zero2", HYBRID)}[ranks]
 
 
 def _launch(ranks: int, recipe_path: Path, output: Path) -> None:
