@@ -85,11 +85,17 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         text_encoder: replaces the pipeline's text encoder.
 
     Raises:
-        MobiusError: the source is damaged or of another kind, or diffusers' class cannot represent it.
+        MobiusError: the source is damaged or of another kind, its ring has another width than 1, or diffusers' class
+            cannot represent it.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         parallel = load_video_model(ParallelUNet, _unet_folder(source))
+        if parallel.ring_width != 1:
+            raise MobiusError(
+                f"the ring in {source} has width {parallel.ring_width:g}, but the temporal layers of a serial model have"
+                " the channels of the UNet: only rings of width 1 can be converted"
+            )
         names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
         ring = parallel.ring.state_dict()
         unet3d = to_unet3d(parallel.spatial, {name: ring[name] for name in names})

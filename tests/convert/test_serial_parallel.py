@@ -65,6 +65,14 @@ def test_convolutions_as_projections_become_linear_ones(stable_diffusion: dict[s
     assert compare.distance(compare.prediction_of_stills(written), compare.prediction_of_stills(unet)) < 1e-5
 
 
+def test_a_ring_of_another_width_is_refused_by_name(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(stable_diffusion["sd21"] / "unet")
+    ParallelUNet.from_unet2d(unet, 0.5).save_pretrained(tmp_path / "half")
+    with pytest.raises(MobiusError, match=r"width 0\.5"):
+        parallel_to_serial(tmp_path / "half", tmp_path / "serial")
+    assert not (tmp_path / "serial").exists()
+
+
 def test_pipelines_keep_their_other_parts(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     source = save_modelscope(stable_diffusion["sd21"], tmp_path / "modelscope")
     serial_to_parallel(source, tmp_path / "parallel")
