@@ -93,8 +93,8 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         parallel = load_video_model(ParallelUNet, _unet_folder(source))
         if parallel.ring_width != 1:
             raise MobiusError(
-                f"the ring in {source} has width {parallel.ring_width:g}, but the temporal layers of a serial model have"
-                " the channels of the UNet: only rings of width 1 can be converted"
+                f"the ring in {source} has width {parallel.ring_width:g}, but the temporal layers of a serial model"
+                " have the channels of the UNet: only rings of width 1 can be converted"
             )
         names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
         ring = parallel.ring.state_dict()
