@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 
 SCRIPT = "slurm/train_parallel.sh"
 # Tiny models take some of these in a second, and Slurm needs seconds to react.
-STEPS = 40
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def small(tiny_pipeline: Path, clips_folder: Path, tmp_path_factory: pytest.Temp
 class Job:
     """A training in a folder, and what its log says."""
 
-    def __init__(self, cluster: Cluster, folder: Path, small: Path, ds_config: str, *overrides: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, small: Path, *overrides: str) -> None:
         self.cluster, self.output, self._log = cluster, folder / "out", folder / "log"
         folder.mkdir()
-        arguments = ["--config", str(small), "--deepspeed", f"ds_configs/{ds_config}.json"]
+        arguments = ["--config", str(small)]
         arguments += [*overrides, f"output_dir={self.output}"]
         self.number = cluster.submit(
             "--nodes=2", f"--output={self._log}", SCRIPT, *arguments, PYTHON=sys.executable, HF_HUB_OFFLINE="1"
@@ -75,24 +75,22 @@ class Job:
         return losses
 
 
-@pytest.mark.parametrize("ds_config", ["zero2", "zero3"])
 def test_interrupted_in_every_way_a_run_ends_as_if_it_had_not_been(
-    cluster: Cluster, tmp_path: Path, small: Path, ds_config: str
+    cluster: Cluster, tmp_path: Path, small: Path
 ) -> None:
-    quiet = Job(cluster, tmp_path / "quiet", small, ds_config)
+    quiet = Job(cluster, tmp_path / "quiet", small)
     expected = quiet.complete()
     assert "nodes      2: n1 n2" in quiet.log()
     assert "preflight: 2 rank(s) on 2 node(s) agree" in quiet.log()
     assert len(set(expected)) == STEPS
 
-    job = Job(cluster, tmp_path / "interrupted", small, ds_config)
+    job = Job(cluster, tmp_path / "interrupted", small)
     job.train_until(2)
-    if ds_config == "zero2":
-        _preempted(job)
-        job.train_until(job.steps() + 2, starts=2)
-        _rank_killed(job)
-    else:
-        _out_of_time(job)
+    _preempted(job)
+    job.train_until(job.steps() + 2, starts=2)
+    _out_of_time(job)
+    job.train_until(job.steps() + 2, starts=3)
+    _rank_killed(job)
     assert job.complete() == expected
 
 
@@ -108,8 +106,8 @@ def _preempted(job: Job) -> None:
 def _out_of_time(job: Job) -> None:
     """What --signal=B:USR1@180 has Slurm send 180 s before the end; the script requeues itself."""
     job.cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait_for_requeue(1, seconds=90)
-    assert "the job is requeued" in job.log()
+    job.wait_for_requeue(2, seconds=90)
+    assert "exit code 75: the job is requeued" in job.log()
     _stopped_and_saved(job)
 
 
@@ -122,7 +120,7 @@ def _stopped_and_saved(job: Job) -> None:
 def _rank_killed(job: Job) -> None:
     (pid,) = [pid for pid in job.cluster.tasks("n2") if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(pid, signal.SIGKILL)
-    job.wait_for_requeue(2, seconds=60)
+    job.wait_for_requeue(3, seconds=60)
     assert "rank 1 on n2" in job.log() or "n2: task 1: Killed" in job.log()
     assert (job.output / "failures.jsonl").exists()
 
@@ -130,7 +128,7 @@ def _rank_killed(job: Job) -> None:
 def test_a_lost_node_is_named_within_a_minute_and_the_job_goes_on_when_it_is_back(
     cluster: Cluster, tmp_path: Path, small: Path
 ) -> None:
-    job = Job(cluster, tmp_path / "job", small, "zero2", "max_train_steps=100000")
+    job = Job(cluster, tmp_path / "job", small, "max_train_steps=100000")
     job.train_until(2)
     _slurmd_killed(job)
     job.train_until(job.steps() + 2, starts=2)
