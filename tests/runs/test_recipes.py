@@ -15,6 +15,7 @@ from mobius_train.run import dry_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
+SMALL += ["data.subset=null"]
 
 
 def _tiny_unet(kind: str) -> str:
