@@ -22,7 +22,6 @@ LearningRateSchedule = Literal[
 ]
 # Fields that apply only to models with a ring.
 RING_OPTIONS = (
-    "ring_width",
     "gradient_checkpointing_kept",
     "recompute_activations",
     "activation_offload",
@@ -153,7 +152,9 @@ class RunConfig(Section):
     mode: Mode = Field("parallel", description="text-to-video: train the ring, serial temporal layers, or all weights")
 
     ring_width: float | None = Field(
-        None, gt=0, description="mode parallel: the ring's channels over the backbone's; default: 1, as in the paper"
+        None,
+        gt=0,
+        description="the ring's channels over the backbone's; default: 1, as in the paper. Other modes have no ring",
     )
 
     pretrained_model_name_or_path: str | None = Field(

@@ -42,7 +42,7 @@ def build_denoiser(
                 f" mode={mode!r}: choose the model's own mode, or a text-to-image model"
             )
         made = model
-        if ring_width is not None and made.ring_width != ring_width:
+        if mode == "parallel" and ring_width is not None and made.ring_width != ring_width:
             raise MobiusError(
                 f"ring_width={ring_width:g}, but the pretrained model's ring has width {made.ring_width:g}: remove"
                 " ring_width to continue its training, or start from the image model"

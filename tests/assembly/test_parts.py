@@ -85,7 +85,7 @@ def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: Path) -> None:
     config, path = read("emoji", tiny)
     configs = find_configs(config, path)
     expected = entries(config, Random(configs, META), META)
-    for changes in ({"frozen_dtype": "fp32"}, {"mode": "serial"}, {"mode": "full"}):
+    for changes in ({"frozen_dtype": "bf16"}, {"mode": "serial"}, {"mode": "full"}, {"ring_width": 1.0}):
         assert entries(config.model_copy(update=changes), Random(configs, META), META) != expected
 
 

@@ -105,3 +105,9 @@ def test_stable_diffusion_2_fits_a_half_and_a_quarter() -> None:
         assert all(number % groups == 0 for number in channels)
     with pytest.raises(MobiusError, match=r"ring_width=0\.2.*1, .*0\.5, 0\.25"):
         scaled_layout(config, 0.2)
+
+
+def test_models_without_a_ring_have_no_width() -> None:
+    serial: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "serial", 0.5)
+    again: Any = build_denoiser(serial, "text-to-video", "serial", 0.5)
+    assert again is serial
