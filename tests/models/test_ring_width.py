@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from learning import idle, loss, train
 from unets import batch_for, tiny_unet
 
@@ -94,7 +93,11 @@ def test_a_width_that_does_not_fit_is_refused_by_name(width: float) -> None:
 
 def test_stable_diffusion_2_fits_a_half_and_a_quarter() -> None:
     config = {
-        **UNet2DConditionModel.from_config({}).config,
+        **tiny_unet("sd2").config,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
         "block_out_channels": (320, 640, 1280, 1280),
         "attention_head_dim": (5, 10, 20, 20),
     }
