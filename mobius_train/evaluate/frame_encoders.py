@@ -6,6 +6,7 @@ Legend: F frames, H, W pixels, D width of an embedding.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 CLIP = ("clip", "clip_vision_model", "chinese_clip")
 
 
-class FrameEncoder:
+class FrameEncoder(ABC):
     """Embeddings of length 1 of the frames of a clip. The latest clip's are kept: several dimensions need them."""
 
     def __init__(self, resize: Resize, device: torch.device) -> None:
@@ -37,9 +38,9 @@ class FrameEncoder:
             self._latest = frames, normalize(torch.cat(parts).float(), dim=-1).cpu()
         return self._latest[1]
 
+    @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """Embeddings (F, D) of normalised pixels."""
-        raise NotImplementedError
 
 
 class DinoEncoder(FrameEncoder):
