@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mobius_train.errors import MobiusError, without_secrets
+from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
 Mode = Literal["parallel", "serial", "full"]
@@ -153,8 +154,17 @@ class RunConfig(Section):
 
     ring_width: float | None = Field(
         None,
-        gt=0,
-        description="the ring's channels over the backbone's; default: 1, as in the paper. Other modes have no ring",
+        ge=0,
+        description="the ring's channels over the backbone's; 0: no ring; default: 1, as in the paper. Other modes"
+        " ignore this field and the next two",
+    )
+    fusion_depth: int | None = Field(
+        None,
+        ge=0,
+        description="number of the backbone's last blocks behind the fusion; default: 0, as in the paper",
+    )
+    tail_temporal_layers: bool | None = Field(
+        None, description="temporal layers inside the blocks behind the fusion; default: false, as in the paper"
     )
 
     pretrained_model_name_or_path: str | None = Field(
@@ -301,6 +311,26 @@ class RunConfig(Section):
                     " exempt some layers with gradient_checkpointing_kept"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _ring_fits(self) -> RunConfig:
+        try:
+            shape = RingShape(**self.ring_fields())
+        except MobiusError as error:
+            raise ValueError(str(error)) from error
+        behind = self.mode == "parallel" and shape.fusion_depth > 0
+        if behind and self.frozen_dtype == "fp16" and self.mixed_precision != "fp16":
+            raise ValueError(
+                f"frozen_dtype=fp16 with fusion_depth={shape.fusion_depth}: gradients flow through the frozen blocks"
+                f" behind the fusion, and mixed_precision={self.mixed_precision} does not scale them for fp16. Use the"
+                " same dtype"
+            )
+        return self
+
+    def ring_fields(self) -> dict[str, Any]:
+        """The fields of RingShape that the recipe sets."""
+        values = {name: getattr(self, name) for name in RING_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def samples_per_step(self, ranks: int) -> int:
         """Return the global batch size: samples per optimizer step over all ranks."""

@@ -27,6 +27,9 @@ def parse() -> argparse.Namespace:
         "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
     )
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--fusion-depth", type=int, help="blocks behind the fusion to claim (default: the model's); a control"
+    )
     parser.add_argument("--top", type=int, default=20, help="modules to list, by saved bytes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the full report as JSON, sizes in bytes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
@@ -46,7 +49,8 @@ def main() -> None:
     quiet_libraries()
     # Output during model loading is not part of the report.
     with redirect_stdout(sys.stderr):
-        found: Audit = audit(config, spread_of("deepspeed", arguments.deepspeed, launch), arguments.steps)
+        spread = spread_of("deepspeed", arguments.deepspeed, launch)
+        found: Audit = audit(config, spread, arguments.steps, arguments.fusion_depth)
     if launch.rank == 0 and arguments.json:
         report = {
             "proven": found.proven,

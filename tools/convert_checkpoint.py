@@ -19,6 +19,7 @@ from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 
 def parse() -> argparse.Namespace:
@@ -31,12 +32,14 @@ def parse() -> argparse.Namespace:
     command.add_argument("--mode", choices=("parallel", "serial"), default="parallel", help="default: %(default)s")
     command.add_argument("--num-frames", type=int, default=8, help="frames per clip (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the new layers (default: %(default)s)")
+    _add_shape(command)
     _add_paths(command, "pipeline folder", "pipeline folder", text_encoder=True)
 
     command = commands.add_parser(
         "serial-to-parallel", help="a UNet3DConditionModel (ModelScope) or SerialUNet → a ring with its weights"
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the ring's other layers (default: %(default)s)")
+    _add_shape(command)
     _add_paths(command, "model or pipeline folder", "folder of the same kind", text_encoder=True)
 
     command = commands.add_parser("parallel-to-serial", help="a ParallelUNet → a UNet3DConditionModel with its weights")
@@ -67,15 +70,28 @@ def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_
         command.add_argument("--text-encoder", help="folder or package:NAME, instead of the pipeline's own")
 
 
+def _add_shape(command: argparse.ArgumentParser) -> None:
+    """Options for the fields of RingShape."""
+    command.add_argument("--ring-width", type=float, help="see the recipe's field; so too the next two")
+    command.add_argument("--fusion-depth", type=int)
+    command.add_argument("--tail-temporal-layers", action="store_true", default=None)
+
+
+def _shape(arguments: argparse.Namespace) -> RingShape:
+    given = {name: getattr(arguments, name) for name in RING_FIELDS if getattr(arguments, name) is not None}
+    if given and getattr(arguments, "mode", "parallel") != "parallel":
+        raise MobiusError(f"--mode {arguments.mode} has no ring: remove {', '.join(given)}")
+    return RingShape(**given)
+
+
 def convert(arguments: argparse.Namespace) -> Report:
     source, output = arguments.source, arguments.output
     match arguments.command:
         case "from-image-model":
-            return from_image_model(
-                source, output, arguments.mode, arguments.text_encoder, arguments.num_frames, arguments.seed
-            )
+            mode, text_encoder, shape = arguments.mode, arguments.text_encoder, _shape(arguments)
+            return from_image_model(source, output, mode, text_encoder, arguments.num_frames, arguments.seed, shape)
         case "serial-to-parallel":
-            return serial_to_parallel(source, output, arguments.text_encoder, arguments.seed)
+            return serial_to_parallel(source, output, arguments.text_encoder, arguments.seed, _shape(arguments))
         case "parallel-to-serial":
             return parallel_to_serial(source, output, arguments.text_encoder)
         case "to-diffusers" if source.name.endswith((".safetensors", ".safetensors.index.json")):

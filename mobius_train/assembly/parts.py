@@ -116,7 +116,7 @@ def build_parts(
     """
     assert config.stage != "autoencoder"
     with weights.making_layers():
-        denoiser = build_denoiser(loaded.image_or_video_model, config.stage, config.mode, config.ring_width)
+        denoiser = build_denoiser(loaded.image_or_video_model, config.stage, config.mode, config.ring_fields())
     apply_memory_options(denoiser, config, compiler)
     attention = apply_attention_backend(denoiser, config, Machine.of(device))
     dtypes = Dtypes.of(config)

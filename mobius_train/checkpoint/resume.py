@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mobius_train.checkpoint import random_states
 from mobius_train.checkpoint.folders import checkpoints, pointed
 from mobius_train.checkpoint.format import LATEST, NAME, State
@@ -16,6 +18,7 @@ from mobius_train.engine import contents
 from mobius_train.engine.protocol import Engine
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
+from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,8 @@ def resume(folder: Path, engine: Engine, identity: Identity, distributed: Distri
     checkpoint = Checkpoint(folder)
     state = checkpoint.state
     _check(folder, state, identity, distributed.world_size)
+    if state.contents.trained != engine.contents().trained:
+        _check_ring(folder, checkpoint.config, yaml.safe_load(identity.config))
     contents.check(str(folder), state.contents, engine.contents())
     engine.restore(checkpoint.fill, state.scalars)
     if state.world_size == distributed.world_size:
@@ -108,6 +113,16 @@ def _check(folder: Path, state: State, identity: Identity, world_size: int) -> N
             f"{folder} was trained with {state.global_batch_size} samples per step, but this run has"
             f" {identity.global_batch_size}, so samples and learning rates would be counted differently. Set {remedy}"
         )
+
+
+def _check_ring(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Name the fields of a ring of another shape, whose parameters do not fit."""
+    shapes = [
+        {name: values[name] for name in RING_FIELDS if values.get(name) is not None} for values in (saved, current)
+    ]
+    was, now = (RingShape(**given) for given in shapes)
+    if was != now:
+        raise MobiusError(f"{folder} was trained with {was}, but this run has {now}: resume with the same values")
 
 
 def _listed(problems: list[str]) -> str:

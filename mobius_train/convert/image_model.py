@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from mobius_train.convert.strict_load import load_components, load_model, load_v
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.models.families import as_denoiser
+from mobius_train.ring_shape import PAPER, RingShape
 
 
 def from_image_model(
@@ -23,6 +25,7 @@ def from_image_model(
     text_encoder: str | None = None,
     num_frames: int = 8,
     seed: int = 0,
+    shape: RingShape = PAPER,
 ) -> Report:
     """Write a text-to-video pipeline whose frames equal the images of the source.
 
@@ -33,6 +36,7 @@ def from_image_model(
         text_encoder: a folder or package:NAME that replaces the source's text encoder.
         num_frames: default number of frames of a sampled clip.
         seed: seed of the new layers.
+        shape: the ring's; only with mode "parallel".
 
     Raises:
         MobiusError: a part is missing, damaged or unsupported, or the written model predicts something else.
@@ -45,7 +49,7 @@ def from_image_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             kind: Any = ParallelUNet if mode == "parallel" else SerialUNet
-            model = kind.from_unet2d(unet)
+            model = kind.from_unet2d(unet, **(asdict(shape) if mode == "parallel" else {}))
         report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{kind.image_part}"))
         save_video_pipeline(model, components, source, folder, report, num_frames=num_frames)
 

@@ -7,6 +7,8 @@ still compute different outputs, because they connect the layers differently.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.ring_shape import PAPER, RingShape
 
 OTHER_TOPOLOGY = (
     "the weights are the same, but the predictions are not: in a serial model the output of each temporal layer passes"
@@ -38,37 +41,52 @@ OTHER_TOPOLOGY = (
 )
 
 
-def serial_to_parallel(source: Path, destination: Path, text_encoder: str | None = None, seed: int = 0) -> Report:
-    """Convert a serial model to a parallel one: its temporal weights become those of the ring.
+def serial_to_parallel(
+    source: Path,
+    destination: Path,
+    text_encoder: str | None = None,
+    seed: int = 0,
+    shape: RingShape = PAPER,
+) -> Report:
+    """Convert a serial model to a parallel one: its temporal weights become those of the ring and of the tail.
+
+    The ring of another width than 1 has none of these weights, and neither have blocks without temporal layers. The
+    report lists what is left out.
 
     Args:
         source: folder of a diffusers UNet3DConditionModel (ModelScope's) or SerialUNet, or of its pipeline.
         destination: folder of the ParallelUNet, or of its pipeline.
         text_encoder: replaces the pipeline's text encoder.
-        seed: seed of the ring's layers that a serial model does not have.
+        seed: seed of the ring's layers that do not come from the serial model.
+        shape: the ring's.
 
     Raises:
-        MobiusError: the source is damaged or of another kind, or one of its weights has no counterpart in the ring.
+        MobiusError: the source is damaged or of another kind, the shape does not fit it, or no weight fits the ring.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         serial = load_serial(_unet_folder(source))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            parallel = ParallelUNet.from_unet2d(serial.unet)
-        temporal = serial.temporal.state_dict()
-        unexpected = parallel.ring.load_state_dict(temporal, strict=False).unexpected_keys
-        report.problems += [f"{name} has no counterpart in the ring" for name in unexpected]
+            parallel = ParallelUNet.from_unet2d(serial.unet, **asdict(shape))
+        own, temporal = parallel.ring.state_dict(), serial.temporal.state_dict()
+        carried = {name: t for name, t in temporal.items() if name in own and own[name].shape == t.shape}
+        parallel.ring.load_state_dict(carried, strict=False)
+        report.require(bool(carried), "some temporal weights fit the ring")
         report.raise_problems()
+        report.left_out += [
+            (f"{count} temporal tensors of {block}", f"the ring of {shape} has no such layer")
+            for block, count in Counter(_block_of(name) for name in temporal if name not in carried).items()
+        ]
         _save(parallel, source, folder, text_encoder, report)
 
         written = load_video_model(ParallelUNet, _unet_folder(folder))
-        report.mapped.append((f"{len(temporal)} temporal tensors", "ring"))
+        report.mapped.append((f"{len(carried)} temporal tensors", "ring"))
         report.mapped.append((f"{len(serial.unet.state_dict())} tensors of the 2D layers", "spatial"))
         report.made += [
-            (f"{count} ring tensors, {kind}", ORIGINS[kind]) for kind, count in _ring_only(parallel, serial).items()
+            (f"{count} ring tensors, {kind}", ORIGINS[kind]) for kind, count in _ring_only(parallel, carried).items()
         ]
-        _same(report, "temporal", written.ring, serial.temporal)
+        _same(report, "temporal", written.ring, serial.temporal, list(carried))
         _same(report, "2D", written.spatial, serial.unet)
         apart = compare.distance(compare.prediction(written), compare.prediction(serial))
         report.notes.append(OTHER_TOPOLOGY.format(apart))
@@ -85,16 +103,16 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         text_encoder: replaces the pipeline's text encoder.
 
     Raises:
-        MobiusError: the source is damaged or of another kind, its ring has another width than 1, or diffusers' class
-            cannot represent it.
+        MobiusError: the source is damaged or of another kind, its ring has another shape than the paper's, or
+            diffusers' class cannot represent it.
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         parallel = load_video_model(ParallelUNet, _unet_folder(source))
-        if parallel.ring_width != 1:
+        if parallel.ring_shape != PAPER:
             raise MobiusError(
-                f"the ring in {source} has width {parallel.ring_width:g}, but the temporal layers of a serial model"
-                " have the channels of the UNet: only rings of width 1 can be converted"
+                f"the ring in {source} has {parallel.ring_shape}, but a serial model has a temporal layer of the UNet's"
+                f" width in every block: only rings of {PAPER} can be converted"
             )
         names = SerialUNet.from_unet2d(parallel.spatial).temporal.state_dict().keys()
         ring = parallel.ring.state_dict()
@@ -141,6 +159,8 @@ ORIGINS = {
     "output head": "copies of the 2D UNet's",
     "fusion": "the identity on the spatial branch: an untrained ring does not change the output",
     "projections where TC changes channels": "initialised at random",
+    "entries from another width": "initialised at random",
+    "temporal layers of another width": "initialised at random",
 }
 
 
@@ -149,13 +169,23 @@ def _kind_of(name: str) -> str:
         return "samplers"
     if name.startswith("fusion."):
         return "fusion"
+    if name.startswith("entries."):
+        return "entries from another width"
     if ".projection." in name:
         return "projections where TC changes channels"
+    if "temp_" in name or name.startswith("transformer_in."):
+        return "temporal layers of another width"
     return "output head"
 
 
-def _ring_only(parallel: ParallelUNet, serial: Any) -> Counter[str]:
-    shared = serial.temporal.state_dict().keys() if isinstance(serial, SerialUNet) else serial
+def _block_of(name: str) -> str:
+    """The block of a temporal layer's tensor: transformer_in, down_blocks.0, …"""
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+def _ring_only(parallel: ParallelUNet, shared: Iterable[str]) -> Counter[str]:
+    shared = set(shared)
     return Counter(_kind_of(name) for name in parallel.ring.state_dict() if name not in shared)
 
 

@@ -19,6 +19,7 @@ from mobius_train.measure.graph import leaves_of_graph, owned_nodes
 from mobius_train.measure.measure import roots
 from mobius_train.measure.saved import Saved, saved_for_backward
 from mobius_train.models import weights_hash
+from mobius_train.models.backbone import DivisibleBackbone
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
 from mobius_train.trainer import Forward, micro_batch
@@ -53,12 +54,15 @@ class Audit:
         return all(claim.proven for claim in self.claims)
 
 
-def audit(config: RunConfig, spread: Spread, steps: int = 2) -> Audit:
+def audit(config: RunConfig, spread: Spread, steps: int = 2, fusion_depth: int | None = None) -> Audit:
     """Build a text-to-video recipe like a run, take `steps` optimizer steps, and check graph and weights.
 
-    The spatial branch is the 2D UNet in any mode; the frozen encoders are checked too. The graph belongs to the model
-    and does not depend on the engine. FSDP cannot be audited: it replaces parameters by unnamed tensors during
-    computation.
+    The spatial branch is the 2D UNet in any mode; the frozen encoders are checked too. The blocks behind the fusion are
+    in the graph by design, so the claims are about the blocks in front of it. The graph belongs to the model and does
+    not depend on the engine. FSDP cannot be audited: it replaces parameters by unnamed tensors during computation.
+
+    Args:
+        fusion_depth: number of blocks behind the fusion to claim; by default the model's.
 
     Raises:
         MobiusError: the recipe has another stage or engine, or cannot run.
@@ -71,10 +75,10 @@ def audit(config: RunConfig, spread: Spread, steps: int = 2) -> Audit:
         make_engine = choose_engine(config, spread)
         task = cast(DiffusionTask, build_task(config, distributed))
         engine = make_engine(task.trained, task.units, distributed)
-        return _audit(task, engine, config, steps)
+        return _audit(task, engine, config, steps, fusion_depth)
 
 
-def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -> Audit:
+def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, fusion_depth: int | None) -> Audit:
     denoiser, spatial = cast(nn.Module, task.parts.denoiser), task.parts.denoiser.image_model
     models = roots(task)
     frozen = (*_names(denoiser, spatial), "vae", "text_encoder")
@@ -110,16 +114,26 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int) -
     else:
         raise MobiusError(f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: too few for a proof")
 
-    def inside(found: Mapping[str, int]) -> tuple[str, ...]:
-        """The entries inside frozen modules, in order of decreasing count."""
-        guilty = [name for name in found if any(name == f or name.startswith(f + ".") for f in frozen)]
-        return tuple(sorted(guilty, key=lambda name: -found[name]))
+    behind = task.parts.denoiser.frozen_in_graph()
+    if fusion_depth is not None:
+        behind = cast(DivisibleBackbone, task.parts.denoiser.backbone).behind(fusion_depth) if fusion_depth else []
+    exempt = {id(inner) for module in behind for inner in module.modules()}
+    tail = {name for name, module in denoiser.named_modules() if id(module) in exempt}
+    blocks = [name for name, module in denoiser.named_modules() if any(module is block for block in behind)]
+    front = f" in front of the last {len(behind)} blocks" if behind else ""
 
+    def inside(found: Mapping[str, int]) -> tuple[str, ...]:
+        """The entries inside frozen modules in front of the fusion, in order of decreasing count."""
+        guilty = [name for name in found if any(name == f or name.startswith(f + ".") for f in frozen)]
+        return tuple(sorted((name for name in guilty if name not in tail), key=lambda name: -found[name]))
+
+    idle = tuple(block for block in blocks if not any(name.startswith(f"{block}.") for name in nodes))
     foreign = [names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}") for leaf in leaves]
     foreign = [name for name, leaf in zip(foreign, leaves, strict=True) if id(leaf) in own or id(leaf) not in names]
     claims = (
-        Claim("no spatial module owns an autograd node", inside(nodes)),
-        Claim("no spatial module has saved a tensor for the backward pass", inside(saved.tensors)),
+        Claim(f"no spatial module{front} owns an autograd node", inside(nodes)),
+        Claim(f"no spatial module{front} has saved a tensor for the backward pass", inside(saved.tensors)),
+        *([Claim(f"the last {len(behind)} blocks own autograd nodes", idle)] if behind else []),
         Claim("all leaves of the graph are trained parameters outside the spatial branch", tuple(foreign)),
         Claim("every trained parameter gets a finite gradient", gradients.bad()),
         Claim(f"every trained parameter gets a non-zero gradient within {steps} steps", gradients.zero()),

@@ -7,7 +7,7 @@ Legend: B clips, F frames; N = B·F frames, ordered clip by clip; C channels, H,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,9 @@ from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
 
 Timestep = Tensor | float | int
+# Runs the blocks behind the fusion: the hidden state after the fusion, and arguments on which a backbone and its ring
+# agree → the input of the output head.
+Tail = Callable[..., Tensor]
 
 
 class Feature(NamedTuple):
@@ -72,6 +75,25 @@ class Backbone(Protocol):
 
     def units(self) -> list[list[nn.Module]]:
         """The layers as modules. A sharded model gathers one unit at a time."""
+
+
+class DivisibleBackbone(Backbone, Protocol):
+    """A backbone whose last blocks can run behind a ring's fusion."""
+
+    def split(
+        self, sample: Tensor, timestep: Timestep, conditions: Conditions, depth: int
+    ) -> tuple[Iterator[Feature], Tail]:
+        """As `features`, but the last `depth` blocks run separately.
+
+        Args:
+            depth: at least 1.
+
+        Returns:
+            h_0, one feature for each layer before these blocks, and a feature with their input; and the blocks.
+        """
+
+    def behind(self, depth: int) -> list[nn.Module]:
+        """The modules of the last `depth` blocks."""
 
 
 def without_graph(features: Iterable[Feature]) -> Iterator[Feature]:

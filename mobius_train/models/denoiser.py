@@ -26,6 +26,9 @@ class Denoiser(Protocol):
     def frozen(self) -> nn.Module | None:
         """The module outside the engine that never gets a gradient; None if there is none."""
 
+    def frozen_in_graph(self) -> list[nn.Module]:
+        """Modules of `frozen` through which gradients flow: those behind the fusion."""
+
     @property
     def image_model(self) -> nn.Module:
         """The text-to-image model inside."""

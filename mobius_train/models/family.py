@@ -10,6 +10,7 @@ from torch import nn
 
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import Denoiser
+from mobius_train.ring_shape import RingShape
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Family:
         image_model: diffusers' class.
         image_denoiser: wraps the image model as a Denoiser of single frames.
         parallel: the class of the model with a ring.
-        new_parallel: builds a parallel model with a new ring of the given width; it contains the image model, not a
-            copy.
+        new_parallel: builds a parallel model with a new ring of the given shape; it contains the image model, not a
+            copy. It refuses shapes that it does not support.
         serial: the class of the model with temporal layers inside; None if the family has no serial model.
         new_serial: builds a serial model with new temporal layers; it contains the image model, not a copy.
     """
@@ -31,7 +32,7 @@ class Family:
     image_model: type[nn.Module]
     image_denoiser: Callable[[Any], Denoiser]
     parallel: type[Composite]
-    new_parallel: Callable[[Any, float], Denoiser]
+    new_parallel: Callable[[Any, RingShape], Denoiser]
     serial: type[Composite] | None = None
     new_serial: Callable[[Any], Denoiser] | None = None
 

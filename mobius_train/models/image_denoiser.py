@@ -50,6 +50,9 @@ class ImageDenoiser(nn.Module):
     def trained(self) -> nn.Module:
         return self.image_model
 
+    def frozen_in_graph(self) -> list[nn.Module]:
+        return []
+
     def set_memory(self, memory: LayerMemory) -> None:
         """See Denoiser. Image models support gradient checkpointing only."""
         model = cast(Any, self.image_model)

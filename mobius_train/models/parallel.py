@@ -15,6 +15,7 @@ from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.models.unet.backbone import UNetBackbone
 from mobius_train.models.unet.layers import read_layout
 from mobius_train.models.unet.ring import Ring
+from mobius_train.ring_shape import RingShape
 
 # diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "ParallelUNet"]
@@ -41,10 +42,19 @@ class ParallelUNet(ParallelModel):
         super().__init__(spatial, ring, backbone)
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel, ring_width: float = 1.0) -> Self:
+    def from_unet2d(
+        cls,
+        unet: UNet2DConditionModel,
+        ring_width: float = 1.0,
+        fusion_depth: int = 0,
+        tail_temporal_layers: bool = False,
+    ) -> Self:
         """Add a new ring to `unet`, which becomes `spatial` and is frozen.
 
+        Args: see RingShape. The blocks that `fusion_depth` counts are the UNet's up blocks.
+
         Raises:
-            MobiusError: the UNet has unsupported conditions or blocks, or the width does not fit it.
+            MobiusError: the UNet has unsupported conditions or blocks, or the ring's shape does not fit it.
         """
-        return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet, ring_width))
+        shape = RingShape(ring_width, fusion_depth, tail_temporal_layers)
+        return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet, shape))

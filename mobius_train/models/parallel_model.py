@@ -12,8 +12,10 @@ from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import (
     Backbone,
+    DivisibleBackbone,
     Feature,
     LayerShape,
+    Tail,
     Timestep,
     fold_conditions,
     fold_frames,
@@ -23,20 +25,29 @@ from mobius_train.models.backbone import (
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, RING, SPATIAL
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.ring_shape import RingShape
 
 
 class RingModule(Protocol):
     """The interface of a ring, an nn.Module called as `ring(features, num_frames=F)`."""
 
-    def __call__(self, features: Iterable[Feature], num_frames: int) -> Tensor:
-        """h_0 and one feature for each layer, without a graph → prediction, (N, C, H, W)."""
+    def __call__(self, features: Iterable[Feature], num_frames: int, tail: Tail = ...) -> Tensor:
+        """Predict from the frozen model's features.
+
+        Args:
+            features: without a graph. See `Backbone.features`, or `Backbone.split` if there is a `fusion_depth`.
+            tail: the blocks behind the fusion; given if there is a `fusion_depth`.
+
+        Returns:
+            (N, C, H, W).
+        """
 
     def layers(self) -> Sequence[LayerShape]:
         """The layers of the ring's backbone."""
 
     @property
-    def width(self) -> float:
-        """Channels of the ring over those of its backbone."""
+    def shape(self) -> RingShape:
+        """The ring's width, and where it is fused with the frozen model."""
 
     def set_memory(self, memory: LayerMemory) -> None:
         """See Denoiser."""
@@ -60,7 +71,8 @@ class ParallelModel(Composite):
         MobiusError: the ring belongs to another backbone.
 
     Attributes:
-        spatial: the unmodified text-to-image model: frozen, always in evaluation mode, never in a graph.
+        spatial: the unmodified text-to-image model: frozen, always in evaluation mode. It is in no graph, except the
+            blocks behind the fusion.
         ring: the trained branch.
     """
 
@@ -92,8 +104,16 @@ class ParallelModel(Composite):
         return self.spatial
 
     @property
-    def ring_width(self) -> float:
-        return cast(RingModule, self.ring).width
+    def ring_shape(self) -> RingShape:
+        return cast(RingModule, self.ring).shape
+
+    def frozen_in_graph(self) -> list[nn.Module]:
+        depth = self.ring_shape.fusion_depth
+        return self._divisible().behind(depth) if depth else []
+
+    def _divisible(self) -> DivisibleBackbone:
+        # A ring refuses a fusion depth that its backbone does not support.
+        return cast(DivisibleBackbone, self.backbone)
 
     def train(self, mode: bool = True) -> Self:
         """Set the ring's mode; the spatial branch stays in evaluation mode."""
@@ -108,12 +128,16 @@ class ParallelModel(Composite):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` has the signature `trained(features, num_frames=F)`."""
+        """See Denoiser. `trained` has the ring's call signature."""
         ring = self.ring if trained is None else trained
         num_frames = sample.shape[2]
-        timestep, conditions = fold_conditions(timestep, conditions, num_frames)
-        features = without_graph(self.backbone.features(fold_frames(sample), timestep, conditions))
-        return unfold_frames(ring(features, num_frames=num_frames), num_frames)
+        frames = (fold_frames(sample), *fold_conditions(timestep, conditions, num_frames))
+        behind: dict[str, Tail] = {}
+        if self.ring_shape.fusion_depth:
+            features, behind["tail"] = self._divisible().split(*frames, self.ring_shape.fusion_depth)
+        else:
+            features = self.backbone.features(*frames)
+        return unfold_frames(ring(without_graph(features), num_frames=num_frames, **behind), num_frames)
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
         """See Denoiser. The result shares the spatial branch unless `frozen` is given."""

@@ -24,8 +24,9 @@ from mobius_train.models.backbone import Feature, Timestep, fold_conditions, fol
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.unet.backbone import UNetBackbone, output_head, spatial_layer, walk
+from mobius_train.models.unet.backbone import UNetBackbone, Walk, output_head
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout
+from mobius_train.models.unet.serial_layer import serial_layer
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
 
@@ -133,6 +134,9 @@ class SerialUNet(Composite):
     def frozen(self) -> None:
         return None
 
+    def frozen_in_graph(self) -> list[nn.Module]:
+        return []
+
     @property
     def image_model(self) -> nn.Module:
         return self.unet
@@ -180,12 +184,13 @@ class SerialUNet(Composite):
         pairs = iter(self.temporal.layers())
 
         def layer(*args: Any) -> Feature:
-            return self._run(_serial_layer, *next(pairs), num_frames, *args)
+            return self._run(serial_layer, *next(pairs), num_frames, *args)
 
         def enter(hidden: Tensor) -> Tensor:
             return self._run(self.temporal.transformer_in, hidden, num_frames)
 
-        for feature in walk(self.unet, frames, timestep, conditions[TEXT].to(self.dtype), layer, enter):
+        walk = Walk(self.unet, frames, timestep, conditions[TEXT].to(self.dtype))
+        for feature in walk.features(layer, enter):
             hidden = feature.hidden
         prediction = unfold_frames(self._run(output_head, self.unet, hidden), num_frames)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
@@ -194,28 +199,6 @@ class SerialUNet(Composite):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
-
-
-def _serial_layer(
-    temporal_conv: nn.Module,
-    temporal_attention: nn.Module | None,
-    num_frames: int,
-    resnet: nn.Module,
-    attention: nn.Module | None,
-    hidden: Tensor,
-    bridge: Tensor | None,
-    time_embedding: Tensor,
-    text: Tensor,
-) -> Feature:
-    """`spatial_layer` with TC after SC and TA after SA (Eq. 7)."""
-
-    def convolve(hidden: Tensor, time_embedding: Tensor) -> Tensor:
-        return temporal_conv(resnet(hidden, time_embedding), num_frames)
-
-    feature = spatial_layer(convolve, attention, hidden, bridge, time_embedding, text)
-    if feature.attention is None or temporal_attention is None:
-        return feature
-    return feature._replace(attention=temporal_attention(feature.attention, num_frames))
 
 
 def _config2d(unet3d: UNet3DConditionModel) -> dict[str, Any]:

@@ -244,7 +244,8 @@ def _training_peak(sim: Simulation, engine: EngineMemory, frozen: int) -> dict[s
     activations, gradients = step.activations(), step.gradients()
     beside = engine.during(gradients)
     if frozen:
-        running = np.arange(len(gradients)) < step.entered.min()
+        # The layers behind the fusion are gathered again in the backward pass.
+        running = np.arange(len(gradients)) < (len(gradients) if sim.frozen_in_graph else step.entered.min())
         beside[engines.GATHERED] = beside.get(engines.GATHERED, 0) + running * frozen
     time = int((activations + sum(beside.values())).argmax())
     saved, transient = step.at(time)

@@ -57,6 +57,7 @@ class Simulation:
         units: shapes of the trained parameters of each unit in the step's trace, and last of those outside units.
         itemsize: bytes per element of the trained module in its compute dtype.
         frozen: the frozen branch outside the trained module.
+        frozen_in_graph: a part of it also runs in the backward pass.
         vae, text: the autoencoder and the text encoder, in float32.
         step: one micro-batch forward and backward; its mark is `forward`.
         encoding: peak bytes of encoding one clip and its caption.
@@ -75,6 +76,7 @@ class Simulation:
     encoding: int
     sampling: int
     heldout: int
+    frozen_in_graph: bool = False
 
 
 class Simulator:
@@ -231,6 +233,7 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
         ),
         sampling=sampling,
         heldout=heldout,
+        frozen_in_graph=bool(denoiser.frozen_in_graph()),
     )
 
 

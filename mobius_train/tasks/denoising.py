@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.show_clips import show_clips
-from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Total, Weights
+from mobius_train.tasks.task import Shown, Total, Weights
 
 # The held-out loss must be comparable between runs with different seeds, so its noise has a separate seed.
 HELDOUT_SEED = 20240709
@@ -153,23 +153,31 @@ class DiffusionTask:
     def _latents(self, encoded: EncodedBatch, noise: Tensor) -> Tensor:
         return self.parts.encoders.images.latents(encoded.mean, encoded.std, noise.to(encoded.mean))
 
-    @torch.no_grad()
     def heldout_losses(self, weights: Weights) -> dict[str, Total]:
+        """See `errors`."""
+        return self.errors("heldout", weights)
+
+    @torch.no_grad()
+    def errors(self, name: Literal["train", "heldout"], weights: Weights) -> dict[str, Total]:
         """Unweighted errors at fixed quantiles of the schedule, with the same noise in every run.
 
         `heldout_loss` and `heldout_motion` (see `motion_error`) are the means over all quantiles; `heldout_loss/0.5`
         and so on are those of one quantile. Clips of one frame have no motion error.
+
+        Args:
+            name: the set of clips, and the prefix of the errors' names.
         """
-        clips, heldout = self._clips["heldout"], self.source.samples["heldout"]
-        if clips is None or heldout is None:
+        clips, samples = self._clips[name], self.source.samples[name]
+        if clips is None or samples is None:
             return {}
+        of_loss, of_motion = f"{name}_loss", f"{name}_motion"
         model = self._inference.model(weights)
         quantiles = self.config.validation.timestep_quantiles
-        errors: dict[str, list[list[float]]] = {HELDOUT_LOSS: [[] for _ in quantiles]}
+        errors: dict[str, list[list[float]]] = {of_loss: [[] for _ in quantiles]}
         if self.config.stage == "text-to-video":
-            errors[HELDOUT_MOTION] = [[] for _ in quantiles]
+            errors[of_motion] = [[] for _ in quantiles]
         for batch, mine in heldout_batches(
-            heldout,
+            samples,
             self.source.collate,
             batch_size=self.config.train_batch_size,
             rank=self.distributed.rank,
@@ -184,14 +192,14 @@ class DiffusionTask:
             for number, quantile in enumerate(quantiles):
                 noisy = self.parts.process.noisy(latents, draws, quantile)
                 prediction = self._predict(noisy, encoded.conditions, model)
-                errors[HELDOUT_LOSS][number] += squared_error(prediction, noisy)[mine].tolist()
-                if HELDOUT_MOTION in errors and latents.shape[2] > 1:
-                    errors[HELDOUT_MOTION][number] += motion_error(prediction, noisy)[mine].tolist()
+                errors[of_loss][number] += squared_error(prediction, noisy)[mine].tolist()
+                if of_motion in errors and latents.shape[2] > 1:
+                    errors[of_motion][number] += motion_error(prediction, noisy)[mine].tolist()
         totals = {}
-        for name, by_quantile in errors.items():
-            totals[name] = Total(sum(map(sum, by_quantile)), sum(map(len, by_quantile)))
+        for kind, by_quantile in errors.items():
+            totals[kind] = Total(sum(map(sum, by_quantile)), sum(map(len, by_quantile)))
             for quantile, values in zip(quantiles, by_quantile, strict=True):
-                totals[f"{name}/{quantile:g}"] = Total(sum(values), len(values))
+                totals[f"{kind}/{quantile:g}"] = Total(sum(values), len(values))
         return totals
 
     def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:

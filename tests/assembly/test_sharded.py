@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import launch
-from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
+from recipes import DEEP, DS_CONFIGS, losses, metrics, recipe, start, write
 
 PLAIN, SHARDED = "zero2", "zero2+shard_frozen=true"
 FSDP = "fsdp+shard_frozen=true"
@@ -25,11 +26,13 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(("ranks", "cached"), [(2, False), (2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("ranks", "cached", "shape"), [(2, False, DEEP), (2, True, {}), (4, False, {})], ids=["deep", "cached", "4-ranks"]
+)
 def test_sharded_frozen_models_compute_the_same_to_the_last_bit(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, ranks: int, cached: bool
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, ranks: int, cached: bool, shape: dict[str, Any]
 ) -> None:
-    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=2)
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=2, **shape)
     # Three clips: ranks have not equally much to do, with two ranks or with four.
     values["validation"]["max_clips"] = 3
     if cached:

@@ -15,15 +15,18 @@ from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pipeline import load_pipeline
+from mobius_train.ring_shape import PAPER, RingShape
 
 
 @pytest.mark.parametrize("mode", ["parallel", "serial"])
-@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("sd15", PAPER), ("sd21", RingShape(0.5, 2, tail_temporal_layers=True))], ids=["sd15", "sd21"]
+)
 def test_every_frame_is_what_the_image_model_draws(
-    stable_diffusion: dict[str, Path], kind: str, mode: Any, tmp_path: Path
+    stable_diffusion: dict[str, Path], kind: str, shape: RingShape, mode: Any, tmp_path: Path
 ) -> None:
     source = stable_diffusion[kind]
-    report = from_image_model(source, tmp_path / "video", mode, num_frames=3)
+    report = from_image_model(source, tmp_path / "video", mode, num_frames=3, shape=shape)
     assert len(report.checks) == 2
     assert not report.problems
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,6 +12,7 @@ from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_p
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.pipeline import load_pipeline
+from mobius_train.ring_shape import RingShape
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +69,30 @@ def test_convolutions_as_projections_become_linear_ones(stable_diffusion: dict[s
 def test_a_ring_of_another_width_is_refused_by_name(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(stable_diffusion["sd21"] / "unet")
     ParallelUNet.from_unet2d(unet, 0.5).save_pretrained(tmp_path / "half")
-    with pytest.raises(MobiusError, match=r"width 0\.5"):
+    with pytest.raises(MobiusError, match=r"ring_width=0\.5"):
         parallel_to_serial(tmp_path / "half", tmp_path / "serial")
     assert not (tmp_path / "serial").exists()
+
+
+def test_a_narrow_deep_ring_takes_what_fits_and_the_rest_is_reported(
+    stable_diffusion: dict[str, Path], tmp_path: Path
+) -> None:
+    model = serial(stable_diffusion["sd21"])
+    model.save_pretrained(tmp_path / "serial")
+    shape = RingShape(0.5, 2, tail_temporal_layers=True)
+    report = serial_to_parallel(tmp_path / "serial", tmp_path / "parallel", shape=shape)
+    parallel = ParallelUNet.from_pretrained(tmp_path / "parallel")
+    assert parallel.ring_shape == shape
+    ring, temporal = parallel.ring.state_dict(), model.temporal.state_dict()
+    carried = {name for name in temporal if name.startswith(("up_blocks.2.", "up_blocks.3."))}
+    assert all(torch.equal(ring[name], temporal[name]) for name in carried)
+    assert report.mapped[0] == (f"{len(carried)} temporal tensors", "ring")
+    lost = sum(int(what.split()[0]) for what, _ in report.left_out)
+    assert lost == len(temporal) - len(carried) > 0
+    made = sum(int(what.split()[0]) for what, _ in report.made)
+    assert made == len(ring) - len(carried)
+    with pytest.raises(MobiusError, match="fusion_depth=2"):
+        parallel_to_serial(tmp_path / "parallel", tmp_path / "back")
 
 
 def test_pipelines_keep_their_other_parts(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

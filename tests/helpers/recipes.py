@@ -18,6 +18,8 @@ DS_CONFIGS = REPOSITORY / "ds_configs"
 # torchrun takes a free one.
 ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
 Run = Callable[..., Path]
+# A ring of the least usual shape: its layers, those behind the fusion, and frozen ones in the graph.
+DEEP: dict[str, Any] = {"ring_width": 0.5, "fusion_depth": 1, "tail_temporal_layers": True}
 
 
 def recipe(pipeline: Path, clips: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:

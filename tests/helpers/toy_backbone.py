@@ -22,6 +22,7 @@ from mobius_train.models.family import Family
 from mobius_train.models.image_denoiser import ImageDenoiser
 from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
+from mobius_train.ring_shape import PAPER, RingShape
 
 __all__ = ["TOY", "ModelMixin", "ParallelToy", "ToyImageModel", "ToyRing"]
 
@@ -107,12 +108,12 @@ class ToyRing(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         self.set_memory(LayerMemory())
 
-    width = 1.0
+    shape = PAPER
 
     @classmethod
-    def of(cls, model: ToyImageModel, width: float) -> ToyRing:
-        if width != 1:
-            raise MobiusError(f"ring_width={width:g}: a toy ring has width 1")
+    def of(cls, model: ToyImageModel, shape: RingShape) -> ToyRing:
+        if shape != PAPER:
+            raise MobiusError(f"{shape}: a toy ring has {PAPER}")
         ring = cls(**{name: model.config[name] for name in ("in_channels", "width", "depth")})
         ring.conv_out.load_state_dict(model.conv_out.state_dict())
         return ring
@@ -162,5 +163,5 @@ TOY = Family(
     image_model=ToyImageModel,
     image_denoiser=lambda model: ImageDenoiser(model, ToyBackbone(model), [model.conv_out]),
     parallel=ParallelToy,
-    new_parallel=lambda model, width: ParallelToy(model, ToyRing.of(model, width)),
+    new_parallel=lambda model, shape: ParallelToy(model, ToyRing.of(model, shape)),
 )

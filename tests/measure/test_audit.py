@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from launching import python
-from recipes import DS_CONFIGS, REPOSITORY, recipe, write
+from recipes import DEEP, DS_CONFIGS, REPOSITORY, recipe, write
 
 from mobius_train import config as configuration
 from mobius_train.engine.spread import spread_of
@@ -23,8 +23,8 @@ from mobius_train.measure.audit import Audit, audit
 
 pytestmark = pytest.mark.slow
 
-NODES = "no spatial module owns an autograd node"
-SAVED = "no spatial module has saved a tensor for the backward pass"
+OWNS, HAS_SAVED = "owns an autograd node", "has saved a tensor for the backward pass"
+NODES, SAVED = f"no spatial module {OWNS}", f"no spatial module {HAS_SAVED}"
 LEAVES = "all leaves of the graph are trained parameters outside the spatial branch"
 NONZERO = "every trained parameter gets a non-zero gradient within {} steps"
 HASH = "the spatial weights' hash is unchanged"
@@ -42,9 +42,10 @@ def one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Any:
-    def run(steps: int = 2, zero: int = 2, **changes: Any) -> Audit:
+    def run(steps: int = 2, zero: int = 2, claimed: int | None = None, **changes: Any) -> Audit:
         path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **changes))
-        return audit(configuration.load(path), spread_of("deepspeed", DS_CONFIGS / f"zero{zero}.json", ALONE), steps)
+        spread = spread_of("deepspeed", DS_CONFIGS / f"zero{zero}.json", ALONE)
+        return audit(configuration.load(path), spread, steps, claimed)
 
     return run
 
@@ -68,6 +69,27 @@ def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> N
     assert all(name == "(outside of modules)" or name.startswith("ring") for name in found.saved.nbytes)
     assert sum(found.nodes.values()) > 100
     assert all(name.startswith("ring") for name in found.nodes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"ring_width": 0}])
+def test_in_front_of_the_fusion_it_is_proven_at_a_depth(audited: Any, changes: dict[str, Any]) -> None:
+    found = audited(**DEEP | changes)
+    assert failed(found) == set()
+    assert any(name.startswith("spatial.up_blocks") for name in found.nodes)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "fails"),
+    [
+        (0, {NODES, SAVED}),
+        (2, {"the last 2 blocks own autograd nodes"}),
+    ],
+)
+def test_another_depth_than_the_models_is_not(audited: Any, claimed: int, fails: set[str]) -> None:
+    found = audited(claimed=claimed, **DEEP)
+    assert failed(found) == fails
+    for what in fails:
+        assert all(name.startswith("spatial.up_blocks") for name in offenders(found, what))
 
 
 def test_the_serial_mode_is_not(audited: Any) -> None:

@@ -16,6 +16,7 @@ from mobius_train.models import ParallelUNet, build_denoiser
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.layers import ring_groups, scaled_layout
 from mobius_train.models.unet.ring import Ring
+from mobius_train.ring_shape import RingShape
 
 WIDTHS = (0.5, 2.0)
 
@@ -32,8 +33,8 @@ def test_a_new_model_predicts_what_the_2d_model_predicts(width: float) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_parameter_learns_and_the_graph_holds_nothing_else(width: float) -> None:
-    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", width)
-    assert model.ring_width == width
+    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", {"ring_width": width})
+    assert model.ring_shape.ring_width == width
     batch = batch_for(model.spatial, frames=4)
     assert idle(train(model, batch, steps=2)) == set()
     ring = set(map(id, model.ring.parameters()))
@@ -41,7 +42,7 @@ def test_every_parameter_learns_and_the_graph_holds_nothing_else(width: float) -
 
 
 def test_a_frozen_branch_of_a_narrower_dtype() -> None:
-    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", 0.5)
+    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", {"ring_width": 0.5})
     batch = batch_for(model.spatial)
     expected = model.predict(*batch.given())
     model.spatial.to(torch.bfloat16)
@@ -52,7 +53,7 @@ def test_recomputing_gives_the_same_gradients() -> None:
     gradients: list[dict[str, Any]] = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", 0.5)
+        model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", {"ring_width": 0.5})
         model.set_memory(LayerMemory(gradient_checkpointing=recompute))
         torch.manual_seed(1)
         gradients.append(dict(train(model, batch_for(model.spatial, frames=4), steps=1)))
@@ -61,7 +62,7 @@ def test_recomputing_gives_the_same_gradients() -> None:
 
 def test_half_the_width_has_about_a_quarter_of_the_weights() -> None:
     def size(width: float) -> int:
-        return sum(p.numel() for p in Ring.from_unet2d(tiny_unet("emoji"), width).parameters())
+        return sum(p.numel() for p in Ring.from_unet2d(tiny_unet("emoji"), RingShape(width)).parameters())
 
     assert 0.2 < size(0.5) / size(1.0) < 0.45
 
@@ -78,11 +79,11 @@ def test_width_1_is_the_ring_of_before() -> None:
 def test_the_width_is_saved_and_another_one_refused(tmp_path: Path) -> None:
     ParallelUNet.from_unet2d(tiny_unet("sd2"), 0.5).save_pretrained(tmp_path)
     loaded = ParallelUNet.from_pretrained(tmp_path)
-    assert loaded.ring_width == 0.5
+    assert loaded.ring_shape.ring_width == 0.5
     build_denoiser(loaded, "text-to-video", "parallel")
-    build_denoiser(loaded, "text-to-video", "parallel", 0.5)
+    build_denoiser(loaded, "text-to-video", "parallel", {"ring_width": 0.5})
     with pytest.raises(MobiusError, match=r"ring_width=1.*0\.5"):
-        build_denoiser(loaded, "text-to-video", "parallel", 1.0)
+        build_denoiser(loaded, "text-to-video", "parallel", {"ring_width": 1.0})
 
 
 @pytest.mark.parametrize("width", [0.3, 0.01])
@@ -111,6 +112,6 @@ def test_stable_diffusion_2_fits_a_half_and_a_quarter() -> None:
 
 
 def test_models_without_a_ring_have_no_width() -> None:
-    serial: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "serial", 0.5)
-    again: Any = build_denoiser(serial, "text-to-video", "serial", 0.5)
+    serial: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "serial", {"ring_width": 0.5})
+    again: Any = build_denoiser(serial, "text-to-video", "serial", {"ring_width": 0.5})
     assert again is serial

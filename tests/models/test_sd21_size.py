@@ -25,7 +25,7 @@ from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import SerialUNet, build_denoiser
 from mobius_train.models.backbone import fold_conditions, fold_frames
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.unet.backbone import output_head, walk
+from mobius_train.models.unet.backbone import Walk, output_head
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,7 @@ def test_the_walk_runs_the_operators_of_the_untouched_forward() -> None:
     pictures = folded()
 
     def stream() -> None:
-        *_, last = walk(unet, *pictures)
+        *_, last = Walk(unet, *pictures).features()
         output_head(unet, last.hidden)
 
     expected = operators(lambda: unet(*pictures))

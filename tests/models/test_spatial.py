@@ -15,7 +15,7 @@ from unets import Batch, batch_for, serial_with_random_temporal_layers, tiny_une
 from mobius_train.conditions import Conditions
 from mobius_train.models import ParallelUNet
 from mobius_train.models.backbone import Feature, without_graph
-from mobius_train.models.unet.backbone import UNetBackbone, output_head, walk
+from mobius_train.models.unet.backbone import UNetBackbone, Walk, output_head
 
 
 def layer_outputs(unet: UNet2DConditionModel, run: Callable[[], object]) -> list[Tensor]:
@@ -106,7 +106,7 @@ def test_timesteps_as_diffusers_takes_them(timestep: Tensor | float) -> None:
     unet = tiny_unet("emoji")
     pictures, _, text = batch_for(unet).frames()
     with torch.no_grad():
-        *_, last = walk(unet, pictures, timestep, text)
+        *_, last = Walk(unet, pictures, timestep, text).features()
         assert torch.equal(output_head(unet, last.hidden), unet(pictures, timestep, text).sample)
 
 
@@ -129,7 +129,7 @@ def test_unusual_backbones_are_walked_as_diffusers_does(changes: dict) -> None:
     unet = tiny_unet("emoji", **changes)
     batch = batch_for(unet)
     with torch.no_grad():
-        *_, last = walk(unet, *batch.frames())
+        *_, last = Walk(unet, *batch.frames()).features()
         assert torch.equal(output_head(unet, last.hidden), unet(*batch.frames()).sample)
         assert ParallelUNet.from_unet2d(unet)(*batch).sample.shape == batch.sample.shape
 

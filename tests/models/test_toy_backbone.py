@@ -21,6 +21,7 @@ from mobius_train.models.backbone import fold_conditions, fold_frames, unfold_fr
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.pipeline import load_pipeline
 from mobius_train.plan import plan
+from mobius_train.ring_shape import PAPER
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_it_trains_resumes_samples_and_goes_on(run: Run, tmp_path: Path, clips_f
     image = run("image", **options, stage="text-to-image", data={"random_frame": True}, max_train_steps=1)
     assert len(losses(image)) == 1
     planned = plan(load(write(tmp_path / "plan.yaml", recipe(folder, clips_folder, tmp_path / "out"))), Spread.over(1))
-    ring = sum(p.numel() for p in TOY.new_parallel(image_model(), 1.0).trained.parameters())
+    ring = sum(p.numel() for p in TOY.new_parallel(image_model(), PAPER).trained.parameters())
     assert planned.trained == ring
     assert {"ring", "fusion and head"} <= planned.saved.keys()
 

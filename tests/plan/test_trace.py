@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from recipes import recipe, write
+from recipes import DEEP, recipe, write
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -90,13 +90,18 @@ def test_recomputation_saves_less_and_computes_more() -> None:
     assert recomputed.flops["forward"] == kept.flops["forward"]
 
 
-@pytest.mark.parametrize("mode", ["parallel", "serial"])
-def test_a_real_model_keeps_what_was_simulated(mode: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
-    config = load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, tmp_path, tmp_path / "run", mode=mode)))
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("parallel", {}), ("parallel", DEEP), ("serial", {})], ids=["parallel", "deep", "serial"]
+)
+def test_a_real_model_keeps_what_was_simulated(
+    mode: Any, shape: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    values = recipe(tiny_pipeline, tmp_path, tmp_path / "run", mode=mode, **shape)
+    config = load(write(tmp_path / "recipe.yaml", values))
     models = find_configs(config)
     simulated = sum(Simulator().simulate(config, models).step.saved().values())
 
-    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.image_model), "text-to-video", mode)
+    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.image_model), "text-to-video", mode, shape)
     weights = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
     seen: dict[int, Tensor] = {}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launching import launch
-from recipes import DS_CONFIGS, losses, metrics, recipe, start, write
+from recipes import DEEP, DS_CONFIGS, losses, metrics, recipe, start, write
 
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
 # Layers that are recomputed while FSDP gathers them for the backward pass; and two groups of two ranks.
@@ -34,7 +34,7 @@ def _launch(ranks: int, recipe_path: Path, output: Path) -> None:
 def test_one_two_and_four_ranks_under_every_engine_lose_the_same(
     tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
-    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=3, use_ema=True)
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=3, use_ema=True, **DEEP)
     values["validation"]["prompts"] = []
     path = write(tmp_path / "recipe.yaml", values)
     for ranks in (1, 2, 4):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from launching import REPOSITORY, clean_environment
-from recipes import Run, losses, metrics, recipe, start, write
+from recipes import DEEP, Run, losses, metrics, recipe, start, write
 
 from mobius_train.errors import MobiusError
 
@@ -33,12 +33,17 @@ def _only(folder: Path, step: int, copy: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ds_config", "accumulation", "steps"),
-    [("zero2", 2, (1, 2, 3)), ("zero0", 1, (2,)), ("zero1", 1, (2,)), (None, 2, (2,))],
+    ("ds_config", "accumulation", "steps", "shape"),
+    [("zero2", 2, (1, 2, 3), {}), ("zero0", 1, (2,), {}), ("zero1", 1, (2,), DEEP), (None, 2, (2,), DEEP)],
     ids=["zero2", "zero0", "zero1", "fsdp"],
 )
 def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
-    run: Run, tmp_path: Path, ds_config: str | None, accumulation: int, steps: tuple[int, ...]
+    run: Run,
+    tmp_path: Path,
+    ds_config: str | None,
+    accumulation: int,
+    steps: tuple[int, ...],
+    shape: dict[str, Any],
 ) -> None:
     options: dict[str, Any] = {
         "ds_config": ds_config,
@@ -48,6 +53,7 @@ def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
         "validation_steps": 2,
         "lr_scheduler": "cosine",
         "validation": {"prompts": []},
+        **shape,
     }
     whole = run("whole", **options)
     expected = (whole / RING).read_bytes()
@@ -78,6 +84,14 @@ def test_a_resume_with_another_global_batch_says_what_to_set(run: Run) -> None:
     run(checkpointing_steps=2, max_train_steps=2)
     with pytest.raises(MobiusError, match=r"train_batch_size.*gradient_accumulation_steps.*\b2\b"):
         run(checkpointing_steps=2, resume_from_checkpoint="latest", train_batch_size=4)
+
+
+@pytest.mark.slow
+def test_a_resume_with_a_ring_of_another_shape_is_refused_by_name(run: Run) -> None:
+    run(checkpointing_steps=2, max_train_steps=2, **DEEP)
+    for changes in ({"ring_width": 1.0}, {"fusion_depth": 2}, {"ring_width": None}):
+        with pytest.raises(MobiusError, match=r"ring_width=0\.5, fusion_depth=1.*this run has ring_width"):
+            run(checkpointing_steps=2, resume_from_checkpoint="latest", **DEEP | changes)
 
 
 @pytest.mark.distributed

@@ -9,7 +9,7 @@ N = B·F frames, C channels, H, W latent size; L text tokens, D text width; T wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.models.backbone import Feature, LayerShape, Timestep
+from mobius_train.models.backbone import Feature, LayerShape, Tail, Timestep
 from mobius_train.models.unet.check import check_unet
 from mobius_train.models.unet.layers import read_layout
 from mobius_train.models.units import layer_units
@@ -44,63 +44,88 @@ def spatial_layer(
     return Feature(convolved, attention(convolved, encoder_hidden_states=text, return_dict=False)[0])
 
 
-def walk(
-    unet: UNet2DConditionModel,
-    sample: Tensor,
-    timestep: Timestep,
-    encoder_hidden_states: Tensor,
-    layer: Layer = spatial_layer,
-    enter: Callable[[Tensor], Tensor] = lambda hidden: hidden,
-) -> Iterator[Feature]:
-    """Yield the features of the UNet in forward order: h_0 after conv_in, then one for each layer.
+class Walk:
+    """One forward pass of a UNet, layer by layer.
 
-    The walk holds only the hidden state and the bridges, so a feature is freed as soon as the consumer drops it.
-    `output_head` takes the hidden state of the last feature.
+    It holds only the hidden state and the bridges, so a feature is freed as soon as the consumer drops it.
 
     Args:
         sample: (N, C, H, W) of any size: if H or W does not halve evenly, upsampling uses the bridge's size.
         timestep: a number or a tensor of shape (), (1,) or (N,).
         encoder_hidden_states: (N, L, D).
-        layer: computes one layer.
-        enter: transforms h_0 before the first layer.
     """
-    if unet.config.center_input_sample:
-        sample = 2 * sample - 1.0
-    time_embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-    if unet.time_embed_act is not None:
-        time_embedding = unet.time_embed_act(time_embedding)
-    conditions = (time_embedding, encoder_hidden_states)
-    even = all(size % 2**unet.num_upsamplers == 0 for size in sample.shape[-2:])
 
-    hidden = enter(unet.conv_in(sample))
-    yield Feature(hidden)
+    def __init__(
+        self, unet: UNet2DConditionModel, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor
+    ) -> None:
+        self._unet = unet
+        self._sample, self._timestep, self._text = sample, timestep, encoder_hidden_states
+        self._even = all(size % 2**unet.num_upsamplers == 0 for size in sample.shape[-2:])
+        self._bridges: list[Tensor] = []
 
-    bridges = [hidden]
-    for block in unet.down_blocks:
-        for resnet, attention in _layers(block):
-            feature = layer(resnet, attention, hidden, None, *conditions)
-            hidden = feature.hidden
-            bridges.append(hidden)
-            yield feature
-            del feature
-        for downsampler in block.downsamplers or ():
-            hidden = downsampler(hidden)
-            bridges.append(hidden)
+    def features(
+        self,
+        layer: Layer = spatial_layer,
+        enter: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+        depth: int = 0,
+    ) -> Iterator[Feature]:
+        """Yield h_0 after conv_in, then one feature for each layer in forward order.
 
-    for resnet, attention in _layers(unet.mid_block):
-        feature = layer(resnet, attention, hidden, None, *conditions)
-        hidden = feature.hidden
-        yield feature
-        del feature
+        `output_head` takes the hidden state of the last feature.
 
-    for block in unet.up_blocks:
-        for resnet, attention in _layers(block):
-            feature = layer(resnet, attention, hidden, bridges.pop(), *conditions)
-            hidden = feature.hidden
-            yield feature
-            del feature
-        for upsampler in block.upsamplers or ():
-            hidden = upsampler(hidden, None if even else bridges[-1].shape[-2:])
+        Args:
+            layer: computes one layer.
+            enter: transforms h_0 before the first layer.
+            depth: stop before the last `depth` up blocks. If it is not 0, a last feature is their input.
+        """
+        unet = self._unet
+        sample = 2 * self._sample - 1.0 if unet.config.center_input_sample else self._sample
+        time_embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=self._timestep))
+        if unet.time_embed_act is not None:
+            time_embedding = unet.time_embed_act(time_embedding)
+        self._conditions = (time_embedding, self._text)
+
+        self._hidden = enter(unet.conv_in(sample))
+        yield Feature(self._hidden)
+
+        self._bridges = [self._hidden]
+        for block in unet.down_blocks:
+            for resnet, attention in _layers(block):
+                yield self._run(layer, resnet, attention, None)
+                self._bridges.append(self._hidden)
+            for downsampler in block.downsamplers or ():
+                self._hidden = downsampler(self._hidden)
+                self._bridges.append(self._hidden)
+
+        for resnet, attention in _layers(unet.mid_block):
+            yield self._run(layer, resnet, attention, None)
+
+        yield from self._up(unet.up_blocks[: len(unet.up_blocks) - depth], layer)
+        if depth:
+            yield Feature(self._hidden)
+
+    def tail(self, hidden: Tensor, layer: Layer, depth: int) -> Tensor:
+        """Run the last `depth` up blocks on another input than the one that `features` yielded last.
+
+        Returns:
+            The input of `output_head`.
+        """
+        self._hidden = hidden
+        for _ in self._up(self._unet.up_blocks[len(self._unet.up_blocks) - depth :], layer):
+            pass
+        return self._hidden
+
+    def _up(self, blocks: Iterable[Any], layer: Layer) -> Iterator[Feature]:
+        for block in blocks:
+            for resnet, attention in _layers(block):
+                yield self._run(layer, resnet, attention, self._bridges.pop())
+            for upsampler in block.upsamplers or ():
+                self._hidden = upsampler(self._hidden, None if self._even else self._bridges[-1].shape[-2:])
+
+    def _run(self, layer: Layer, resnet: nn.Module, attention: nn.Module | None, bridge: Tensor | None) -> Feature:
+        feature = layer(resnet, attention, self._hidden, bridge, *self._conditions)
+        self._hidden = feature.hidden
+        return feature
 
 
 def output_head(unet: UNet2DConditionModel, hidden: Tensor) -> Tensor:
@@ -139,8 +164,25 @@ class UNetBackbone:
         return self.layout.layers()
 
     def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[Feature]:
+        return self._walk(sample, timestep, conditions).features()
+
+    def split(
+        self, sample: Tensor, timestep: Timestep, conditions: Conditions, depth: int
+    ) -> tuple[Iterator[Feature], Tail]:
+        walk = self._walk(sample, timestep, conditions)
+
+        def tail(hidden: Tensor, layer: Layer) -> Tensor:
+            return walk.tail(hidden.to(self.unet.dtype), layer, depth)
+
+        return walk.features(depth=depth), tail
+
+    def behind(self, depth: int) -> list[nn.Module]:
+        blocks = self.unet.up_blocks
+        return list(blocks[len(blocks) - depth :])
+
+    def _walk(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Walk:
         dtype = self.unet.dtype
-        return walk(self.unet, sample.to(dtype), timestep, conditions[TEXT].to(dtype))
+        return Walk(self.unet, sample.to(dtype), timestep, conditions[TEXT].to(dtype))
 
     def head(self, hidden: Tensor) -> Tensor:
         return output_head(self.unet, hidden)

@@ -22,7 +22,7 @@ EXTRA_CONDITIONS = {
 
 
 def check_unet(unet: UNet2DConditionModel) -> None:
-    """Reject UNets that `walk` does not support.
+    """Reject UNets that `Walk` does not support.
 
     Raises:
         MobiusError: lists every unsupported configuration entry.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from diffusers import UNet2DConditionModel
 
 from mobius_train.models.family import Family
@@ -14,7 +16,7 @@ UNET = Family(
     image_model=UNet2DConditionModel,
     image_denoiser=ImageUNet,
     parallel=ParallelUNet,
-    new_parallel=ParallelUNet.from_unet2d,
+    new_parallel=lambda unet, shape: ParallelUNet.from_unet2d(unet, **asdict(shape)),
     serial=SerialUNet,
     new_serial=SerialUNet.from_unet2d,
 )

@@ -69,6 +69,20 @@ def read_layout(config: Mapping[str, Any]) -> Layout:
     return Layout(down, mid, up, heads[0])
 
 
+def split_layout(layout: Layout, fusion_depth: int) -> tuple[Layout, list[list[LayerShape]]]:
+    """The layers in front of the fusion, and the last `fusion_depth` up blocks.
+
+    Raises:
+        MobiusError: there are not so many.
+    """
+    blocks = len(layout.up)
+    if not 0 <= fusion_depth <= blocks:
+        fitting = ", ".join(map(str, range(blocks + 1)))
+        raise MobiusError(f"fusion_depth={fusion_depth}: this UNet has {blocks} up blocks. Depths that fit: {fitting}")
+    before = blocks - fusion_depth
+    return layout._replace(up=layout.up[:before]), layout.up[before:]
+
+
 def scaled(channels: int, width: float) -> int:
     """Channels of a ring of this width for so many channels of its UNet.
 
@@ -128,4 +142,19 @@ def bytes_per_flop(layer: LayerShape) -> float:
     values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
     if layer.heads is not None:
         values, products = values + 33 * width, products + 22 * width**2
+    return values / products
+
+
+def tail_bytes_per_flop(layer: LayerShape, temporal: bool) -> float:
+    """As `bytes_per_flop`, for a layer behind the fusion.
+
+    An SC has two norms, activations and 3x3 convolutions. An SA is a TA whose second attention is over the text.
+    """
+    width = layer.channels
+    values, products = 3 * layer.in_channels + 4 * width, 9 * width * (layer.in_channels + width)
+    if temporal:
+        values, products = values + 12 * width, products + 12 * width**2
+    if layer.heads is not None:
+        blocks = 2 if temporal else 1
+        values, products = values + blocks * 33 * width, products + blocks * 22 * width**2
     return values / products

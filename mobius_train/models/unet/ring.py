@@ -8,8 +8,8 @@ C channels, H, W latent size; w the ring's width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
@@ -21,16 +21,22 @@ from torch import Tensor, nn
 
 from mobius_train.models.backbone import Feature, LayerShape
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
+from mobius_train.models.unet.backbone import Layer
 from mobius_train.models.unet.layers import (
     LAYOUT_FIELDS,
+    Layout,
     bytes_per_flop,
     read_layout,
     ring_groups,
     scaled,
     scaled_layout,
+    split_layout,
+    tail_bytes_per_flop,
 )
+from mobius_train.models.unet.serial_layer import Temporal, serial_layer
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
+from mobius_train.ring_shape import PAPER, RingShape
 
 HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
 
@@ -41,7 +47,8 @@ class Ring(ModelMixin, ConfigMixin):
         t_0     = transformer_in(h_0)
         t_{i+1} = SA(SC(h_i)) + TA(SC(h_i) + TC(t_i))          (Mobius, Eq. 9)
         t_{i+1} = SC(h_i) + TC(t_i)                            in layers without attention
-        output  = conv_out(act(norm(Conv1x1(h ⊕ t))))          (Eq. 6)
+        f       = Conv1x1(h ⊕ t)                                (Eq. 6)
+        output  = conv_out(act(norm(f)))
 
     Like h, t has its own bridges (Eq. 5), downsamplers and upsamplers. The weights of TC, TA, transformer_in and the
     samplers have the names of UNet3DConditionModel.
@@ -49,10 +56,16 @@ class Ring(ModelMixin, ConfigMixin):
     At width w = 1, the paper's, t has as many channels as h. At another width it has w times as many, and SC(h_i),
     SA(SC(h_i)) and h_0 enter through learned 1x1 convolutions.
 
-    The configuration entries except `width` have the same meaning as in UNet2DConditionModel.
+    At fusion depth K = 0, the paper's, the fusion comes after the last layer. At another depth it comes before the last
+    K up blocks of the UNet, the tail: the ring ends there, and the frozen tail runs on f, in the graph. With temporal
+    layers in the tail, which start as the identity, each of its layers is TA(SA(TC(SC(·)))) as in a serial model
+    (Eq. 7). At width 0 there is no ring, and f = h.
+
+    The configuration entries up to `conv_out_kernel` have the same meaning as in UNet2DConditionModel; for the others
+    see RingShape.
 
     Raises:
-        MobiusError: the width does not fit the channels, heads and groups of the UNet.
+        MobiusError: the shape does not fit the blocks, channels, heads and groups of the UNet.
 
     Attributes:
         memory: how the layers store activations for the backward pass.
@@ -77,50 +90,75 @@ class Ring(ModelMixin, ConfigMixin):
         norm_eps: float,
         conv_out_kernel: int,
         width: float = 1.0,
+        fusion_depth: int = 0,
+        tail_temporal_layers: bool = False,
     ) -> None:
         super().__init__()
-        self._layers = read_layout(self.config).layers()
-        groups = ring_groups(self.config, width)
-        layout = scaled_layout(self.config, width)
-        of_h, of_t = block_out_channels, [scaled(channels, width) for channels in block_out_channels]
-        self.transformer_in = transformer_in(of_t[0], layout.in_heads, groups)
-        down = [RingBlock(shapes, groups) for shapes in layout.down]
-        for block, channels in zip(down[:-1], of_t, strict=False):
-            block.downsamplers.append(Downsample2D(channels, use_conv=True, padding=downsample_padding, name="op"))
-        up = [RingBlock(shapes, groups) for shapes in layout.up]
-        for block, channels in zip(up[:-1], reversed(of_t), strict=False):
-            block.upsamplers.append(Upsample2D(channels, use_conv=True))
-        self.down_blocks = nn.ModuleList(down)
-        self.mid_block = RingBlock(layout.mid, groups)
-        self.up_blocks = nn.ModuleList(up)
-        # One for h_0, then one for each layer.
-        self.entries: nn.ModuleList | None = None
-        if width != 1:
-            self.entries = nn.ModuleList([Entry(of_h[0], of_t[0], attention=False)])
-            for wide, narrow in zip(self._layers, layout.layers(), strict=True):
-                self.entries.append(Entry(wide.channels, narrow.channels, attention=wide.heads is not None))
+        self.shape = RingShape(width, fusion_depth, tail_temporal_layers)
+        of_unet = read_layout(self.config)
+        self._layers = of_unet.layers()
+        before, behind = split_layout(of_unet, fusion_depth)
+        tail = []
+        if tail_temporal_layers:
+            tail = [TemporalBlock(shapes, norm_num_groups, bridged=False) for shapes in behind]
+            for block in tail:
+                block.zero_outputs()
+        self._costs = [tail_bytes_per_flop(layer, tail_temporal_layers) for shapes in behind for layer in shapes]
+        if width:
+            layout, _ = split_layout(scaled_layout(self.config, width), fusion_depth)
+            self._costs = [*map(bytes_per_flop, layout.layers()), *self._costs]
+            self._add_states(before, layout, tail)
+        else:
+            self.up_blocks = nn.ModuleList(tail)
 
-        first = of_h[0]
-        self.fusion = nn.Conv2d(first + of_t[0], first, kernel_size=1)
-        # [I | 0] without bias: a new ring predicts the same as the 2D UNet.
-        nn.init.dirac_(self.fusion.weight)
-        nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
+        first = block_out_channels[0]
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_act = get_activation(act_fn)
         self.conv_out = nn.Conv2d(first, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
-        self._costs = [bytes_per_flop(layer) for layer in layout.layers()]
         self.set_memory(LayerMemory())
         self.host_bytes = 0
+
+    def _add_states(self, of_h: Layout, of_t: Layout, tail: list[TemporalBlock]) -> None:
+        """Add the layers that compute t, and the fusion."""
+        groups = ring_groups(self.config, self.shape.ring_width)
+        sizes = [scaled(channels, self.shape.ring_width) for channels in self.config.block_out_channels]
+        self.transformer_in = transformer_in(sizes[0], of_t.in_heads, groups)
+        down = [RingBlock(shapes, groups) for shapes in of_t.down]
+        for block, channels in zip(down[:-1], sizes, strict=False):
+            sampler = Downsample2D(channels, use_conv=True, padding=self.config.downsample_padding, name="op")
+            block.downsamplers.append(sampler)
+        up = [RingBlock(shapes, groups) for shapes in of_t.up]
+        # Only the last block of the UNet has no upsampler.
+        for block, channels in zip(up, reversed(sizes[1:]), strict=False):
+            block.upsamplers.append(Upsample2D(channels, use_conv=True))
+        self.down_blocks = nn.ModuleList(down)
+        self.mid_block = RingBlock(of_t.mid, groups)
+        self.up_blocks = nn.ModuleList([*up, *tail])
+        # One for h_0, then one for each layer.
+        self.entries: nn.ModuleList | None = None
+        if self.shape.ring_width != 1:
+            self.entries = nn.ModuleList([Entry(self.config.block_out_channels[0], sizes[0], attention=False)])
+            for wide, narrow in zip(of_h.layers(), of_t.layers(), strict=True):
+                self.entries.append(Entry(wide.channels, narrow.channels, attention=wide.heads is not None))
+        channels = of_h.layers()[-1].channels
+        self.fusion = nn.Conv2d(channels + of_t.layers()[-1].channels, channels, kernel_size=1)
+        # [I | 0] without bias: a new ring predicts the same as the 2D UNet.
+        nn.init.dirac_(self.fusion.weight)
+        nn.init.zeros_(cast(nn.Parameter, self.fusion.bias))
+
+    def _split(self) -> int:
+        """Number of up blocks in front of the tail."""
+        return len(self.up_blocks) - (self.shape.fusion_depth if self.shape.tail_temporal_layers else 0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype: that of the head, which belongs to no unit of a sharded model."""
+        return self.conv_out.weight.dtype
 
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the layers store activations for the backward pass."""
         self.memory = memory
         self.treatments = memory.treatments(self._costs)
-
-    @property
-    def width(self) -> float:
-        """w."""
-        return float(self.config.width)
 
     def layers(self) -> list[LayerShape]:
         """The layers of the ring's UNet."""
@@ -136,7 +174,8 @@ class Ring(ModelMixin, ConfigMixin):
 
     def head_modules(self) -> list[nn.Module]:
         """The fusion with h and the output head."""
-        return [self.fusion, self.conv_norm_out, self.conv_act, self.conv_out]
+        head = [self.conv_norm_out, self.conv_act, self.conv_out]
+        return [self.fusion, *head] if self.shape.ring_width else head
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -148,38 +187,63 @@ class Ring(ModelMixin, ConfigMixin):
         self.set_memory(LayerMemory(gradient_checkpointing=enable))
 
     @classmethod
-    def from_unet2d(cls, unet: UNet2DConditionModel, width: float = 1.0) -> Ring:
+    def from_unet2d(cls, unet: UNet2DConditionModel, shape: RingShape = PAPER) -> Ring:
         """A new ring for `unet`, in float32.
 
         The output head starts as a copy of the UNet's, and so do the samplers at width 1, because t resembles h in
-        scale and meaning. The fusion starts as the identity on h, and the other layers start at random.
+        scale and meaning. The fusion starts as the identity on h, the temporal layers of the tail as the identity, and
+        the other layers at random.
 
         Raises:
-            MobiusError: the width does not fit the UNet.
+            MobiusError: the shape does not fit the UNet.
         """
         names = (*LAYOUT_FIELDS, *HEAD_FIELDS, "downsample_padding")
-        ring = cls(**{name: unet.config[name] for name in names}, width=width)
+        ring = cls(
+            **{name: unet.config[name] for name in names},
+            width=shape.ring_width,
+            fusion_depth=shape.fusion_depth,
+            tail_temporal_layers=shape.tail_temporal_layers,
+        )
         state = unet.state_dict()
         heads = ("conv_norm_out.", "conv_out.")
         copied = {
             name: state[name]
             for name in ring.state_dict()
-            if name.startswith(heads) or (width == 1 and "samplers." in name)
+            if name.startswith(heads) or (shape.ring_width == 1 and "samplers." in name)
         }
         ring.load_state_dict(copied, strict=False)
         return ring
 
-    def forward(self, features: Iterable[Feature], num_frames: int) -> Tensor:
+    def forward(
+        self,
+        features: Iterable[Feature],
+        num_frames: int,
+        tail: Callable[[Tensor, Layer], Tensor] | None = None,
+    ) -> Tensor:
         """Run in step with the spatial branch, consuming its features one at a time.
 
         Args:
-            features: h_0, then one feature for each layer, as yielded by `walk`, without a graph.
+            features: h_0, then one feature for each layer in front of the fusion, without a graph; and with a
+                `fusion_depth` the input of the tail.
             num_frames: F.
+            tail: see `UNetBackbone.split`; required with a `fusion_depth`.
 
         Returns:
             (N, out_channels, H, W).
         """
         stream, units = _Stream(features, self.dtype), TreatedUnits(self.treatments)
+        state = self._states(stream, units, num_frames) if self.shape.ring_width else None
+        hidden = stream.last()
+        if tail is None:
+            prediction = units.run(self._head, hidden, state)
+        else:
+            hidden = tail(self._fuse(hidden, state), self._tail_layer(units, num_frames))
+            prediction = units.run(self._head, hidden.to(self.dtype), None)
+        self.host_bytes = units.host_bytes
+        return prediction
+
+    def _states(self, stream: _Stream, units: TreatedUnits, num_frames: int) -> Tensor:
+        """The last time state."""
         entries = self._entries_in_order()
         state = units.run(self._enter, next(entries), stream.take().hidden, num_frames)
         bridges = [state]
@@ -192,14 +256,30 @@ class Ring(ModelMixin, ConfigMixin):
                 bridges.append(state)
         for conv, attention in self.mid_block.layers():
             state = _layer(units, next(entries), conv, attention, state, None, stream.take(), num_frames)
-        for block in cast(Sequence[RingBlock], self.up_blocks):
+        for block in cast(Sequence[RingBlock], self.up_blocks[: self._split()]):
             for conv, attention in block.layers():
                 state = _layer(units, next(entries), conv, attention, state, bridges.pop(), stream.take(), num_frames)
             for upsampler in block.upsamplers:
                 state = upsampler(state, bridges[-1].shape[-2:])
-        state = units.run(self._head, stream.hidden, state)
-        self.host_bytes = units.host_bytes
         return state
+
+    def _tail_layer(self, units: TreatedUnits, num_frames: int) -> Layer:
+        """Computes one layer of the tail, each with its own temporal layers."""
+        temporal: Iterator[Any] = itertools.repeat((None, None))
+        if self.shape.tail_temporal_layers:
+            blocks = cast(Sequence[TemporalBlock], self.up_blocks[self._split() :])
+            temporal = itertools.chain.from_iterable(block.layers() for block in blocks)
+
+        def run(conv: nn.Module | None, attention: nn.Module | None, *args: Any) -> Tensor:
+            return serial_layer(self._cast(conv), self._cast(attention), num_frames, *args).hidden
+
+        return lambda *args: Feature(units.run(run, *next(temporal), *args))
+
+    def _cast(self, temporal: nn.Module | None) -> Temporal | None:
+        """The layer in the ring's dtype, between spatial layers of another dtype."""
+        if temporal is None:
+            return None
+        return lambda hidden, num_frames: temporal(hidden.to(self.dtype), num_frames).to(hidden.dtype)
 
     def _entries_in_order(self) -> Iterator[Entry | None]:
         return itertools.repeat(None) if self.entries is None else iter(cast(Sequence[Entry], self.entries))
@@ -208,9 +288,11 @@ class Ring(ModelMixin, ConfigMixin):
         hidden = hidden.to(self.dtype)
         return self.transformer_in(hidden if entry is None else entry.convolution(hidden), num_frames)
 
-    def _head(self, hidden: Tensor, state: Tensor) -> Tensor:
-        fused = self.fusion(torch.cat([hidden, state], dim=1))
-        return self.conv_out(self.conv_act(self.conv_norm_out(fused)))
+    def _fuse(self, hidden: Tensor, state: Tensor | None) -> Tensor:
+        return hidden if state is None else self.fusion(torch.cat([hidden, state], dim=1))
+
+    def _head(self, hidden: Tensor, state: Tensor | None) -> Tensor:
+        return self.conv_out(self.conv_act(self.conv_norm_out(self._fuse(hidden, state))))
 
 
 def _layer(
@@ -269,7 +351,7 @@ class RingBlock(TemporalBlock):
 class _Stream:
     """The spatial features, one at a time, in the ring's dtype or a narrower dtype that a sum with t widens.
 
-    It keeps only the last hidden state, which `walk` holds for its next layer anyway.
+    It keeps only the last hidden state, which `Walk` holds for its next layer anyway.
     """
 
     hidden: Tensor
@@ -283,6 +365,13 @@ class _Stream:
         feature = Feature(self._fitted(convolution), None if attention is None else self._fitted(attention))
         self.hidden = feature.hidden
         return feature
+
+    def last(self) -> Tensor:
+        """The hidden state of the last feature."""
+        for convolution, attention in self._features:
+            self.hidden = self._fitted(convolution if attention is None else attention)
+            del convolution, attention
+        return self.hidden
 
     def _fitted(self, tensor: Tensor) -> Tensor:
         # A copy widened here would stay in memory until the backward pass of a recomputed layer.

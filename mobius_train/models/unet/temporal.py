@@ -124,6 +124,11 @@ class TemporalBlock(nn.Module):
             if shape.heads is not None:
                 self.temp_attentions.append(temporal_attention(shape.channels, shape.heads, norm_num_groups))
 
+    def zero_outputs(self) -> None:
+        """Turn every layer into the identity."""
+        for layer in (*self.temp_convs, *self.temp_attentions):
+            cast(TemporalConv | TemporalAttention, layer).zero_output()
+
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """The (TC, TA) pairs; TA is None if the spatial layer has no attention."""
         return zip_longest(self.temp_convs, self.temp_attentions)

@@ -1,0 +1,39 @@
+"""A layer of a 2D UNet with temporal layers inside, as in serial models and behind a ring's fusion.
+
+Legend: SC, SA spatial convolution and attention blocks; TC, TA temporal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mobius_train.models.backbone import Feature
+from mobius_train.models.unet.backbone import spatial_layer
+
+# (N, C, H, W) and F → (N, C, H, W)
+Temporal = Callable[[Tensor, int], Tensor]
+
+
+def serial_layer(
+    temporal_conv: Temporal | None,
+    temporal_attention: Temporal | None,
+    num_frames: int,
+    resnet: nn.Module,
+    attention: nn.Module | None,
+    hidden: Tensor,
+    bridge: Tensor | None,
+    time_embedding: Tensor,
+    text: Tensor,
+) -> Feature:
+    """`spatial_layer` with TC after SC and TA after SA (Mobius, Eq. 7); each may be absent."""
+
+    def convolve(hidden: Tensor, time_embedding: Tensor) -> Tensor:
+        convolved = resnet(hidden, time_embedding)
+        return convolved if temporal_conv is None else temporal_conv(convolved, num_frames)
+
+    feature = spatial_layer(convolve, attention, hidden, bridge, time_embedding, text)
+    if feature.attention is None or temporal_attention is None:
+        return feature
+    return feature._replace(attention=temporal_attention(feature.attention, num_frames))

@@ -1,0 +1,188 @@
+"""Rings that are fused in front of the last up blocks keep the invariants, for the layers in front of the fusion."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from autograd_memory import held_for_backward, tensors_saved_in
+from learning import idle, loss, train
+from torch import Tensor, nn
+from unets import batch_for, tiny_unet
+
+from mobius_train.conditions import Conditions
+from mobius_train.errors import MobiusError
+from mobius_train.measure.graph import leaves_of_graph
+from mobius_train.models import ParallelUNet, SerialUNet, build_denoiser
+from mobius_train.models.backbone import fold_conditions, fold_frames
+from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.unet.backbone import UNetBackbone, spatial_layer
+from mobius_train.ring_shape import RingShape
+
+SHAPES = [
+    RingShape(1.0, 1),
+    RingShape(0.5, 2, tail_temporal_layers=True),
+    RingShape(0.5, 4, tail_temporal_layers=True),
+    RingShape(0.0, 2, tail_temporal_layers=True),
+    RingShape(0.0, 4, tail_temporal_layers=True),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def fields(shape: RingShape) -> dict[str, Any]:
+    return {name: getattr(shape, name) for name in ("ring_width", "fusion_depth", "tail_temporal_layers")}
+
+
+def built(shape: RingShape, kind: str = "sd2") -> Any:
+    return build_denoiser(tiny_unet(kind), "text-to-video", "parallel", fields(shape))
+
+
+def randomised(model: Any) -> Any:
+    """No fusion is the identity any more, and no temporal layer of the tail."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.ring.parameters():
+            if not parameter.any() or parameter is getattr(getattr(model.ring, "fusion", None), "weight", None):
+                nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@shapes
+@torch.no_grad()
+def test_a_new_model_predicts_what_the_2d_model_predicts(shape: RingShape) -> None:
+    unet = tiny_unet("sd2")
+    batch = batch_for(unet)
+    expected = build_denoiser(unet, "text-to-image", "parallel").predict(*batch.given())
+    assert torch.equal(ParallelUNet.from_unet2d(unet, **fields(shape)).predict(*batch.given()), expected)
+    # The control: with trained layers it predicts something else.
+    assert not torch.allclose(randomised(built(shape)).predict(*batch.given()), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "depth"), itertools.product([(8, 8), (18, 10)], (1, 2, 4)))
+@torch.no_grad()
+def test_in_front_of_the_fusion_every_feature_is_that_of_the_2d_model(size: tuple[int, int], depth: int) -> None:
+    unet = tiny_unet("sd2")
+    batch = batch_for(unet, size=size)
+    pictures, timestep, text = batch.frames()
+    entered: list[Tensor] = []
+    first = unet.up_blocks[len(unet.up_blocks) - depth]
+    handle = first.register_forward_pre_hook(
+        lambda _, args, kwargs: entered.append(kwargs.get("hidden_states", args[0] if args else None)),
+        with_kwargs=True,
+    )
+    expected = unet(pictures, timestep, text).sample
+    handle.remove()
+
+    backbone = UNetBackbone(unet)
+    given = (fold_frames(batch.sample), *fold_conditions(batch.timestep, Conditions.of_text(batch.text), 3))
+    whole = list(backbone.features(*given))
+    stream, tail = backbone.split(*given, depth)
+    features = list(stream)
+    assert torch.equal(features[-1].hidden, entered[0])
+    for mine, theirs in zip(features[:-1], whole, strict=False):
+        assert torch.equal(mine.hidden, theirs.hidden)
+    behind = sum(len(shapes) for shapes in backbone.layout.up[len(unet.up_blocks) - depth :])
+    assert len(features) - 1 + behind == len(whole)
+    assert torch.equal(backbone.head(tail(features[-1].hidden, spatial_layer)), expected)
+
+
+@shapes
+def test_every_parameter_learns_and_the_graph_holds_no_frozen_one(shape: RingShape) -> None:
+    model = built(shape)
+    batch = batch_for(model.spatial, frames=4)
+    assert idle(train(model, batch, steps=2)) == set()
+    ring = set(map(id, model.ring.parameters()))
+    assert {id(leaf) for leaf in leaves_of_graph(loss(model, batch))} == ring
+    assert all(parameter.grad is None for parameter in model.spatial.parameters())
+
+
+@shapes
+def test_only_blocks_behind_the_fusion_save_tensors(shape: RingShape) -> None:
+    model = built(shape)
+    batch = batch_for(model.spatial)
+    first = len(model.spatial.up_blocks) - shape.fusion_depth
+    behind = sum(
+        tensors_saved_in(f"spatial.up_blocks.{number}", lambda: loss(model, batch), model)
+        for number in range(first, len(model.spatial.up_blocks))
+    )
+    assert behind > 10
+    assert tensors_saved_in("spatial", lambda: loss(model, batch), model) == behind
+    names = {name for name, module in model.named_modules() if module in model.frozen_in_graph()}
+    assert names == {f"spatial.up_blocks.{number}" for number in range(first, len(model.spatial.up_blocks))}
+
+
+@shapes
+@pytest.mark.parametrize(
+    "memory",
+    [LayerMemory(gradient_checkpointing=True), LayerMemory(True, 0.5, recompute_activations=True)],
+    ids=["all", "half"],
+)
+def test_recomputing_changes_the_memory_and_not_the_numbers(shape: RingShape, memory: LayerMemory) -> None:
+    model = randomised(built(shape))
+    batch = batch_for(model.spatial, frames=4)
+    held, gradients = [], []
+    for options in (LayerMemory(), memory):
+        model.set_memory(options)
+        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
+        model.zero_grad()
+        loss(model, batch).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.ring.named_parameters()})
+    assert held[1] < 0.75 * held[0]
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_without_a_ring_it_is_the_serial_model_without_its_other_temporal_layers() -> None:
+    model = randomised(built(RingShape(0.0, 4, tail_temporal_layers=True)))
+    serial = SerialUNet.from_unet2d(model.spatial)
+    names = serial.temporal.state_dict().keys() & model.ring.state_dict().keys()
+    assert {name.split(".")[0] for name in names} == {"up_blocks"}
+    serial.temporal.load_state_dict({name: model.ring.state_dict()[name] for name in names}, strict=False)
+    # The head is the ring's own.
+    for part in ("conv_norm_out", "conv_out"):
+        getattr(serial.unet, part).load_state_dict(getattr(model.ring, part).state_dict())
+    batch = batch_for(model.spatial)
+    assert torch.equal(model.predict(*batch.given()), serial.predict(*batch.given()))
+
+
+@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_dtypes_of_the_branches_are_their_own(frozen: torch.dtype, trained: torch.dtype, autocast: bool) -> None:
+    model = randomised(built(RingShape(0.5, 2, tail_temporal_layers=True), "emoji"))
+    batch = batch_for(model.spatial)
+    exact = model.predict(*batch.given()).detach()
+    model.spatial.to(frozen)
+    model.ring.to(trained)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        prediction = model.predict(*batch.given())
+    assert prediction.dtype == (torch.bfloat16 if autocast else trained)
+    assert (prediction.float() - exact).norm() < 0.05 * exact.norm()
+    prediction.float().square().mean().backward()
+    assert all(parameter.grad.dtype == trained for parameter in model.ring.parameters())
+
+
+def test_the_shape_is_saved_and_another_one_refused_by_name(tmp_path: Path) -> None:
+    shape = RingShape(0.5, 2, tail_temporal_layers=True)
+    ParallelUNet.from_unet2d(tiny_unet("sd2"), **fields(shape)).save_pretrained(tmp_path)
+    loaded = ParallelUNet.from_pretrained(tmp_path)
+    assert loaded.ring_shape == shape
+    for given in ({}, {"fusion_depth": 2}, fields(shape)):
+        build_denoiser(loaded, "text-to-video", "parallel", given)
+    with pytest.raises(MobiusError, match=r"fusion_depth=1.*2"):
+        build_denoiser(loaded, "text-to-video", "parallel", {"ring_width": 0.5, "fusion_depth": 1})
+    with pytest.raises(MobiusError, match=r"tail_temporal_layers=False.*True"):
+        build_denoiser(loaded, "text-to-video", "parallel", {"tail_temporal_layers": False})
+
+
+def test_shapes_that_do_not_fit_are_refused_with_those_that_do() -> None:
+    with pytest.raises(MobiusError, match=r"fusion_depth=5.*0, 1, 2, 3, 4"):
+        ParallelUNet.from_unet2d(tiny_unet("sd2"), fusion_depth=5)
+    with pytest.raises(MobiusError, match="fusion_depth"):
+        ParallelUNet.from_unet2d(tiny_unet("sd2"), tail_temporal_layers=True)
+    with pytest.raises(MobiusError, match="ring_width=0"):
+        ParallelUNet.from_unet2d(tiny_unet("sd2"), ring_width=0, fusion_depth=1)
