@@ -19,7 +19,8 @@ from mobius_train.job.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from mobius_train.engine.spread import Spread
-from mobius_train.plan import Planner
+    from mobius_train.plan import Planner
+    from mobius_train.plan.planner import Plan
 
 RECIPE = REPOSITORY / "configs" / "paper_sd21.yaml"
 PAGE = REPOSITORY / "docs" / "memory.md"
@@ -35,6 +36,19 @@ MODES = {
 PRECISIONS = {"bf16": "mixed_precision=bf16", "fp32": "mixed_precision='no'"}
 OPTIMIZERS = {"float32": "optimizer=adamw", "8 bits": "optimizer=adamw_8bit"}
 ENCODERS = {"online": (), "cached": ("data.cache_dir=cache",)}
+TAIL = "tail_temporal_layers=true"
+# Members of the family of docs/method.md.
+SHAPES = {
+    "serial": ("mode=serial",),
+    "the paper's ring": (),
+    "ring ½": ("ring_width=0.5",),
+    "ring ¼": ("ring_width=0.25",),
+    "ring ½, depth 1, tail layers": ("ring_width=0.5", "fusion_depth=1", TAIL),
+    "ring ½, depth 2, tail layers": ("ring_width=0.5", "fusion_depth=2", TAIL),
+    "ring ¼, depth 2, tail layers": ("ring_width=0.25", "fusion_depth=2", TAIL),
+    "no ring, depth 2, tail layers": ("ring_width=0", "fusion_depth=2", TAIL),
+    "no ring, depth 3, tail layers": ("ring_width=0", "fusion_depth=3", TAIL),
+}
 # The paper's measurements (arXiv 2407.06617) in MB of 2**20 bytes, as nvidia-smi prints them: 4 GPUs, float32, DDP.
 PAPER = {
     "serial, materialised attention": (37758, ("mode=serial", "attention_backend=eager")),
@@ -90,6 +104,24 @@ def tables(planner: Planner) -> Iterator[str]:
             layouts = [Spread.over(n, "fsdp") if engine == "FSDP" else Spread.over(n, ds_json=zeros[2]) for n in counts]
             peaks = (_peak(planner, layout, *options, *cache) for layout in layouts for cache in ENCODERS.values())
             yield _row(engine, optimizer, *map(_cell, peaks))
+    yield ""
+    alone = Spread.over(1, ds_json=zeros[2])
+    yield from _header(
+        "1 GPU, bf16, cached", "trained", "TFLOP", "saved, MiB", "recomputed", "peak", "recomputed", "and 8-bit AdamW"
+    )
+    for shape, fields in SHAPES.items():
+        yield _row(shape, *_costs(planner, alone, fields))
+
+
+def _costs(planner: Planner, alone: Spread, fields: tuple[str, ...]) -> Iterator[str]:
+    """The cells of a shape: one micro-batch as it is, recomputed, and with 8-bit AdamW as well."""
+    recomputed, eight = MODES["parallel, recomputed"], ("optimizer=adamw_8bit",)
+    base = (*fields, PRECISIONS["bf16"], *ENCODERS["cached"], "data.cache_required=true")
+    kept, again, small = (_plan(planner, alone, *base, *more) for more in ((), recomputed, (*recomputed, *eight)))
+    yield f"{kept.trained / 1e6:.0f}M"
+    yield f"{sum(kept.flops.values()) / 1e12:.2f}"
+    yield from (f"{sum(plan.saved.values()) / MIB:.0f}" for plan in (kept, again))
+    yield from (_cell(plan.peak) for plan in (kept, again, small))
 
 
 def smallest_gpu(peak: int) -> str:
@@ -114,9 +146,13 @@ def renewed(page: str, lines: str) -> str:
 
 
 def _peak(planner: Planner, layout: Spread, *overrides: str) -> int:
+    return _plan(planner, layout, *overrides).peak
+
+
+def _plan(planner: Planner, layout: Spread, *overrides: str) -> Plan:
     from mobius_train.config import load
 
-    return planner.plan(load(RECIPE, ["global_batch_size=null", *overrides]), layout).peak
+    return planner.plan(load(RECIPE, ["global_batch_size=null", *overrides]), layout)
 
 
 def _cell(peak: int) -> str:

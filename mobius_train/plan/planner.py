@@ -135,7 +135,7 @@ class Planner:
             "optimizer": "adamw",
             "shard_frozen": False,
             "fsdp": FsdpConfig(),
-            "data": config.data.model_copy(update={"cache_dir": None}),
+            "data": config.data.model_copy(update={"cache_dir": None, "cache_required": False}),
         }
         key = config.model_copy(update=irrelevant).model_dump_json()
         if key not in self._simulations:
@@ -202,8 +202,9 @@ def peaks_of_phases(
         "optimizer's step": {ENCODERS: training} | engine.stepping,
     }
     if sim.encoding and cached:
-        # The cache is filled before the text encoder is sharded.
-        phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
+        # The cache is filled before the text encoder is sharded. A run that requires a full cache encodes nothing.
+        if not config.data.cache_required:
+            phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
     elif sim.encoding:
         phases["encoding"] = {
             ENCODERS: online,

@@ -137,6 +137,9 @@ def test_frozen_models_are_shared_out_and_encoders_leave_with_a_cache(planner: P
     cached = planned(planner, *RECOMPUTED, "data.cache_dir=cache")
     assert plain.phases[training] - cached.phases[training] == plain.parts["frozen encoders"]
     assert cached.parts["frozen encoders"] == plain.parts["frozen encoders"], "they fill the cache"
+    filled = planned(planner, *RECOMPUTED, "data.cache_dir=cache", "data.cache_required=true")
+    assert filled.phases.items() <= cached.phases.items()
+    assert cached.phases.keys() - filled.phases.keys() == {"encoding"}
 
 
 def test_sampling_and_the_average_cost_what_they_hold(planner: Planner) -> None:
