@@ -113,6 +113,9 @@ class ObjectiveConfig(Section):
     )
     logit_mean: float = Field(0.0, description="timestep_sampling=logit_normal: above 0 draws more noisy timesteps")
     logit_std: float = Field(1.0, gt=0, description="timestep_sampling=logit_normal: width of the density")
+    flow_shift: float | None = Field(
+        None, gt=0, description="flow matching: above 1 draws more noisy timesteps; default: the scheduler's shift"
+    )
     noise_offset: float = Field(0.0, ge=0, description="scale of additional noise that is constant within a channel")
     frame_noise_correlation: float = Field(
         0.0, ge=0, le=1, description="share of the noise variance that is common to all frames of a clip"
@@ -179,7 +182,9 @@ class RunConfig(Section):
     unet_config: dict[str, Any] | None = Field(None, description="configuration of a new UNet2DConditionModel")
     vae_config: dict[str, Any] | None = Field(None, description="configuration of a new AutoencoderKL")
     scheduler_config: dict[str, Any] | None = Field(
-        None, description="configuration of a DDPMScheduler; default: the pretrained scheduler"
+        None,
+        description="configuration of a DDPMScheduler, or with _class_name of a FlowMatchEulerDiscreteScheduler;"
+        " default: the pretrained scheduler",
     )
 
     data: DataConfig

@@ -17,7 +17,7 @@ from torch import nn
 from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device
 from mobius_train.assembly.weights import WeightSource, text_source
 from mobius_train.config import RunConfig
-from mobius_train.diffusion.ddpm import DdpmProcess
+from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
@@ -93,7 +93,7 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
     # Every rank must draw the same new weights.
     torch.manual_seed(config.seed)
     model = weights.image_or_video_model(config)
-    process = DdpmProcess(weights.scheduler(config), config.objective)
+    process = build_process(weights.scheduler(config), config.objective)
     if config.stage == "text-to-video" and process.ignores_high_noise:
         logger.warning(
             "objective.snr_gamma with v-prediction gives timesteps of high noise nearly no weight, and motion is"

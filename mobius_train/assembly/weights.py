@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
 from transformers import AutoConfig, AutoModel, BatchEncoding, ChineseCLIPTextModel, CLIPTextModel
 
 from mobius_train.assembly.load_model import load_image_or_video_model, load_part
+from mobius_train.assembly.load_scheduler import load_scheduler
 from mobius_train.assembly.model_configs import ModelConfigs
 from mobius_train.config import RunConfig
 from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
@@ -26,7 +27,7 @@ TEXT_MODELS = {"clip_text_model": CLIPTextModel, "chinese_clip_text_model": Chin
 class WeightSource(Protocol):
     """Loads or creates the parts of a recipe, in float32."""
 
-    def scheduler(self, config: RunConfig) -> DDPMScheduler: ...
+    def scheduler(self, config: RunConfig) -> SchedulerMixin: ...
 
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
         """The run's initial model: an image model, or a video model of this project."""
@@ -45,8 +46,8 @@ class WeightSource(Protocol):
 class Pretrained:
     """The recipe's pretrained models, with new layers initialised from the recipe's seed."""
 
-    def scheduler(self, config: RunConfig) -> DDPMScheduler:
-        return load_part(DDPMScheduler, "scheduler", config.scheduler_config, config.pretrained_model_name_or_path)
+    def scheduler(self, config: RunConfig) -> SchedulerMixin:
+        return load_scheduler(config.scheduler_config, config.pretrained_model_name_or_path)
 
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
         return load_image_or_video_model(config.unet_config, config.pretrained_model_name_or_path)
@@ -80,8 +81,8 @@ class Random:
     def __init__(self, configs: ModelConfigs, device: torch.device) -> None:
         self._configs, self._device = configs, device
 
-    def scheduler(self, config: RunConfig) -> DDPMScheduler:
-        return DDPMScheduler.from_config(config.scheduler_config or SCHEDULER)
+    def scheduler(self, config: RunConfig) -> SchedulerMixin:
+        return load_scheduler(config.scheduler_config or SCHEDULER, None)
 
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
         values = self._configs.image_model

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.strict_load import PIPELINE
 from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
+from mobius_train.errors import MobiusError
 
 
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
@@ -20,7 +22,15 @@ def stock_components(components: dict[str, Any], max_text_tokens: int | None, re
 
     Our pipeline derives the masking of padding from the kind of encoder and has its own setting for the length of
     captions; diffusers reads both from the components.
+
+    Raises:
+        MobiusError: the model was trained with flow matching.
     """
+    if isinstance(components["scheduler"], FlowMatchEulerDiscreteScheduler):
+        raise MobiusError(
+            "the model was trained with flow matching, which diffusers' TextToVideoSDPipeline does not sample: convert"
+            " the model's folder instead of the pipeline"
+        )
     text_encoder = components["text_encoder"]
     tokens = TextEncoder(text_encoder, components["tokenizer"], torch.device("cpu"), max_text_tokens).max_tokens
     tokenizer = copy.deepcopy(components["tokenizer"])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
-from mobius_train.assembly.load_model import load_part
+from mobius_train.assembly.load_scheduler import load_scheduler
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.pickles import UNREADABLE
 from mobius_train.encoders.text_encoder import load_text_encoder
@@ -94,7 +94,7 @@ def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, 
     """
     vae = load_model(AutoencoderKL, folder / "vae")
     text = load_text_encoder(text_encoder or str(folder), torch.device("cpu"))
-    scheduler = load_part(DDPMScheduler, "scheduler", None, str(folder))
+    scheduler = load_scheduler(None, str(folder))
     return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
 
 

@@ -72,7 +72,7 @@ class DdpmProcess:
 
     @property
     def ignores_high_noise(self) -> bool:
-        """The weight of the loss goes to 0 with the SNR: min(SNR, γ) / (SNR + 1)."""
+        """See Process: min(SNR, γ) / (SNR + 1) goes to 0 with the SNR."""
         return self._predicts_velocity and self.config.snr_gamma is not None
 
     @property

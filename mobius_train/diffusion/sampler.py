@@ -1,4 +1,4 @@
-"""Sampling of latents: DDIM with classifier-free guidance.
+"""Sampling of latents, with classifier-free guidance.
 
 Legend: B clips, C latent channels, F frames, h, w latent size.
 """
@@ -9,15 +9,20 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from mobius_train.diffusion.randomness import correlate_frames, sample_generator
 from mobius_train.errors import MobiusError
 
 
-def sampling_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """A DDIM scheduler (arXiv 2010.02502) with the noise schedule of the given scheduler."""
+def sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The sampler for the noise schedule of the given scheduler.
+
+    Euler steps for flow matching, otherwise DDIM (arXiv 2010.02502).
+    """
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     # diffusers clips samples to [-1, 1] by default, which suits pixels but not unbounded latents.
     changes: dict[str, object] = {"clip_sample": False}
     if getattr(scheduler.config, "rescale_betas_zero_snr", False):
@@ -83,9 +88,11 @@ def denoise_latents(
     if not 1 <= num_inference_steps <= num_timesteps:
         raise MobiusError(f"num_inference_steps={num_inference_steps} must be between 1 and {num_timesteps}")
     scheduler.set_timesteps(num_inference_steps)
-    latents = noise.float() * scheduler.init_noise_sigma
+    # Flow matching has neither of these methods: it starts from the noise itself.
+    latents = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep.to(latents.device))
+        scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+        prediction = predict(scaled, timestep.to(latents.device))
         latents = scheduler.step(prediction.float(), timestep, latents).prev_sample
         after_step()
     return latents
