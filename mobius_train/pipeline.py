@@ -31,6 +31,7 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
+from mobius_train.encoders.fit import check_fit
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
 from mobius_train.errors import MobiusError
@@ -70,7 +71,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         scheduler: a diffusers scheduler with the trained noise schedule; DDIM uses its configuration.
         max_text_tokens: number of tokens that prompts are padded and truncated to, as captions in training.
         num_frames: default number of frames per clip.
-        resolution: default height and width in pixels; None uses the UNet's sample_size.
+        resolution: default height and width in pixels; None uses the UNet's sample_size, which may be a pair.
         guidance_scale: default guidance scale.
         frame_noise_correlation: correlation of the initial noise between frames, as in training.
     """
@@ -127,6 +128,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             else image_or_video_model.from_pretrained(folder / "unet"),
             "scheduler": load_object(DDIMScheduler, find_model(folder, "scheduler", DDIMScheduler.config_name)),
         }
+        check_fit(as_denoiser(parts["unet"]), parts["vae"].config, text, str(folder / "text_encoder"))
         dtype = options.pop("torch_dtype", None)
         try:
             loaded: TextToVideoPipeline = super().from_pretrained(str(folder), **(parts | options))
@@ -271,7 +273,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         if not is_video_model(self.unet) and frames != 1:
             raise MobiusError(f"num_frames={frames}, but a text-to-image model samples only stills: set num_frames=1")
         channels = as_denoiser(self.unet).backbone.latent_channels
-        shape = (channels, frames, self._latent_size(height), self._latent_size(width))
+        shape = (channels, frames, self._latent_size(height, 0), self._latent_size(width, 1))
         if generator is None:
             generators = [prompt_generator(seed, prompt) for prompt in prompts]
         elif isinstance(generator, torch.Generator):
@@ -283,12 +285,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         correlation = self.config.frame_noise_correlation
         return [initial_noise(shape, source, correlation) for source in generators]
 
-    def _latent_size(self, pixels: int | None) -> int:
+    def _latent_size(self, pixels: int | None, axis: int) -> int:
+        """The latent size for pixels, by default the model's own; axis 0 is the height, 1 the width."""
         factor = LatentSpace.of(self.vae.config).reduction
         if pixels is None:
             pixels = self.config.resolution
         if pixels is None:
-            return int(self.unet.config.sample_size)
+            size = self.unet.config.sample_size
+            if size is None:
+                raise MobiusError("the model has no size of its own (sample_size is null): set height and width")
+            return int(size if isinstance(size, int) else size[axis])
         if pixels < factor or pixels % factor:
             raise MobiusError(f"{pixels} pixels: height and width must be multiples of {factor}")
         return int(pixels) // factor

@@ -10,9 +10,10 @@ from diffusers import AutoencoderKL, DDPMScheduler
 
 from mobius_train.assembly.load_model import load_part
 from mobius_train.convert.conversion_report import Report
-from mobius_train.encoders.text_encoder import load_text_encoder
+from mobius_train.encoders.fit import check_fit
+from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models.families import DEFAULT
+from mobius_train.models.families import DEFAULT, as_denoiser
 from mobius_train.pipeline import INDEX, TextToVideoPipeline
 from mobius_train.pretrained.model_files import read_json
 from mobius_train.pretrained.strict_load import load_diffusers
@@ -47,7 +48,12 @@ def save_video_pipeline(
     Args:
         components: result of `load_components`.
         settings: see TextToVideoPipeline.
+
+    Raises:
+        MobiusError: the model and the components do not fit each other.
     """
+    text = TextEncoder(components["text_encoder"], components["tokenizer"], torch.device("cpu"))
+    check_fit(as_denoiser(model), components["vae"].config, text, str(source))
     TextToVideoPipeline(unet=model, **components, **settings).save_pretrained(folder)
     account_for_components(source, report)
 
