@@ -191,6 +191,25 @@ def check_output_folder(folder: Path, overwrite: bool = False) -> None:
         raise MobiusError(f"the output folder {folder} is not empty: choose another one, or add --overwrite")
 
 
+def check_writable(path: Path, file: bool = False) -> None:
+    """Check before expensive work that a folder, or a file, can be written at `path`. Leaves nothing.
+
+    Raises:
+        MobiusError: it cannot; names the folder that does not allow it.
+    """
+    present = path
+    try:
+        if file and path.is_dir():
+            raise MobiusError(f"cannot write the file {path}: it is a folder. Choose another path")
+        present = next(p for p in (path.parent if file else path, *path.parents) if p.exists())
+        # Access rights alone do not tell: a mount can be read-only.
+        probe = temporary_of(present / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MobiusError(f"cannot write {path}: {present}: {error.strerror}. Choose another path") from error
+
+
 @contextmanager
 def temporary_folder(destination: Path) -> Iterator[Path]:
     """Yield a temporary folder for the contents of `destination`; if it is not published, it is removed."""

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,11 +31,15 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
+from mobius_train.encoders.fit import check_fit
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
-from mobius_train.encoders.text_encoder import TextEncoder
+from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models.families import as_denoiser, is_video_model
+from mobius_train.models.families import as_denoiser, family_of, is_video_model, video_models
+from mobius_train.pretrained.model_files import class_name, read_json
+from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
 
+INDEX = "model_index.json"
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
 
@@ -68,7 +71,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         scheduler: a diffusers scheduler with the trained noise schedule; DDIM uses its configuration.
         max_text_tokens: number of tokens that prompts are padded and truncated to, as captions in training.
         num_frames: default number of frames per clip.
-        resolution: default height and width in pixels; None uses the UNet's sample_size.
+        resolution: default height and width in pixels; None uses the UNet's sample_size, which may be a pair.
         guidance_scale: default guidance scale.
         frame_noise_correlation: correlation of the initial noise between frames, as in training.
     """
@@ -101,6 +104,37 @@ class TextToVideoPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             frame_noise_correlation=frame_noise_correlation,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TextToVideoPipeline:
+        """Load a folder that `save_pretrained` wrote; options as for DiffusionPipeline.from_pretrained.
+
+        The parts are in float32, and every weight of theirs must be in the files.
+
+        Raises:
+            MobiusError: a part is missing, damaged or of another kind; names the file.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        settings = read_json(folder / INDEX)
+        text = load_text_encoder(str(folder), torch.device("cpu"), settings.get("max_text_tokens"))
+        kind = class_name(folder / "unet")
+        image_or_video_model: Any = video_models().get(kind)
+        parts: dict[str, Any] = {
+            "vae": load_diffusers(AutoencoderKL, folder / "vae"),
+            "text_encoder": text.model,
+            "tokenizer": text.tokenizer,
+            "unet": load_diffusers(family_of(kind).image_model, folder / "unet")
+            if image_or_video_model is None
+            else image_or_video_model.from_pretrained(folder / "unet"),
+            "scheduler": load_object(DDIMScheduler, find_model(folder, "scheduler", DDIMScheduler.config_name)),
+        }
+        check_fit(as_denoiser(parts["unet"]), parts["vae"].config, text, str(folder / "text_encoder"))
+        dtype = options.pop("torch_dtype", None)
+        try:
+            loaded: TextToVideoPipeline = super().from_pretrained(str(folder), **(parts | options))
+        except Exception as error:  # a damaged index raises all kinds of errors
+            raise MobiusError(f"cannot load the pipeline of {folder / INDEX}: {error}") from error
+        return loaded if dtype is None else loaded.to(dtype)
 
     @torch.no_grad()
     def __call__(
@@ -239,7 +273,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         if not is_video_model(self.unet) and frames != 1:
             raise MobiusError(f"num_frames={frames}, but a text-to-image model samples only stills: set num_frames=1")
         channels = as_denoiser(self.unet).backbone.latent_channels
-        shape = (channels, frames, self._latent_size(height), self._latent_size(width))
+        shape = (channels, frames, self._latent_size(height, 0), self._latent_size(width, 1))
         if generator is None:
             generators = [prompt_generator(seed, prompt) for prompt in prompts]
         elif isinstance(generator, torch.Generator):
@@ -251,12 +285,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         correlation = self.config.frame_noise_correlation
         return [initial_noise(shape, source, correlation) for source in generators]
 
-    def _latent_size(self, pixels: int | None) -> int:
+    def _latent_size(self, pixels: int | None, axis: int) -> int:
+        """The latent size for pixels, by default the model's own; axis 0 is the height, 1 the width."""
         factor = LatentSpace.of(self.vae.config).reduction
         if pixels is None:
             pixels = self.config.resolution
         if pixels is None:
-            return int(self.unet.config.sample_size)
+            size = self.unet.config.sample_size
+            if size is None:
+                raise MobiusError("the model has no size of its own (sample_size is null): set height and width")
+            return int(size if isinstance(size, int) else size[axis])
         if pixels < factor or pixels % factor:
             raise MobiusError(f"{pixels} pixels: height and width must be multiples of {factor}")
         return int(pixels) // factor
@@ -296,20 +334,17 @@ def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeli
         MobiusError: the folder has no pipeline, loading fails, or the device is not available.
     """
     device = usable_device(device)
-    found = next((path for path in (folder / "final", folder) if (path / "model_index.json").is_file()), None)
+    found = next((path for path in (folder / "final", folder) if (path / INDEX).is_file()), None)
     if found is None:
         raise MobiusError(
             f"no model in {folder}: "
             + ("neither it nor its final/ contains model_index.json" if folder.is_dir() else "there is no such folder")
             + ". Give the output_dir of a finished run, or a folder written by TextToVideoPipeline.save_pretrained"
         )
-    try:
-        kind = TextToVideoPipeline.load_config(str(found)).get("_class_name")
-        if kind != TextToVideoPipeline.__name__:
-            raise MobiusError(f"{found} contains a {kind}, not a {TextToVideoPipeline.__name__}")
-        return TextToVideoPipeline.from_pretrained(str(found)).to(device)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MobiusError(f"cannot load the model in {found}: {str(error).splitlines()[0]}") from error
+    kind = class_name(found, INDEX)
+    if kind != TextToVideoPipeline.__name__:
+        raise MobiusError(f"{found} contains a {kind}, not a {TextToVideoPipeline.__name__}")
+    return TextToVideoPipeline.from_pretrained(found).to(device)
 
 
 @contextmanager

@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from mobius_train.assembly.fetch import describe_data
 from mobius_train.config import RunConfig
-from mobius_train.encoders.model_names import check_local
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
 from mobius_train.job.versions import versions
+from mobius_train.pretrained.model_names import check_local
 
 # Seconds. Checkpoints and logs are ordered by time stamps.
 CLOCKS = 5.0

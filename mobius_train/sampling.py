@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_output_folder, check_writable
+from mobius_train.media.clip_files import check_fps
 from mobius_train.pipeline import TextToVideoPipeline
 
 
@@ -45,13 +47,30 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompt)
     if arguments.prompts_file is not None:
         try:
-            lines = arguments.prompts_file.read_text(encoding="utf-8").splitlines()
+            # Some editors begin a file with a byte-order mark. A prompt can contain U+2028, where splitlines would
+            # split it.
+            lines = arguments.prompts_file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise MobiusError("no prompts: give --prompt or a --prompts-file with one prompt per line")
     return prompts
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked before a model is loaded: the output folder and the options of the files.
+
+    Raises:
+        MobiusError: an option is invalid, or the output folder is not empty or cannot be written.
+    """
+    check_fps(arguments.fps)
+    for name in ("num_frames", "height", "width", "steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise MobiusError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+    check_writable(arguments.output)
+    check_output_folder(arguments.output, arguments.overwrite)
 
 
 def sample_clips(pipeline: TextToVideoPipeline, prompts: list[str], arguments: argparse.Namespace) -> Tensor:

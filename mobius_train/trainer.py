@@ -38,6 +38,7 @@ class Progress:
     step: int = 0
     samples_seen: int = 0
     skipped_in_a_row: int = 0
+    skipped: int = 0
 
 
 class Trainer:
@@ -86,6 +87,7 @@ class Trainer:
                 if stopping:
                     self._end_early()
             self.saver.wait()
+            self._check_effect()
             # The run's final samples come from this validation.
             shown = self._validate()
             weights = self._weights()
@@ -153,6 +155,7 @@ class Trainer:
 
         An fp16 overflow with a finite loss is not counted while the loss scale can still decrease.
         """
+        self.progress.skipped += not report.applied
         scaling = report.loss_scale is not None and report.loss_scale > 1 and math.isfinite(loss)
         if report.applied or scaling:
             self.progress.skipped_in_a_row = 0
@@ -165,6 +168,18 @@ class Trainer:
                 f" {self.progress.step}) and were skipped. Samples with a non-finite loss are named above: check them,"
                 " lower learning_rate, or set mixed_precision=bf16"
             )
+
+    def _check_effect(self) -> None:
+        """Name the number of skipped steps; refuse to export a model that no step has trained."""
+        skipped, steps = self.progress.skipped, self.progress.step
+        if skipped == steps:
+            raise MobiusError(
+                f"all {steps} steps had a non-finite loss or gradient and were skipped, so nothing was trained, and"
+                " final/ is not written. Samples with a non-finite loss are named above: check them, lower"
+                " learning_rate, or set mixed_precision=bf16. With fp16, more steps let the loss scale decrease"
+            )
+        if skipped and self._to:
+            self._to.say(f"{skipped} of {steps} steps had a non-finite loss or gradient and were skipped")
 
     def _weights(self) -> dict[str, Any]:
         return self.engine.averaged_weights() if self.config.use_ema else self.engine.weights()

@@ -14,8 +14,9 @@
 # shellcheck disable=SC2034  # used by the scripts that source this file
 CONTAINER=()
 
-# Runs use only local files and the Hugging Face cache. Set this to 0 to allow downloads.
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+# Compute nodes often have no network, so runs use only local files and the Hugging Face cache. Fill the cache on a node
+# with a network: `hf download NAME`. HF_HUB_OFFLINE=0 or empty, here or in sbatch's environment, allows downloads.
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE-1}"
 
 # NCCL carries all traffic between GPUs and detects the network by itself. Its warnings report failures.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"

@@ -13,6 +13,7 @@ from mobius_train.evaluate.preference.key import read_key
 from mobius_train.evaluate.preference.page import write_page
 from mobius_train.evaluate.preference.pairs import pair_clips
 from mobius_train.evaluate.preference.tally import Preference, Tally, tally_votes
+from mobius_train.files import check_writable
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +36,8 @@ def parse() -> argparse.Namespace:
 
 
 def make_page(arguments: argparse.Namespace) -> None:
+    for path in (arguments.page, arguments.key):
+        check_writable(path, file=True)
     pairs = pair_clips(arguments.first, arguments.second)
     written = write_page(
         pairs,

@@ -25,11 +25,11 @@ from mobius_train.evaluate.set_features import PooledLatents, SetFeatures, Video
 from mobius_train.evaluate.summary import as_text
 from mobius_train.evaluate.vbench_layout import VBenchLayout
 from mobius_train.evaluate.vbench_scores import merge_results, unmeasured
-from mobius_train.files import check_output_folder, finished_folder
+from mobius_train.files import check_output_folder, check_writable, finished_folder
 from mobius_train.job.quiet import quiet_libraries
 from mobius_train.media.clip_files import file_names, write_clips
 from mobius_train.pipeline import load_pipeline, usable_device
-from mobius_train.sampling import add_device_option, add_sampling_options, read_prompts, sample_clips
+from mobius_train.sampling import add_device_option, add_sampling_options, check_sampling, read_prompts, sample_clips
 
 
 def parse() -> argparse.Namespace:
@@ -79,8 +79,10 @@ def set_up(arguments: argparse.Namespace, device: torch.device, own: list[SetFea
     """Open the reference and load all models. own: features that the evaluated model brings."""
     if arguments.out.suffix != ".json":
         raise MobiusError(f"--out {arguments.out} must end in .json; the page gets the same name with .html")
+    check_writable(arguments.out, file=True)
     if arguments.vbench is not None:
         check_output_folder(arguments.vbench)
+        check_writable(arguments.vbench)
     reference = None if arguments.reference is None else Reference(Clips(arguments.reference))
     paths = ModelPaths(arguments.dino, arguments.clip, arguments.aesthetic, arguments.aesthetic_clip)
     chosen = choose_dimensions(paths, reference is not None, device)
@@ -103,7 +105,7 @@ def evaluate_clips(arguments: argparse.Namespace) -> Report:
 
 def evaluate_model(arguments: argparse.Namespace) -> Report:
     prompts = read_prompts(arguments)
-    check_output_folder(arguments.output, arguments.overwrite)
+    check_sampling(arguments)
     pipeline = load_pipeline(arguments.model, arguments.device)
     num_frames = arguments.num_frames or pipeline.config.num_frames
     if num_frames < 2:

@@ -13,6 +13,7 @@ from typing import Any
 from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_writable
 from mobius_train.job.environment import choose_accelerator
 
 MIB = 2**20
@@ -45,6 +46,9 @@ def main() -> None:
     arguments = parse()
     if arguments.warmup < 0 or arguments.steps < 1:
         raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: they must be at least 0 and 1")
+    for path in (arguments.json, arguments.snapshot):
+        if path is not None:
+            check_writable(path, file=True)
     choose_accelerator()
     # This imports DeepSpeed, which reads the chosen accelerator.
     from mobius_train.measure.side_by_side import Job, failures, measure_apart, overrides_of

@@ -43,9 +43,11 @@ def main() -> None:
     from mobius_train.plan import Planner, find_gpu
     from mobius_train.plan.advice import advise
     from mobius_train.plan.largest import QUANTITIES, largest
-    from mobius_train.plan.picture import draw
+    from mobius_train.plan.picture import check_picture, draw
     from mobius_train.plan.plan_text import as_json, as_text
 
+    if arguments.picture is not None:
+        check_picture(arguments.picture)
     gpu = None if arguments.gpu is None else find_gpu(arguments.gpu)
     config = load(arguments.config, arguments.overrides)
     path = arguments.deepspeed

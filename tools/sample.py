@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 
 from mobius_train.cli import run
-from mobius_train.files import check_output_folder
 from mobius_train.job.quiet import quiet_libraries
 from mobius_train.media.clip_files import FORMATS, write_clips
 from mobius_train.metrics.motion import frame_difference
 from mobius_train.pipeline import load_pipeline
-from mobius_train.sampling import add_sampling_options, read_prompts, sample_clips
+from mobius_train.sampling import add_sampling_options, check_sampling, read_prompts, sample_clips
 
 
 def parse() -> argparse.Namespace:
@@ -24,7 +23,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     prompts = read_prompts(arguments)
-    check_output_folder(arguments.output, arguments.overwrite)
+    check_sampling(arguments)
     quiet_libraries()
     pipeline = load_pipeline(arguments.model, arguments.device)
     if arguments.spatial_only:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import torch
 from torch import nn
 
-from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import DEFAULT, family_of, parts, video_models
+from mobius_train.pretrained.model_files import class_name
+from mobius_train.pretrained.strict_load import CONFIG, find_model, load_diffusers, load_object
 
 Part = TypeVar("Part")
 
@@ -30,20 +29,12 @@ def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: s
         return load_part(family.image_model, family.part, new_config, None)
     for part in parts():
         folder = Path(name_or_path or "") / part
-        if name_or_path is not None and (folder / "config.json").is_file():
-            kind = _class_in(folder)
+        if name_or_path is not None and (folder / CONFIG).is_file():
+            kind = class_name(folder)
             if kind in video_models():
-                made: Any = video_models()[kind]
-                return made.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+                return video_models()[kind].from_pretrained(folder)
             return load_part(family_of(kind).image_model, part, None, name_or_path)
     return load_part(DEFAULT.image_model, DEFAULT.part, None, name_or_path)
-
-
-def _class_in(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MobiusError(f"cannot read the model's _class_name from {folder / 'config.json'}: {error!r}") from error
 
 
 def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:
@@ -53,27 +44,16 @@ def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | Non
     pipeline), else from the folder itself.
 
     Raises:
-        MobiusError: the folder does not exist, or does not contain this part.
+        MobiusError: see `load_diffusers`.
     """
     loader: Any = kind
     if new_config is not None:
         try:
             return loader.from_config(new_config)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # wrong values raise all kinds of errors
             raise MobiusError(f"{subfolder}_config is not a configuration of {kind.__name__}: {error}") from error
     if name_or_path is None:
         raise MobiusError(f"no {subfolder}: set pretrained_model_name_or_path, or {subfolder}_config for a new one")
-    check_local(name_or_path)
-    # Master weights are float32 whatever dtype the files have; schedulers have no dtype.
-    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False} if issubclass(kind, torch.nn.Module) else {}
-    try:
-        return loader.from_pretrained(name_or_path, subfolder=subfolder, **options)
-    except (OSError, ValueError) as in_subfolder:
-        try:
-            return loader.from_pretrained(name_or_path, **options)
-        except (OSError, ValueError):
-            reason = str(in_subfolder).strip().splitlines()[0]
-            raise MobiusError(
-                f"cannot load the {subfolder} ({kind.__name__}) from {name_or_path!r}: {reason}"
-                f" Give a folder or hub name in diffusers layout that contains {subfolder}/."
-            ) from in_subfolder
+    if issubclass(kind, nn.Module):
+        return cast(Part, load_diffusers(kind, name_or_path, subfolder))
+    return cast(Part, load_object(kind, find_model(name_or_path, subfolder, loader.config_name)))

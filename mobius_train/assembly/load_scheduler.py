@@ -7,8 +7,10 @@ from typing import Any
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from mobius_train.assembly.load_model import load_part
+from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.strict_load import find_model
 
-FLOW = FlowMatchEulerDiscreteScheduler.__name__
+PART, FLOW = "scheduler", FlowMatchEulerDiscreteScheduler.__name__
 
 
 def load_scheduler(new_config: dict[str, Any] | None, name_or_path: str | None) -> SchedulerMixin:
@@ -20,16 +22,8 @@ def load_scheduler(new_config: dict[str, Any] | None, name_or_path: str | None) 
     Raises:
         MobiusError: see `load_part`.
     """
-    values = new_config if new_config is not None else _saved_config(name_or_path)
+    values = {} if new_config is None else new_config
+    if new_config is None and name_or_path is not None:
+        values = read_json(find_model(name_or_path, PART, DDPMScheduler.config_name).folder / DDPMScheduler.config_name)
     kind = FlowMatchEulerDiscreteScheduler if values.get("_class_name") == FLOW else DDPMScheduler
-    return load_part(kind, "scheduler", new_config, name_or_path)
-
-
-def _saved_config(name_or_path: str | None) -> dict[str, Any]:
-    """The saved configuration; empty if there is none, which `load_part` reports."""
-    for place in ({"subfolder": "scheduler"}, {}):
-        try:
-            return dict(DDPMScheduler.load_config(name_or_path, **place))
-        except (OSError, ValueError, TypeError):
-            continue
-    return {}
+    return load_part(kind, PART, new_config, name_or_path)

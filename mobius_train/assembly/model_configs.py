@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from huggingface_hub.errors import HFValidationError
 
 from mobius_train.assembly.known_models import KNOWN
 from mobius_train.config import RunConfig
-from mobius_train.encoders.text_encoder import package_folder
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import DEFAULT, parts, video_models
+from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.model_names import resolve_package
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
 def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple[dict[str, Any], str]:
     if source is None:
         raise MobiusError(f"no {part}: set {key}")
-    if source.startswith("package:"):
-        source = package_folder(source.removeprefix("package:"))
+    source = resolve_package(source)
     folders = parts() if part == DEFAULT.part else (part,)
     local = (_in_folder(Path(source), folder) for folder in folders)
     found = next(filter(None, local), None) or _in_cache(source, part)
@@ -86,10 +85,7 @@ def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple
 def _in_folder(folder: Path, part: str) -> tuple[dict[str, Any], str] | None:
     for path in (folder / part / "config.json", folder / "config.json"):
         if path.is_file():
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise MobiusError(f"{path} is not JSON: {error}") from error
+            config = read_json(path)
             video_model = video_models().get(config.get("_class_name", ""))
             return (
                 (config, str(path)) if video_model is None else _in_folder(path.parent / video_model.image_part, part)
@@ -104,7 +100,7 @@ def _in_cache(name: str, part: str) -> tuple[dict[str, Any], str] | None:
         except HFValidationError:
             return None
         if isinstance(path, str):
-            return json.loads(Path(path).read_text(encoding="utf-8")), path
+            return read_json(Path(path)), path
     return None
 
 

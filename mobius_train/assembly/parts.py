@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -21,10 +20,11 @@ from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
+from mobius_train.encoders.fit import check_fit
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import Backbone, Denoiser, build_denoiser
+from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.models.families import as_denoiser
 from mobius_train.pipeline import TextToVideoPipeline
@@ -102,7 +102,7 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
     vae = weights.autoencoder(config)
     check_resolution(config, vae)
     text = weights.text_encoder(config, device)
-    _check_fit(as_denoiser(model).backbone, LatentSpace.of(vae.config), text, text_source(config))
+    check_fit(as_denoiser(model), vae.config, text, text_source(config))
     return LoadedParts(model, process, vae, text)
 
 
@@ -165,18 +165,3 @@ def check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
     for name, pixels in sides.items():
         if pixels % reduction:
             raise MobiusError(f"{name}={pixels} is not a multiple of {reduction}, the autoencoder's reduction")
-
-
-def _check_fit(backbone: Backbone, space: LatentSpace, text: TextEncoder, source: str) -> None:
-    if backbone.latent_channels != space.channels:
-        raise MobiusError(
-            f"the image model takes latents of {backbone.latent_channels} channels but the autoencoder produces"
-            f" {space.channels}: choose a matching pair"
-        )
-    for name, width in backbone.condition_widths.items():
-        found: Any = text.widths.get(name)
-        if found != width:
-            raise MobiusError(
-                f"the image model takes the condition {name!r} of width {width}, but the text encoder {source} produces"
-                f" {'none' if found is None else found}: set text_encoder_name_or_path to a matching text encoder"
-            )

@@ -14,6 +14,7 @@ from mobius_train.convert.lazy_weights import Weights, cast_floating
 from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
 from mobius_train.convert.safetensors_files import write_safetensors
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_writable
 
 
 def consolidate_checkpoint(
@@ -44,6 +45,7 @@ def consolidate_checkpoint(
     present = [p for p in (destination, *destination.parent.glob(f"{stem}-*-of-*.safetensors")) if p.exists()]
     if present:
         raise MobiusError(f"{present[0]} exists: choose another output or remove it")
+    check_writable(destination, file=True)
     report = Report(source, destination)
     opened = open_weights(source, weights, tag, report)
     try:

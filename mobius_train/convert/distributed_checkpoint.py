@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.serialization import _get_layout
 
 from mobius_train.convert.lazy_weights import Weights
-from mobius_train.convert.pickles import UNREADABLE, RestrictedUnpickler, unreadable_file
 from mobius_train.errors import MobiusError
+from mobius_train.pretrained.pickles import UNREADABLE, RestrictedUnpickler, unreadable_file
 
 METADATA = ".metadata"
 ALLOWED: dict[str, Any] = {

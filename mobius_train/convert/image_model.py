@@ -10,11 +10,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mobius_train.convert import compare
+from mobius_train.convert.components import load_components, save_video_pipeline
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.strict_load import load_components, load_model, load_video_model, save_video_pipeline
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.models.families import as_denoiser
+from mobius_train.pretrained.strict_load import load_diffusers
 from mobius_train.ring_shape import PAPER, RingShape
 
 
@@ -43,7 +44,7 @@ def from_image_model(
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        unet = load_model(UNet2DConditionModel, source / "unet")
+        unet = load_diffusers(UNet2DConditionModel, source / "unet")
         as_denoiser(unet)  # raises if it cannot be a backbone
         components = load_components(source, text_encoder)
         with torch.random.fork_rng(devices=[]):
@@ -53,7 +54,7 @@ def from_image_model(
         report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{kind.image_part}"))
         save_video_pipeline(model, components, source, folder, report, num_frames=num_frames)
 
-        written = load_video_model(kind, folder / "unet")
+        written = kind.from_pretrained(folder / "unet").eval()
         kept = written.image_model
         (new,) = (getattr(written, name) for name in kind.parts if name != kind.image_part)
         report.made.append(

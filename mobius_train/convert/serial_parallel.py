@@ -17,21 +17,15 @@ from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
 from torch import nn
 
 from mobius_train.convert import compare
+from mobius_train.convert.components import account_for_components, is_pipeline, load_components, save_video_pipeline
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
-from mobius_train.convert.strict_load import (
-    account_for_components,
-    is_pipeline,
-    load_components,
-    load_model,
-    load_video_model,
-    model_class,
-    save_video_pipeline,
-)
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.pretrained.model_files import class_name
+from mobius_train.pretrained.strict_load import load_diffusers
 from mobius_train.ring_shape import PAPER, RingShape
 
 OTHER_TOPOLOGY = (
@@ -80,7 +74,7 @@ def serial_to_parallel(
         ]
         _save(parallel, source, folder, text_encoder, report)
 
-        written = load_video_model(ParallelUNet, _unet_folder(folder))
+        written = ParallelUNet.from_pretrained(_unet_folder(folder)).eval()
         report.mapped.append((f"{len(carried)} temporal tensors", "ring"))
         report.mapped.append((f"{len(serial.unet.state_dict())} tensors of the 2D layers", "spatial"))
         report.made += [
@@ -108,7 +102,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        parallel = load_video_model(ParallelUNet, _unet_folder(source))
+        parallel = ParallelUNet.from_pretrained(_unet_folder(source)).eval()
         if parallel.ring_shape != PAPER:
             raise MobiusError(
                 f"the ring in {source} has {parallel.ring_shape}, but a serial model has a temporal layer of the UNet's"
@@ -119,7 +113,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         unet3d = to_unet3d(parallel.spatial, {name: ring[name] for name in names})
         _save(unet3d, source, folder, text_encoder, report)
 
-        written = load_model(UNet3DConditionModel, _unet_folder(folder))
+        written = load_diffusers(UNet3DConditionModel, _unet_folder(folder))
         report.mapped.append((f"{len(names)} temporal tensors of the ring", "temporal layers"))
         report.mapped.append((f"{len(parallel.spatial.state_dict())} tensors of the spatial UNet", "2D layers"))
         report.left_out += [
@@ -146,11 +140,11 @@ def load_serial(folder: Path) -> SerialUNet:
     Raises:
         MobiusError: the folder contains another model, or is damaged.
     """
-    kind = model_class(folder)
+    kind = class_name(folder)
     if kind == UNet3DConditionModel.__name__:
-        return SerialUNet.from_unet3d(load_model(UNet3DConditionModel, folder))
+        return SerialUNet.from_unet3d(load_diffusers(UNet3DConditionModel, folder))
     if kind == SerialUNet.__name__:
-        return load_video_model(SerialUNet, folder)
+        return SerialUNet.from_pretrained(folder).eval()
     raise MobiusError(f"{folder} contains a {kind}: a serial model is a UNet3DConditionModel or a SerialUNet")
 
 

@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mobius_train.convert import compare
+from mobius_train.convert.components import is_pipeline
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.pickles import UNREADABLE, load_tensors, unreadable_file
-from mobius_train.convert.strict_load import is_pipeline
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
+from mobius_train.pretrained.pickles import UNREADABLE, load_tensors, unreadable_file
 
 MODELS = ("unet", "vae", "text_encoder")
 # Prefixes of the UNet's and the autoencoder's weights, all of which must be converted.

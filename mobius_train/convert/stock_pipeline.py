@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.strict_load import PIPELINE
 from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
 from mobius_train.errors import MobiusError
+from mobius_train.pipeline import INDEX
+from mobius_train.pretrained.model_files import read_json
 
 
 def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
@@ -50,4 +50,4 @@ def stock_components(components: dict[str, Any], max_text_tokens: int | None, re
 
 def text_tokens_of(folder: Path) -> int | None:
     """The length of captions in the index of our pipeline; None for other pipelines."""
-    return json.loads((folder / PIPELINE).read_text(encoding="utf-8")).get("max_text_tokens")
+    return read_json(folder / INDEX).get("max_text_tokens")

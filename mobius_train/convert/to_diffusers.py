@@ -21,12 +21,10 @@ from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
 from mobius_train.convert.stock_pipeline import stock_components
-from mobius_train.convert.strict_load import is_pipeline, load_model, load_video_model, model_class
 from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
-from mobius_train.models.families import video_models
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 # With trust_remote_code, diffusers loads the pipeline class from this file of the folder.
@@ -52,13 +50,7 @@ def to_diffusers(source: Path, destination: Path) -> Report:
     Raises:
         MobiusError: see `write_pipeline`; or the source is not a pipeline.
     """
-    pipeline = load_pipeline(source, "cpu")
-    folder = next(path for path in (source / "final", source) if is_pipeline(path)) / "unet"
-    # Loaded strictly, since diffusers initialises missing weights at random.
-    kind: Any = video_models().get(model_class(folder))
-    unet = load_model(UNet2DConditionModel, folder) if kind is None else load_video_model(kind, folder)
-    pipeline.register_modules(unet=unet)
-    return write_pipeline(pipeline, source, destination)
+    return write_pipeline(load_pipeline(source, "cpu"), source, destination)
 
 
 def checkpoint_to_diffusers(

@@ -13,10 +13,10 @@ from mobius_train.assembly.parts import parts_of
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
 from mobius_train.convert.lazy_weights import Weights
-from mobius_train.convert.pickles import UNREADABLE, unreadable_file
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.pretrained.pickles import UNREADABLE, unreadable_file
 
 
 class FromCheckpoint(Pretrained):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from mobius_train.convert.lazy_weights import Weights
-from mobius_train.convert.pickles import UNREADABLE, load_tensors
 from mobius_train.errors import MobiusError
+from mobius_train.pretrained.pickles import UNREADABLE, load_tensors
 
 
 class _Fields:

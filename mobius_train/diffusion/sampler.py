@@ -15,6 +15,9 @@ from torch import Tensor
 from mobius_train.diffusion.randomness import correlate_frames, sample_generator
 from mobius_train.errors import MobiusError
 
+# Share of the timesteps that sampling may skip at the noisy end.
+MOST_LOST = 0.05
+
 
 def sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     """The sampler for the noise schedule of the given scheduler.
@@ -69,7 +72,7 @@ def guided_prediction(unconditional: Tensor, conditional: Tensor, scale: float, 
 
 
 def denoise_latents(
-    scheduler: SchedulerMixin,
+    scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler,
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     num_inference_steps: int,
@@ -87,12 +90,63 @@ def denoise_latents(
     num_timesteps = int(scheduler.config.num_train_timesteps)
     if not 1 <= num_inference_steps <= num_timesteps:
         raise MobiusError(f"num_inference_steps={num_inference_steps} must be between 1 and {num_timesteps}")
-    scheduler.set_timesteps(num_inference_steps)
-    # Flow matching has neither of these methods: it starts from the noise itself.
-    latents = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0)
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
-        prediction = predict(scaled, timestep.to(latents.device))
-        latents = scheduler.step(prediction.float(), timestep, latents).prev_sample
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return _integrate(scheduler, predict, noise.float(), num_inference_steps, after_step)
+    latents = noise.float() * scheduler.init_noise_sigma
+    for timestep, following in set_timesteps(scheduler, num_inference_steps):
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep.to(latents.device))
+        latents = ddim_step(scheduler, prediction.float(), int(timestep), following, latents)
         after_step()
     return latents
+
+
+def _integrate(
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    num_inference_steps: int,
+    after_step: Callable[[], object],
+) -> Tensor:
+    """Euler steps along the predicted velocity, from the noise at σ = 1."""
+    scheduler.set_timesteps(num_inference_steps)
+    for timestep in scheduler.timesteps:
+        velocity = predict(latents, timestep.to(latents.device)).float()
+        latents = scheduler.step(velocity, timestep, latents).prev_sample
+        after_step()
+    return latents
+
+
+def set_timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> list[tuple[Tensor, int]]:
+    """Set the scheduler's timesteps, and return each (a tensor of shape ()) with the one that follows it.
+
+    After the last one follows a negative number, which means no noise.
+
+    diffusers rounds the distance of the timesteps down. If the number of steps is far from a divisor of T, its sampling
+    begins at a middle timestep, from which pure noise leads to wrong pictures. The timesteps then are spread evenly
+    from T - 1 down instead.
+    """
+    total = int(scheduler.config.num_train_timesteps)
+    scheduler.set_timesteps(num_inference_steps)
+    lost = total % num_inference_steps
+    if lost <= MOST_LOST * total and int(scheduler.timesteps[0]) < total:
+        return [(timestep, int(timestep) - total // num_inference_steps) for timestep in scheduler.timesteps]
+    scheduler.timesteps = total - 1 - torch.arange(num_inference_steps) * total // num_inference_steps
+    return list(zip(scheduler.timesteps, [*scheduler.timesteps[1:].tolist(), -1], strict=True))
+
+
+def ddim_step(scheduler: DDIMScheduler, prediction: Tensor, timestep: int, following: int, sample: Tensor) -> Tensor:
+    """From x_t to x at the following timestep, without new noise (arXiv 2010.02502, Eq. 12 with sigma = 0).
+
+    diffusers' own step supports only following timesteps at one distance.
+    """
+    alpha = scheduler.alphas_cumprod[timestep]
+    alpha_following = scheduler.alphas_cumprod[following] if following >= 0 else scheduler.final_alpha_cumprod
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        noise, clean = prediction, (sample - (1 - alpha).sqrt() * prediction) / alpha.sqrt()
+    elif kind == "v_prediction":
+        noise = alpha.sqrt() * prediction + (1 - alpha).sqrt() * sample
+        clean = alpha.sqrt() * sample - (1 - alpha).sqrt() * prediction
+    else:
+        noise, clean = (sample - alpha.sqrt() * prediction) / (1 - alpha).sqrt(), prediction
+    return alpha_following.sqrt() * clean + (1 - alpha_following).sqrt() * noise

@@ -6,10 +6,8 @@ hub name, or `package:NAME`, a Python package that contains a model folder.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,8 +23,9 @@ from transformers import (
 )
 
 from mobius_train.conditions import TEXT, Conditions
-from mobius_train.encoders.model_names import check_local
 from mobius_train.errors import MobiusError
+from mobius_train.pretrained.model_names import resolve_package
+from mobius_train.pretrained.strict_load import find_model, load_object, load_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,11 @@ class TextEncoder:
                 f" ({model.config.name_or_path}): lower max_text_tokens"
             )
         limits = [n for n in (tokenizer.model_max_length, positions) if n is not None and n < 100_000]
+        if max_tokens is None and not limits:
+            raise MobiusError(
+                f"neither the text encoder nor its tokenizer ({model.config.name_or_path}) has a maximum number of"
+                " tokens: set max_text_tokens"
+            )
         self.max_tokens = max_tokens or min(limits)
 
     @property
@@ -132,50 +136,28 @@ def load_text_encoder(
     The folder can be a diffusers pipeline with text_encoder/ and tokenizer/.
 
     Raises:
-        MobiusError: no text encoder can be loaded from there.
+        MobiusError: no text encoder can be loaded from there, or encoder and tokenizer do not fit each other.
     """
-    source = name_or_path
-    if name_or_path.startswith("package:"):
-        source = package_folder(name_or_path.removeprefix("package:"))
-    check_local(source)
     try:
-        model, info, tokenizer = _load_pair(source, dtype)
-    except (OSError, ValueError) as error:
+        source = resolve_package(name_or_path)
+        place = find_model(source, "text_encoder")
+        config = load_object(AutoConfig, place)
+        model = load_transformers(CLASSES.get(config.model_type, AutoModel), place, dtype=dtype)
+        # Passing the config avoids a hub query: a pipeline's tokenizer/ has no config.json.
+        tokens = replace(place, subfolder="tokenizer", folder=place.folder.parent / "tokenizer")
+        tokenizer = load_object(AutoTokenizer, tokens if place.subfolder else place, config=config)
+    except MobiusError as error:
         raise MobiusError(
-            f"cannot load a text encoder from {name_or_path!r}: {str(error).splitlines()[0]}"
-            " Set text_encoder_name_or_path to a folder, a hub name or package:NAME."
+            f"cannot load a text encoder from {name_or_path!r}: {error}. text_encoder_name_or_path can be a folder, a"
+            " hub name or package:NAME"
         ) from error
-    # The pooler is not used, and not every checkpoint has one.
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise MobiusError(
-            f"the text encoder {name_or_path!r} lacks {len(missing)} weights, the first is {missing[0]}: its files do"
-            " not match its config.json"
-        )
     if isinstance(model, ChineseCLIPModel):
         model = model.text_model
-    return TextEncoder(model, tokenizer, device, max_tokens)
-
-
-def _load_pair(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any], PreTrainedTokenizerBase]:
-    """Load encoder, loading report and tokenizer, from a pipeline's subfolders if they exist."""
-    subfolders = {"model": "text_encoder", "tokenizer": "tokenizer"}
-    try:
-        config = AutoConfig.from_pretrained(source, subfolder=subfolders["model"])
-    except (OSError, ValueError):
-        subfolders = {"model": "", "tokenizer": ""}
-        config = AutoConfig.from_pretrained(source)
-    kind = CLASSES.get(config.model_type, AutoModel)
-    model, info = kind.from_pretrained(source, subfolder=subfolders["model"], dtype=dtype, output_loading_info=True)
-    # Passing the config avoids a hub query: a pipeline's tokenizer/ has no config.json.
-    return model, info, AutoTokenizer.from_pretrained(source, subfolder=subfolders["tokenizer"], config=config)
-
-
-def package_folder(package: str) -> str:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise MobiusError(f"text encoder package:{package}: the Python package is not installed")
-    configs = sorted(Path(spec.origin).parent.glob("**/config.json"), key=lambda path: len(path.parts))
-    if not configs:
-        raise MobiusError(f"text encoder package:{package}: the package contains no model folder")
-    return str(configs[0].parent)
+    encoder = TextEncoder(model, tokenizer, device, max_tokens)
+    embeddings = int(model.get_input_embeddings().weight.shape[0])
+    if len(tokenizer) > embeddings:
+        raise MobiusError(
+            f"the tokenizer of {name_or_path!r} has {len(tokenizer)} tokens, but the text encoder has embeddings of"
+            f" {embeddings}: remove the added tokens, or add their embeddings to the text encoder"
+        )
+    return encoder

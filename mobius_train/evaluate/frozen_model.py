@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from mobius_train.errors import MobiusError
+from mobius_train.pretrained.strict_load import find_model, load_object, load_transformers
 
 
 def load_frozen(kind: str, folder: Path, accepted: tuple[str, ...], device: torch.device) -> Any:
@@ -20,23 +21,11 @@ def load_frozen(kind: str, folder: Path, accepted: tuple[str, ...], device: torc
     Raises:
         MobiusError: the folder is missing, contains another kind of model, or lacks weights.
     """
-    if not (folder / "config.json").is_file():
-        raise MobiusError(f"no model in {folder}: there is no {folder / 'config.json'}. Give a folder of transformers")
-    try:
-        model_type = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        if model_type not in accepted:
-            raise MobiusError(
-                f"{folder} contains a {model_type}, which does not fit: give one of {', '.join(accepted)}"
-            )
-        model, info = getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MobiusError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}") from error
-    # Poolers are not used, and not every checkpoint has one.
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise MobiusError(f"{folder} lacks {len(missing)} weights of its config.json; the first is {missing[0]}")
+    place = find_model(folder)
+    model_type = load_object(transformers.AutoConfig, place).model_type
+    if model_type not in accepted:
+        raise MobiusError(f"{folder} contains a {model_type}, which does not fit: give one of {', '.join(accepted)}")
+    model = load_transformers(getattr(transformers, kind), place, dtype=torch.float32)
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -46,7 +35,4 @@ def load_local(kind: str, folder: Path) -> Any:
     Raises:
         MobiusError: its files are missing or damaged.
     """
-    try:
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise MobiusError(f"cannot load {kind} from {folder}: {str(error).splitlines()[0]}") from error
+    return load_object(getattr(transformers, kind), find_model(folder))

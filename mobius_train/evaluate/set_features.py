@@ -16,6 +16,7 @@ from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.errors import MobiusError
 from mobius_train.evaluate.frozen_model import load_frozen, load_local
 from mobius_train.evaluate.resize import Resize
+from mobius_train.pretrained.strict_load import load_diffusers
 
 VIDEO_ENCODERS = ("videomae", "vivit", "timesformer", "vjepa2")
 
@@ -82,12 +83,9 @@ class PooledLatents:
     def load(cls, folder: Path, device: torch.device) -> PooledLatents:
         """
         Raises:
-            MobiusError: the folder contains no AutoencoderKL.
+            MobiusError: see `load_diffusers`.
         """
-        try:
-            return cls(AutoencoderKL.from_pretrained(str(folder), local_files_only=True), device)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise MobiusError(f"no AutoencoderKL in {folder}: {str(error).splitlines()[0]}") from error
+        return cls(load_diffusers(AutoencoderKL, folder), device)
 
     def check(self, num_frames: int, source: str) -> None:
         pass

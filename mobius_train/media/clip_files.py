@@ -18,6 +18,8 @@ from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import to_images
 from mobius_train.media.video import write_mp4
 
+# Frames per second. A GIF counts the time of equal frames in hundredths of a second, up to 65535.
+SLOWEST, FASTEST = 0.1, 50
 MOST_LETTERS = 40  # of a prompt, in a file name
 FORMATS = ("gif", "mp4", "png")
 SHEET_NAME = "contact_sheet.png"
@@ -36,6 +38,17 @@ def prompt_in_name(name: str) -> str | None:
     words = re.sub(r"^\d+(-|$)", "", name)
     # A name that was cut behind a word has one letter less.
     return words.replace("-", " ") if 0 < len(words) < MOST_LETTERS - 1 else None
+
+
+def check_fps(fps: float) -> None:
+    """
+    Raises:
+        MobiusError: players do not support the fps.
+    """
+    if not SLOWEST <= fps <= FASTEST:
+        raise MobiusError(
+            f"fps={fps:g} must be between {SLOWEST:g} and {FASTEST:g}, the limits of GIF files and players"
+        )
 
 
 def write_clips(
@@ -59,8 +72,7 @@ def write_clips(
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise MobiusError(f"unknown format {', '.join(unknown)}: supported are {', '.join(FORMATS)}")
-    if not 0 < fps <= 50:
-        raise MobiusError(f"fps={fps:g} must be above 0 and at most 50, the limit of GIF players")
+    check_fps(fps)
     folder.mkdir(parents=True, exist_ok=True)
     names = file_names(prompts)
     written: list[Path] = []

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 from diffusers import ConfigMixin, ModelMixin
 
 from mobius_train.errors import MobiusError
+from mobius_train.pretrained.model_files import class_name
+from mobius_train.pretrained.strict_load import load_diffusers
 
 
 class Composite(ModelMixin, ConfigMixin):
@@ -35,23 +37,13 @@ class Composite(ModelMixin, ConfigMixin):
         """Load a model saved by `save_pretrained`; options such as torch_dtype as for ModelMixin.from_pretrained.
 
         Raises:
-            MobiusError: the folder is missing or incomplete, or contains a model of another class.
+            MobiusError: the folder contains a model of another class, or see `load_diffusers`.
         """
         folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
-        if not (folder / cls.config_name).is_file():
-            raise MobiusError(f"no {cls.__name__} in {folder}: there is no {cls.config_name}. Check the path")
-        kind = cls.load_config(folder).get("_class_name")
+        kind = class_name(folder)
         if kind != cls.__name__:
             raise MobiusError(f"{folder} contains a {kind}, not a {cls.__name__}: load it with {kind}.from_pretrained")
-        parts = {}
-        for name, part in cls.parts.items():
-            try:
-                parts[name] = part.from_pretrained(folder / name, **options)
-            except OSError as error:
-                raise MobiusError(
-                    f"{folder} is incomplete: cannot load {name}/ ({error}). Save or copy it again"
-                ) from error
-        return cls(**parts)
+        return cls(**{name: load_diffusers(part, folder / name, **options) for name, part in cls.parts.items()})
 
     def register_backbone_config(self, config: dict[str, Any]) -> None:
         """Copy the image model's configuration into this model's: pipelines read in_channels and other entries."""

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import check_writable
 from mobius_train.plan.planner import MIB, Plan
+
+
+def check_picture(path: Path) -> None:
+    """Check before the planning that `draw` can write this file.
+
+    Raises:
+        MobiusError: matplotlib is not installed or cannot write such a file, or the folder cannot be written.
+    """
+    kinds = _figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise MobiusError(f"cannot write the picture {path}: its name must end in one of .{', .'.join(sorted(kinds))}")
+    check_writable(path, file=True)
+
+
+def _figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MobiusError("pictures require matplotlib: pip install 'mobius-train[plot]'") from error
+    return Figure(**options)
 
 
 def draw(plans: dict[str, Plan], path: Path) -> None:
@@ -14,12 +36,9 @@ def draw(plans: dict[str, Plan], path: Path) -> None:
     Raises:
         MobiusError: matplotlib is not installed, or cannot write the file.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MobiusError("pictures require matplotlib: pip install 'mobius-train[plot]'") from error
-    figure = Figure(figsize=(4 + 1.5 * len(plans), 6), layout="constrained")
+    figure = _figure(figsize=(4 + 1.5 * len(plans), 6), layout="constrained")
+    from matplotlib import colormaps
+
     axes = figure.add_subplot()
     names = dict.fromkeys(name for plan in plans.values() for name in plan.parts)
     colors = colormaps["tab20"]

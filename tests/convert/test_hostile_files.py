@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from hostile_pickle import Command
 
 from mobius_train.convert.consolidate import consolidate_checkpoint
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.serial_parallel import serial_to_parallel
 from mobius_train.convert.single_file import from_single_file
 from mobius_train.errors import MobiusError
-
-
-class Command:
-    """Unpickling it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return os.system, (f"touch '{self.marker}'",)
 
 
 @pytest.fixture

@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from recipes import recipe
 from safetensors.torch import load_file, save_file
 
 from mobius_train.assembly.load_model import load_image_or_video_model
+from mobius_train.assembly.parts import load_parts
+from mobius_train.assembly.weights import Pretrained
+from mobius_train.config import RunConfig
+from mobius_train.convert.components import load_components
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
-from mobius_train.pipeline import load_pipeline
+from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 from mobius_train.ring_shape import PAPER, RingShape
 
 
@@ -72,3 +77,49 @@ def test_what_cannot_be_a_backbone_is_refused(stable_diffusion: dict[str, Path],
     with pytest.raises(MobiusError, match=folder.name):
         from_image_model(stable_diffusion["sd15"], folder, "parallel")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"in_channels": 9}, "takes latents of 9 channels"),
+        ({"out_channels": 8}, "predicts 8 channels"),
+        ({"cross_attention_dim": [32, 32, 16, 16]}, "for each block"),
+        ({"cross_attention_dim": 16}, "width 16"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_pipeline_is_refused_everywhere(
+    stable_diffusion: dict[str, Path], tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(folder / "unet")
+    with pytest.raises(MobiusError, match=complaint):
+        from_image_model(folder, tmp_path / "out", "parallel")
+    assert not (tmp_path / "out").exists()
+    values = recipe(folder, tmp_path, tmp_path / "run", text_encoder_name_or_path=None)
+    with pytest.raises(MobiusError, match=complaint):
+        load_parts(RunConfig.model_validate(values), Pretrained(), torch.device("cpu"))
+    pipeline = TextToVideoPipeline(
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet"), **load_components(folder)
+    )
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(MobiusError, match=complaint):
+        load_pipeline(tmp_path / "pipeline", "cpu")
+
+
+@pytest.mark.parametrize(("size", "frames"), [(8, (32, 32)), ([8, 12], (32, 48)), (None, None)])
+def test_a_model_has_one_size_or_a_height_and_a_width_or_none(
+    stable_diffusion: dict[str, Path], tmp_path: Path, size: Any, frames: tuple[int, int] | None
+) -> None:
+    folder = shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": size}))
+    from_image_model(folder, tmp_path / "out", "parallel")
+    pipeline = load_pipeline(tmp_path / "out", "cpu")
+    options: dict[str, Any] = {"num_frames": 2, "num_inference_steps": 1, "output_type": "uint8"}
+    if frames is None:
+        with pytest.raises(MobiusError, match="set height and width"):
+            pipeline("dog", **options)
+        options |= {"height": 32, "width": 48}
+    assert pipeline("dog", **options).frames.shape[-2:] == (frames or (32, 48))

@@ -14,8 +14,10 @@ from made_checkpoints import make
 from recipes import Run
 from safetensors.torch import load_file
 
+from mobius_train.config import load
 from mobius_train.convert.consolidate import consolidate_checkpoint
-from mobius_train.convert.to_diffusers import checkpoint_to_diffusers
+from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
+from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.errors import MobiusError
 
 RING = Path("unet", "ring", "diffusion_pytorch_model.safetensors")
@@ -36,6 +38,38 @@ def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) 
     for name, weights in (("checkpoint-2", None), ("checkpoint-4", "model")):
         checkpoint_to_diffusers(output / name, tmp_path / name, weights)
         assert not _same(tmp_path / name / RING, output / "final" / RING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["parallel", "serial", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_16_bits_is_converted(run: Run, tmp_path: Path, mode: str, precision: str) -> None:
+    # DeepSpeed computes in fp16 only on some CPUs.
+    output = run(
+        mode=mode,
+        mixed_precision=precision,
+        ds_config=None,
+        fsdp={"initial_scale_power": 4},
+        checkpointing_steps=1,
+        max_train_steps=1,
+        validation={"prompts": []},
+    )
+    files = sorted(path.relative_to(output / "final") for path in (output / "final" / "unet").rglob("*.safetensors"))
+    consolidate_checkpoint(output / "checkpoint-1", tmp_path / "whole.safetensors")
+    config = load(output / "config.yaml")
+    trained = open_safetensors(tmp_path / "whole.safetensors")
+    if mode != "parallel":
+        with pytest.raises(MobiusError, match="heads of sizes"):
+            checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "checkpoint")
+        return
+    checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "checkpoint")
+    write_pipeline(pipeline_of(config, trained), tmp_path / "whole.safetensors", tmp_path / "consolidated")
+    to_diffusers(output, tmp_path / "final")
+    for folder in ("checkpoint", "consolidated", "final"):
+        for file in files:
+            written, expected = (load_file(tmp_path / folder / file), load_file(output / "final" / file))
+            assert written.keys() == expected.keys()
+            assert all(torch.equal(written[name].float(), expected[name].float()) for name in expected), (folder, file)
 
 
 @pytest.mark.slow

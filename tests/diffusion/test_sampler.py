@@ -4,11 +4,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
 from mobius_train.diffusion.sampler import (
+    ddim_step,
     denoise_latents,
     guided_prediction,
     initial_noise,
     prompt_generator,
     sampling_scheduler,
+    set_timesteps,
 )
 from mobius_train.errors import MobiusError
 
@@ -51,6 +53,47 @@ def test_a_perfect_model_is_followed_to_the_image() -> None:
     assert (latents - image).abs().max() < 1e-3
     assert image.abs().max() > 3, "clipping would show"
     assert len(steps) == 30
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [30, 50, 150, 400, 500, 501, 600, 750, 999, 1000])
+def test_any_number_of_steps_begins_at_the_end_of_the_schedule_and_ends_at_the_image(spacing: str, steps: int) -> None:
+    scheduler = sampling_scheduler(
+        PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing=spacing,
+            skip_prk_steps=True,
+        )
+    )
+    image = torch.full((1, 4, 1, 2, 2), 3.0)
+    seen: list[int] = []
+
+    def noise_in(sample: Tensor, timestep: Tensor) -> Tensor:
+        """Of a model that knows the image and the timestep's noise level."""
+        seen.append(int(timestep))
+        alpha = scheduler.alphas_cumprod[timestep]
+        return (sample - alpha.sqrt() * image) / (1 - alpha).sqrt()
+
+    latents = denoise_latents(scheduler, noise_in, torch.randn(image.shape), steps, lambda: None)
+    assert len(seen) == steps
+    assert 950 <= seen[0] < 1000
+    assert seen == sorted(seen, reverse=True)
+    torch.testing.assert_close(latents, image, atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_step_is_that_of_diffusers(kind: str, zero: bool) -> None:
+    scheduler = sampling_scheduler(DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=zero))
+    generator = torch.Generator().manual_seed(0)
+    sample, prediction = torch.randn(2, 1, *SHAPE, generator=generator)
+    pairs = set_timesteps(scheduler, 30)
+    for timestep, following in (pairs[1], pairs[-1]):
+        expected = scheduler.step(prediction, timestep, sample).prev_sample
+        assert torch.equal(ddim_step(scheduler, prediction, int(timestep), following, sample), expected)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

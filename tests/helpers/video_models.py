@@ -11,7 +11,7 @@ from tiny import WIDTH
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizerFast
 
-from mobius_train.convert.strict_load import load_components
+from mobius_train.convert.components import load_components
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pipeline import TextToVideoPipeline
 

@@ -1,3 +1,4 @@
+import argparse
 import os
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ import mobius_train
 from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.models import ParallelUNet
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.sampling import read_prompts
 
 ROOT = Path(mobius_train.__file__).parents[1]
 
@@ -117,9 +119,11 @@ def test_a_mistake_exits_1_without_a_traceback(tmp_path: Path) -> None:
     [
         ([], "--prompt"),
         (["--prompts-file", "missing.txt"], "missing.txt"),
-        (["--prompt", "a cat", "--steps", "0"], "num_inference_steps=0"),
+        (["--prompt", "a cat", "--steps", "0"], "--steps 0"),
+        (["--prompt", "a cat", "--steps", "1001"], "num_inference_steps=1001"),
         (["--prompt", "a cat", "--device", "abacus"], "abacus"),
-        (["--prompt", "a cat", "--steps", "1", "--fps", "0"], "fps=0"),
+        (["--prompt", "a cat", "--num-frames", "0"], "--num-frames 0"),
+        *[(["--prompt", "a cat", "--fps", fps], f"fps={fps}") for fps in ("0", "60", "nan", "0.001")],
         (["--prompt", "a cat", "--output", "OUTPUT"], "--overwrite"),
     ],
 )
@@ -137,5 +141,31 @@ def test_mistakes_leave_the_output_folder_alone(
     assert sample_here(monkeypatch, str(run_folder), *filled, *output) == 1
     error = capsys.readouterr().err
     assert "error: " in error
+    assert "1/1" not in error, "nothing is sampled before the mistake is told"
     assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "out", Path("/proc/out"), tmp_path / ("x" * 300)):
+        arguments = ["no-model", "--prompt", "a cat", "--output", str(output)]
+        assert sample_here(monkeypatch, *arguments) == 1
+        assert f"cannot write {output}" in capsys.readouterr().err
+    # The control: an output that can be written is not what is complained about.
+    assert sample_here(monkeypatch, "no-model", "--prompt", "a cat", "--output", str(tmp_path / "a" / "b")) == 1
+    assert "no model in no-model" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_of_prompts_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    for data, expected in (
+        ("\ufeffa dog\r\n\r\na cat\r\n", ["a dog", "a cat"]),
+        ("a dog\u2028running\x85fast\x0b\x0c\n a cat", ["a dog\u2028running\x85fast", "a cat"]),
+        ("a dog\ra cat", ["a dog", "a cat"]),
+    ):
+        path.write_bytes(data.encode())
+        assert read_prompts(argparse.Namespace(prompt=[], prompts_file=path)) == expected

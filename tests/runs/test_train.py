@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
+from mobius_train.tasks.denoising import DiffusionTask
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 
@@ -128,6 +129,27 @@ def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
         # A rate this high makes the weights, and so the loss, overflow after the first step.
         run(learning_rate=1e30, max_skipped_steps=3, max_train_steps=20, max_grad_norm=0.0, adam_epsilon=1.0)
     assert "the loss is nan on clip" in caplog.text or "the loss is inf on clip" in caplog.text
+
+
+@pytest.mark.parametrize("spoiled", [4, 3])
+def test_a_run_that_skipped_every_step_fails_and_writes_no_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoiled: int
+) -> None:
+    loss_of, calls = DiffusionTask.loss, iter(range(99))
+
+    def loss(task: DiffusionTask, engine: Any, batch: Any) -> torch.Tensor:
+        factor = float("nan") if next(calls) < spoiled else 1.0
+        return loss_of(task, engine, batch) * factor
+
+    monkeypatch.setattr(DiffusionTask, "loss", loss)
+    changes: dict[str, Any] = {"max_train_steps": 4, "gradient_accumulation_steps": 1, "validation": {"prompts": []}}
+    if spoiled < 4:
+        assert (run(**changes) / "final").exists()
+        assert "3 of 4 steps" in capsys.readouterr().out
+        return
+    with pytest.raises(MobiusError, match="all 4 steps"):
+        run(**changes)
+    assert not (tmp_path / "out" / "final").exists()
 
 
 def test_a_dry_run_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Frames
+from mobius_train.pretrained.strict_load import find_model, load_object, load_transformers
 
 VISION = ("AutoImageProcessor", "CLIPVisionModelWithProjection")
 REWRITING = ("AutoTokenizer", "AutoModelForSeq2SeqLM")
@@ -27,7 +28,7 @@ def check(model: str, *kinds: str) -> None:
     for kind in kinds:
         try:
             read(kind, model)
-        except Exception as error:  # missing and damaged files raise no specific class
+        except MobiusError as error:
             raise MobiusError(f"the model {model} cannot be found or loaded as {kind}: {error}") from error
 
 
@@ -47,8 +48,8 @@ def load(kind: str, model: str) -> Any:
 @cache
 def read(kind: str, model: str) -> Any:
     """As `load`, but on the CPU: a process that has used a GPU must not fork."""
-    loaded = getattr(transformers, kind).from_pretrained(model)
-    return loaded.eval() if isinstance(loaded, torch.nn.Module) else loaded
+    load_kind = load_transformers if "Model" in kind else load_object
+    return load_kind(getattr(transformers, kind), find_model(model))
 
 
 def images(frames: Frames, count: int) -> list[Image.Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ UNREADABLE = (
 
 
 def load_tensors(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
-    """Load a torch.save file of memory-mapped tensors in plain containers.
+    """Load a torch.save file of tensors in plain containers, memory-mapped unless torch before 1.6 wrote it.
 
     Args:
         stand_ins: maps further type names that the file may contain to the types that replace them.
@@ -42,7 +43,7 @@ def load_tensors(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any
     """
     try:
         with torch.serialization.safe_globals([(kind, name) for name, kind in (stand_ins or {}).items()]):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except UNREADABLE as error:
         raise unreadable_file(path, error) from error
 

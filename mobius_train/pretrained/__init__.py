@@ -1,0 +1,1 @@
+"""Pretrained models of diffusers and transformers: where they are, why one does not load, and a strict loader."""
