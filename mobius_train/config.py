@@ -242,6 +242,9 @@ class RunConfig(Section):
     resume_from_checkpoint: str | None = Field(
         None, description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run"
     )
+    resume_with_changed_data: bool = Field(
+        False, description="resume although the clips, the seed or the order of the samples are not the checkpoint's"
+    )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
     check_memory: bool = Field(

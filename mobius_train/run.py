@@ -54,7 +54,7 @@ def train(config: RunConfig, spread: Spread) -> None:
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = Progress(**resume(folder, engine, identity, distributed))
+            progress = Progress(**resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
@@ -131,6 +131,7 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
         versions=versions(),
+        data=task.data_identity,
     )
 
 

@@ -67,6 +67,7 @@ class State:
         scalars: the engine's state that is not in tensors.
         frozen_sha256: hash of the frozen weights, which are not saved.
         frozen_source: folder or hub name of the frozen weights.
+        data: everything that decides which samples come in which order; None in checkpoints of older versions.
     """
 
     progress: dict[str, Any]
@@ -77,6 +78,7 @@ class State:
     frozen_sha256: str
     frozen_source: str | None
     versions: dict[str, str]
+    data: dict[str, str] | None = None
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=1)

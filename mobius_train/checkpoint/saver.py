@@ -41,6 +41,7 @@ class Identity:
     frozen_sha256: str
     frozen_source: str | None
     versions: dict[str, str]
+    data: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Saver:
             frozen_sha256=self._identity.frozen_sha256,
             frozen_source=self._identity.frozen_source,
             versions=self._identity.versions,
+            data=self._identity.data,
         )
 
     def __enter__(self) -> Saver:

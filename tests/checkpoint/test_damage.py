@@ -245,6 +245,55 @@ def test_a_good_checkpoint_of_another_run_is_refused_and_nothing_is_loaded(
     assert all(torch.equal(engine.state[name], tensor) for name, tensor in before.items())
 
 
+def test_other_data_are_named_and_refused_unless_the_user_accepts_them(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4)
+    resume(folder, Numbers(), IDENTITY, alone)
+    assert "data" not in capsys.readouterr().out  # the control
+    other = replace(IDENTITY, data={"clips and captions": "b" * 64, "seed": "2", "random_frame": "True"})
+    with pytest.raises(
+        MobiusError, match=r"(?s)clips and captions: a+…, now b+….*random_frame: none, now True"
+    ) as error:
+        resume(folder, Numbers(), other, alone)
+    assert "seed" not in str(error.value)
+    assert "resume_with_changed_data" in str(error.value)
+    engine = Numbers()
+    resume(folder, engine, other, alone, changed_data=True)
+    assert engine.step == 4
+    assert "random_frame: none, now True" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_data_of_an_older_version_says_what_is_not_checked(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4)
+    values = json.loads((folder / "state.json").read_text())
+    del values["data"]
+    (folder / "state.json").write_text(json.dumps(values))
+    seal(folder)
+    assert resume(folder, Numbers(), IDENTITY, alone)["step"] == 4
+    assert "cannot be checked" in capsys.readouterr().out
+
+
+def test_a_resume_prints_each_field_that_is_other(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4, ranks=1)
+    resume(folder, Numbers(), IDENTITY, alone)
+    assert "other than before" not in capsys.readouterr().out
+    now = replace(IDENTITY, config="seed: 2\nuse_ema: false\ndata: {train: b}\n", versions={"torch": "3"})
+    (folder / "config.yaml").write_text("seed: 2\nuse_ema: true\noutput_dir: a\ndata: {train: a}\n")
+    seal(folder)
+    resume(folder, Numbers(use_ema=False), now, alone)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("other than before: ")]
+    assert [line.removeprefix("other than before: ") for line in told] == [
+        "use_ema was True, now False",
+        "data.train was a, now b",
+        "version of torch was 2, now 3",
+    ]
+
+
 def test_an_average_that_was_not_saved(tmp_path: Path, alone: Distributed) -> None:
     without = Numbers(use_ema=False).contents()
     folder = make(tmp_path, 4, ranks=1)
