@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mobius_train.checkpoint.resume import find, resume
@@ -11,11 +13,13 @@ from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.spread import Spread
-from mobius_train.errors import MobiusError
+from mobius_train.errors import Interrupted, MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.job.run_folder import RunFolder
+from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
 from mobius_train.metrics.weight_change import WeightChange
@@ -36,13 +40,21 @@ SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "af
 
 def train(config: RunConfig, spread: Spread) -> None:
     """Train, and print the paths of the results."""
+    stop = Stop()
+    # The outermost context: whatever a signal interrupts is cleaned up.
+    with stop.listening():
+        _train(config, spread, stop)
+
+
+def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
     started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with Distributed(spread.launch) as distributed:
+    with Distributed(spread.launch) as distributed, ExitStack() as stack:
         make_engine = choose_engine(config, spread)
-        output_dir = _output_dir(config, distributed)
+        output_dir, lock = _claim(config, distributed, stack)
+        stack.enter_context(_marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
             _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
@@ -58,12 +70,14 @@ def train(config: RunConfig, spread: Spread) -> None:
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
-        # The folder is created only after all input has been checked.
-        _claim(output_dir, identity.config, distributed)
+        # It marks a run that has begun, so it is written only after all input has been checked.
+        if distributed.is_main:
+            replace_file(output_dir / "config.yaml", identity.config)
+        distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
-        stop = Stop(output_dir if distributed.is_main else None)
-        with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
-            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change).train()
+        with Saver(output_dir, engine, identity, retention, distributed) as saver:
+            trainer = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change, lock)
+            shown = trainer.train()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
         # All ranks end together, because srun kills the others a few seconds after the first.
@@ -75,7 +89,7 @@ def check_nodes(config: RunConfig, spread: Spread) -> None:
     quiet_libraries()
     with Distributed(spread.launch) as distributed:
         choose_engine(config, spread)
-        _preflight(config, spread, _output_dir(config, distributed), distributed)
+        _preflight(config, spread, config.output_dir, distributed)
 
 
 def dry_run(config: RunConfig, spread: Spread) -> None:
@@ -108,20 +122,31 @@ def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
 
 
-def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
-    """Return output_dir with `{time}` replaced by the start time of the run, equal on every rank."""
-    if config.resume_from_checkpoint is not None and "{time}" in str(config.output_dir):
-        raise MobiusError(
-            f"resume_from_checkpoint={config.resume_from_checkpoint}, but output_dir={config.output_dir} is a new"
-            " folder at each start: set output_dir to the folder of the run to resume"
-        )
-    stamp = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
-    output_dir = Path(str(config.output_dir).replace("{time}", stamp))
-    if config.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
-        raise MobiusError(
-            f"{output_dir} is not empty: choose another output_dir, or resume with resume_from_checkpoint=latest"
-        )
-    return output_dir
+def _claim(config: RunConfig, distributed: Distributed, stack: ExitStack) -> tuple[Path, RunLock | None]:
+    """Return the output folder, which is this run's alone until the stack is left, and on rank 0 its lock."""
+    place: RunFolder | MobiusError | None = None
+    if distributed.is_main:
+        try:
+            place = stack.enter_context(RunFolder(config.output_dir, config.resume_from_checkpoint))
+        except MobiusError as error:
+            place = error
+    failed = isinstance(place, MobiusError)
+    path = distributed.broadcast_object(str(place) if failed else getattr(place, "path", None))
+    if distributed.broadcast_object(failed):
+        raise MobiusError(path)
+    return Path(path), place.lock if isinstance(place, RunFolder) else None
+
+
+@contextmanager
+def _marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
+    """Mark the folder after a request to stop that came before the first step."""
+    try:
+        stop.watch(output_dir, looks)
+        yield
+    except Interrupted as reason:
+        stop.done(0)
+        print(f"\nstopped before the first step on request ({reason})", flush=True)
+        raise
 
 
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
@@ -133,14 +158,6 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
         versions=versions(),
         data=task.data_identity,
     )
-
-
-def _claim(output_dir: Path, config: str, distributed: Distributed) -> None:
-    """Create the output folder and write the resolved configuration to it."""
-    if distributed.is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(output_dir / "config.yaml", config)
-    distributed.barrier()
 
 
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:

@@ -20,6 +20,7 @@ from mobius_train.engine.protocol import Engine, StepReport
 from mobius_train.errors import MobiusError, Stopped
 from mobius_train.files import finished_folder
 from mobius_train.job.distributed import Distributed
+from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
@@ -54,10 +55,11 @@ class Trainer:
         saver: Saver,
         stop: Stop,
         weight_change: WeightChange,
+        lock: RunLock | None,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
-        self.saver, self.stop, self._weight_change = saver, stop, weight_change
+        self.saver, self.stop, self._weight_change, self._lock = saver, stop, weight_change, lock
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.samples_per_step(distributed.world_size)
 
@@ -76,7 +78,11 @@ class Trainer:
                     self._validate()
                     if self._to:
                         self._to.unpause()
+                # Until here a request to stop ends the run at once.
+                self.stop.defer()
                 metrics = self._step(batches)
+                if self._lock:
+                    self._lock.note_step()
                 stopping = metrics.pop("stopping") > 0
                 if self._to:
                     self._to.step(progress.step, metrics)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mobius_train.errors import MobiusError, Stopped
+from mobius_train.errors import Interrupted, MobiusError, Stopped
 from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank
 from mobius_train.job.heartbeat import Heartbeat, meet
 
@@ -105,7 +105,7 @@ class Distributed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Stopped):
+        if error is None or (isinstance(error, Stopped) and not isinstance(error, Interrupted)):
             self.close()
         elif self._heartbeat is not None:
             self._heartbeat.fail(error)

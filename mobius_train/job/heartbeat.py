@@ -18,12 +18,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import Interrupted, MobiusError
 
 PERIOD = 4.0  # seconds
 MISSED = 5  # consecutive beats; a busy machine may miss a few
 VERDICT = "verdict"
 LEFT = b"left"
+# In the verdict after a requested stop.
+ASKED = " was asked to stop before the first step"
 
 
 class Heartbeat:
@@ -47,7 +49,10 @@ class Heartbeat:
         """Report this rank's error to the others. After a lost connection, wait first for the verdict on the cause."""
         if _is_lost_contact(error):
             self._thread.join(self._period * (MISSED + 2))
-        reason = f"{name_of(self._rank, self._nodes)} failed: {type(error).__name__}: {_first_line(error)}"
+        who = name_of(self._rank, self._nodes)
+        reason = f"{who} failed: {type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, Interrupted):
+            reason = f"{who}{ASKED} ({_first_line(error)})"
         self._ask(lambda: self._store.compare_set(VERDICT, "", reason))
         self._stop()
         if self._rank == 0:
@@ -101,7 +106,7 @@ class Heartbeat:
             # The store ends with rank 0, so the others need time to read the verdict.
             time.sleep(self._period * 2)
         # The main thread may be blocked in a collective.
-        os._exit(1)
+        os._exit(os.EX_TEMPFAIL if ASKED in verdict else 1)
 
     def _beats_of_all(self) -> list[bytes]:
         beats: list[bytes] = self._store.multi_get([_beat(rank) for rank in range(len(self._nodes))])
