@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
@@ -51,7 +53,9 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with Distributed(spread.launch) as distributed, ExitStack() as stack:
+    limits = config.time_limits.model_dump()
+    with Distributed(spread.launch, limits=limits) as distributed, ExitStack() as stack:
+        distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
         output_dir, lock = _claim(config, distributed, stack)
         stack.enter_context(_marked(stop, output_dir, distributed.is_main))
@@ -59,6 +63,7 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
             _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
+        distributed.watch.enter("start", "loading models and data")
         task = build_task(config, distributed)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
@@ -70,6 +75,7 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
+        distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
         if distributed.is_main:
             replace_file(output_dir / "config.yaml", identity.config)
@@ -77,7 +83,10 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
             trainer = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change, lock)
-            shown = trainer.train()
+            try:
+                shown = trainer.train()
+            except torch.OutOfMemoryError as error:
+                raise MobiusError(_out_of_memory(distributed.watch.doing, config, spread, error)) from error
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
         # All ranks end together, because srun kills the others a few seconds after the first.
@@ -97,8 +106,9 @@ def dry_run(config: RunConfig, spread: Spread) -> None:
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with Distributed(spread.launch) as distributed:
+    with Distributed(spread.launch, limits=config.time_limits.model_dump()) as distributed:
         make_engine = choose_engine(config, spread)
+        distributed.watch.enter("start", "the dry run")
         task = build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
         loss = micro_batch(task, engine, next(task.training_batches(0)))
@@ -147,6 +157,27 @@ def _marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
         stop.done(0)
         print(f"\nstopped before the first step on request ({reason})", flush=True)
         raise
+
+
+def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.OutOfMemoryError) -> str:
+    """Return what to change when the GPU's memory is full."""
+    # These imports take a second, which other runs do not need.
+    from mobius_train.plan.planner import plan
+
+    try:
+        planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
+    except MobiusError as reason:
+        planned = f"this recipe cannot be planned: {reason}"
+    lower = "set train_batch_size lower and gradient_accumulation_steps higher"
+    if config.train_batch_size == 1:
+        lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
+    if not config.gradient_checkpointing:
+        lower = f"set gradient_checkpointing=true, or {lower}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+    return (
+        f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
+        " fit. Resume with resume_from_checkpoint=latest if there is a checkpoint"
+    )
 
 
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mobius_train.checkpoint.saver import Saver
@@ -60,6 +61,8 @@ class Trainer:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
         self.saver, self.stop, self._weight_change, self._lock = saver, stop, weight_change, lock
+        self._first_step = progress.step
+        self._enter = distributed.watch.enter
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.samples_per_step(distributed.world_size)
 
@@ -91,27 +94,54 @@ class Trainer:
                     self.saver.save(asdict(progress))
                 if stopping:
                     self._end_early()
+            # The end of the run is saved before anything can fail that comes after it.
             self.saver.wait()
+            if progress.step not in (self._first_step, self.saver.saved):
+                self.saver.save(asdict(progress))
+                self.saver.wait()
             # The run's final samples come from this validation.
             shown = self._validate()
-            weights = self._weights()
-            final = self.output_dir / "final"
-            with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
-                self.task.export(weights, folder)
+            self._export()
             self.distributed.barrier()
         return shown
+
+    def _export(self) -> None:
+        """Write final/ in one step.
+
+        Raises:
+            MobiusError: it cannot be written, for example on a full disk.
+        """
+        self._enter("export", "the export")
+        weights = self._weights()
+        final = self.output_dir / "final"
+        try:
+            with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
+                self.task.export(weights, folder)
+        except (MobiusError, OSError, SafetensorError) as error:
+            saved = self._first_step if self.saver.saved is None else self.saver.saved
+            at_end = saved == self.progress.step
+            what = "the whole run is" if at_end else "steps after it are lost; the run is"
+            raise MobiusError(
+                f"{final} was not written: {error}. Free space, then start again with output_dir={self.output_dir}"
+                f" resume_from_checkpoint=latest: {what} saved in checkpoint-{saved}"
+                if saved
+                else f"{final} was not written: {error}. No checkpoint could be written either"
+            ) from error
 
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Run one optimizer step and return metrics averaged over all ranks and micro-batches."""
         started, waited = time.perf_counter(), 0.0
         learning_rate = self._learning_rate(self.progress.step)
+        step = self.progress.step + 1
         losses: list[Tensor] = []
         keys: list[list[str]] = []
         report: StepReport | None = None
         while report is None:
             asked = time.perf_counter()
+            self._enter("batch", f"step {step}, loading a batch")
             batch = next(batches)
             waited += time.perf_counter() - asked
+            self._enter("step", f"step {step}, {batch.describe()}")
             losses.append(micro_batch(self.task, self.engine, batch))
             keys.append(batch.keys)
             report = self.engine.step(learning_rate)
@@ -177,6 +207,7 @@ class Trainer:
 
     def _validate(self) -> Shown:
         """Compute the held-out loss and samples with the weights that an export would use."""
+        self._enter("validation", f"the validation at step {self.progress.step}")
         weights = self._weights()
         heldout = self._means(self.task.heldout_losses(weights))
         if self._to:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from mobius_train.errors import Interrupted
+from mobius_train.job.watch import show_stacks_on_signal
 
 # Slurm sends SIGUSR1 ahead of the time limit, as requested by --signal, and SIGTERM shortly before it ends the job.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -103,5 +104,6 @@ class Stop:
 
 def leave_to_parent(worker: int) -> None:
     """Ignore the signals in a data worker. Slurm signals all processes, and a dead worker would end the run unsaved."""
+    show_stacks_on_signal()
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -106,6 +106,8 @@ class DiffusionTask:
                 samples[name] = cache.open_built(root, name, identity, keys[name], rank, ranks)
         else:
             self.fill_cache(rank, ranks)
+            # The others judge themselves.
+            self.distributed.watch.enter("", "waiting for the other ranks' latents")
             self.distributed.barrier()
             for name, identity in self._identities.items():
                 samples[name] = cache.open_checked(root, name, identity, keys[name])
@@ -140,6 +142,7 @@ class DiffusionTask:
         return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
+        self.distributed.watch.enter("clip", f"encoding {clips.keys[index]} for the latent cache")
         return self.parts.encoders.encode(clips[index], clips.captions(index)[1:])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:
