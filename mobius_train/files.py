@@ -45,15 +45,14 @@ class File:
 
 
 def write_file(path: Path, contents: Sequence[bytes | memoryview]) -> File:
-    """Write and sync a file.
-
-    A link in place of the file is not followed.
+    """Write and sync a file. What has its name is removed first, and a link is not followed.
 
     Raises:
         OSError: writing failed, for example on a full disk.
     """
     digest, size = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with open(descriptor, "wb", buffering=0) as file:
         for content in contents:
             view = memoryview(content)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mobius_train.checkpoint.format import STATE
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
@@ -71,7 +72,7 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = Progress(**resume(folder, engine, identity, distributed, config.resume_with_changed_data))
+            progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
@@ -178,6 +179,13 @@ def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.O
         f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
         " fit. Resume with resume_from_checkpoint=latest if there is a checkpoint"
     )
+
+
+def _progress(folder: Path, counters: dict[str, int]) -> Progress:
+    try:
+        return Progress(**counters)
+    except TypeError as error:
+        raise MobiusError(f"{folder / STATE}: not the progress of a run ({error})") from error
 
 
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:

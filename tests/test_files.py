@@ -136,8 +136,11 @@ def test_a_replaced_folder_has_its_name_at_every_instant(tmp_path: Path, monkeyp
 def test_a_link_in_place_of_a_written_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="link"):
-        files.write_file(tmp_path / "link", [b"other"])
+    os.link(tmp_path / "target", tmp_path / "hard link")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "hard link", "pipe"):
+        files.write_file(tmp_path / name, [b"other"])
+        assert (tmp_path / name).read_text() == "other"
     assert (tmp_path / "target").read_text() == "kept"
 
 

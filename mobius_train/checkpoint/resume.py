@@ -11,7 +11,7 @@ import yaml
 from mobius_train.checkpoint import random_states
 from mobius_train.checkpoint.changes import changes
 from mobius_train.checkpoint.folders import checkpoints, pointed
-from mobius_train.checkpoint.format import LATEST, NAME, State
+from mobius_train.checkpoint.format import LATEST, NAME, State, random_file
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
@@ -86,7 +86,11 @@ def resume(
     contents.check(str(folder), state.contents, engine.contents())
     engine.restore(checkpoint.fill, state.scalars)
     if state.world_size == distributed.world_size:
-        random_states.put(checkpoint.random_states(distributed.rank))
+        path = folder / random_file(distributed.rank, state.world_size)
+        try:
+            random_states.put(checkpoint.random_states(distributed.rank))
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+            raise MobiusError(f"{path}: not random states ({type(error).__name__}: {str(error)[:200]})") from error
     return state.progress
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from mobius_train.checkpoint import folders, random_states
 from mobius_train.checkpoint.format import CONFIG, MANIFEST, STATE, Manifest, State, random_file, shard_file
 from mobius_train.checkpoint.shard import PinnedCopy
 from mobius_train.engine.protocol import Engine
-from mobius_train.files import File, write_file
+from mobius_train.files import File, remove_any, write_file
 from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class Saver:
         if failures:
             logger.error("checkpoint-%d was not saved, training continues: %s", save.step, "; ".join(failures))
             if self._distributed.is_main:
-                shutil.rmtree(folders.temporary_of(self._output_dir, save.step), ignore_errors=True)
+                remove_any(folders.temporary_of(self._output_dir, save.step))
         elif not save.publishing:
             files = {name: file for outcome in outcomes for name, file in outcome.items()}
             act: Callable[..., Files] = self._publish if self._distributed.is_main else _nothing

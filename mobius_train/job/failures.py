@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.errors import MobiusError
-from mobius_train.files import open_regular
+from mobius_train.files import open_regular, publish_lines
 from mobius_train.job.run_lock import last_start
 
 FILE = "failures.jsonl"
@@ -25,9 +25,9 @@ def record(output_dir: Path, exit_code: int, job: str) -> int:
     start = last_start(output_dir)
     # A start that took no step did not fail at the step that an earlier one reached.
     stepped = start is None or start.stepped
-    before = [line for line in _lines(output_dir / FILE) if line.get("stepped", True) == stepped]
-    with (output_dir / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "stepped": stepped, "exit_code": exit_code, "job": job}) + "\n")
+    lines = _lines(output_dir / FILE)
+    before = [line for line in lines if line.get("stepped", True) == stepped]
+    publish_lines(output_dir / FILE, [*lines, {"step": step, "stepped": stepped, "exit_code": exit_code, "job": job}])
     if step in [line["step"] for line in before]:
         raise MobiusError(
             f"{output_dir} failed after step {step} again, so it is not retried. Find the cause in the log. To resume,"

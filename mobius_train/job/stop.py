@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from mobius_train.errors import Interrupted
+from mobius_train.files import replace_file
 from mobius_train.job.watch import show_stacks_on_signal
 
 # Slurm sends SIGUSR1 ahead of the time limit, as requested by --signal, and SIGTERM shortly before it ends the job.
@@ -59,7 +60,7 @@ class Stop:
     def done(self, step: int) -> None:
         """Mark the run as stopped and remove the request, which would stop the next run too."""
         if self._folder is not None:
-            (self._folder / MARK).write_text(f"{step}\n", encoding="utf-8")
+            replace_file(self._folder / MARK, f"{step}\n")
             (self._folder / FILE).unlink(missing_ok=True)
 
     @contextmanager
