@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -24,12 +27,24 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 
 def run_rank(main: Callable[[], object]) -> NoReturn:
-    """As `run`, for a process that joins a job.
+    """As `run`, for a process that joins a job, or that has data workers. 130 after Ctrl-C.
 
     It skips the interpreter's shutdown. DeepSpeed keeps references to process groups, so gloo's threads stay alive, and
     a thread that frees a tensor during the shutdown aborts the process after all work is done.
     """
-    code = _exit_code(main)
+    try:
+        code = _exit_code(main)
+    except SystemExit as request:  # of argparse
+        code = request.code if isinstance(request.code, int) else int(request.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BaseException:
+        # Before anything else: data workers ignore SIGTERM, and the interpreter would wait for them for ever.
+        traceback.print_exc()
+        code = 1
+    for worker in multiprocessing.active_children():
+        worker.kill()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -149,6 +149,18 @@ class FsdpConfig(Section):
     initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: log2 of the initial loss scale")
 
 
+class TimeLimits(Section):
+    """Seconds after which a rank that makes no progress ends the job, with the stacks of all ranks."""
+
+    start: float = Field(7200, gt=0, description="checks, loading of models and data, resuming")
+    clip: float = Field(900, gt=0, description="encoding of one clip for data.cache_dir")
+    batch: float = Field(900, gt=0, description="the loader's next batch")
+    step: float = Field(1800, gt=0, description="forward and backward pass and optimizer step, with compilation")
+    validation: float = Field(7200, gt=0, description="held-out loss and samples")
+    save: float = Field(1800, gt=0, description="writing of one checkpoint")
+    export: float = Field(3600, gt=0, description="writing of final/")
+
+
 class RunConfig(Section):
     """A training run. Every field can be overridden on the command line as `key=value`."""
 
@@ -239,7 +251,9 @@ class RunConfig(Section):
     ema_decay: float = Field(0.9999, gt=0, lt=1)
     max_skipped_steps: int = Field(10, ge=1, description="end the run after this many consecutive non-finite steps")
 
-    checkpointing_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: none")
+    checkpointing_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; default: only one at the end"
+    )
     checkpoints_total_limit: int | None = Field(None, ge=1, description="newest checkpoints to keep; default: all")
     checkpoints_keep_every: int | None = Field(
         None, ge=1, description="always keep checkpoints at multiples of this many steps, beyond the limit"
@@ -247,7 +261,11 @@ class RunConfig(Section):
     resume_from_checkpoint: str | None = Field(
         None, description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run"
     )
+    resume_with_changed_data: bool = Field(
+        False, description="resume although the clips, the seed or the order of the samples are not the checkpoint's"
+    )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
+    time_limits: TimeLimits = TimeLimits()
     report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
     check_memory: bool = Field(
         True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"

@@ -20,6 +20,10 @@ class Stopped(Exception):
     """
 
 
+class Interrupted(Stopped):
+    """The run stopped on request before its first step, when there was nothing to save."""
+
+
 def without_secrets(text: str) -> str:
     """Remove credentials, queries and fragments from the addresses in a text."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import glob
 import hashlib
+import itertools
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mobius_train.errors import MobiusError
 
 # Bytes. Hashing and writing in parts releases the interpreter to the training thread.
 PART = 16 * 2**20
-# Prefix of temporary names, followed by the node, the process and the final name.
+# Prefix of temporary names, followed by the node, the process, a mark and the final name.
 TEMPORARY = ".tmp-"
+# Of the process. Process numbers repeat: in other containers of the same name, and after a restart.
+_TOKEN, _COUNT = secrets.token_hex(4), itertools.count()
+_MARKED = re.compile(r"(?P<process>\d+)-(?:(?P<place>[0-9a-f]{8})\.(?P<token>[0-9a-f]{8})\.\d+-)?")
+# Seconds. Nobody writes for a day without touching what is written.
+_LONG = 24 * 3600
+# linux/fs.h: renameat2 swaps two paths.
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,15 @@ class File:
 
 
 def write_file(path: Path, contents: Sequence[bytes | memoryview]) -> File:
-    """Write and sync a file.
+    """Write and sync a file. What has its name is removed first, and a link is not followed.
 
     Raises:
         OSError: writing failed, for example on a full disk.
     """
     digest, size = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "wb", buffering=0) as file:
         for content in contents:
             view = memoryview(content)
             for start in range(0, len(view), PART):
@@ -63,44 +80,88 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises:
+        OSError: the file cannot be read, or is a pipe, a device, a socket or a folder, which could block for ever.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal.
+    """Return the SHA-256 of a regular file in hexadecimal.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_of(path: Path) -> Path:
-    """Return a temporary path in the folder of `path`, unique to this process on this node."""
-    return path.with_name(f"{_own_prefix()}{os.getpid()}-{path.name}")
+    """Return a new temporary path in the folder of `path`. Nobody else has or can guess its name."""
+    return path.with_name(f"{_own_prefix()}{os.getpid()}-{process_place()}.{_TOKEN}.{next(_COUNT)}-{path.name}")
 
 
 def _own_prefix() -> str:
     return f"{TEMPORARY}{os.uname().nodename}-"
 
 
+@lru_cache(maxsize=1)
+def process_place() -> str:
+    """Return a mark of this start of the system and this container, in which process numbers are unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        return "0" * 8
+    return hashlib.sha256(f"{boot} {space}".encode()).hexdigest()[:8]
+
+
 def remove_killed(folder: Path) -> None:
     """Remove temporary files and folders in `folder`, not below it, of this node's ended processes."""
     for path in folder.glob(f"{glob.escape(_own_prefix())}*"):
-        process = path.name.removeprefix(_own_prefix()).partition("-")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            _remove(path)
-        except (PermissionError, ValueError):  # another user's process, or a node with a longer name
-            continue
+        # Others do not match: a node with a longer name.
+        name = _MARKED.match(path.name.removeprefix(_own_prefix()))
+        if name is not None and _is_over(path, int(name["process"]), name["place"], name["token"]):
+            remove_any(path)
+
+
+def _is_over(path: Path, process: int, place: str | None, token: str | None) -> bool:
+    if place not in (None, process_place()):
+        # Its process cannot be looked up from here.
+        with suppress(OSError):
+            return time.time() - path.lstat().st_mtime > _LONG
+        return False
+    if process == os.getpid():
+        return token != _TOKEN
+    return not process_lives(process)
+
+
+def process_lives(process: int) -> bool:
+    """True if a process of this number exists on this node."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove every temporary file and folder in a tree. No process may still write to it."""
     for path in list(folder.rglob(f"{TEMPORARY}*")):
-        _remove(path)
+        remove_any(path)
 
 
-def _remove(path: Path) -> None:
+def remove_any(path: Path) -> None:
     """Remove a file, a link or a folder, ignoring errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -215,8 +276,6 @@ def temporary_folder(destination: Path) -> Iterator[Path]:
     """Yield a temporary folder for the contents of `destination`; if it is not published, it is removed."""
     remove_killed(destination.parent)
     temporary = temporary_of(destination)
-    # In a restarted container, a killed process can have had the same process id.
-    _remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -228,7 +287,8 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
     """Flush a folder and all its files to the disk, then rename it to `destination`.
 
     Args:
-        replace: move an existing destination away first, and remove it last.
+        replace: swap the folder with an existing destination, which is then removed. Where the file system cannot swap,
+            the destination is moved away first, and has no folder for an instant.
 
     Raises:
         OSError: renaming failed, for example because `destination` is not empty and `replace` is false.
@@ -238,11 +298,22 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
             if path.is_file():
                 sync(path)
         sync(Path(folder))
-    old = _moved_away(destination) if replace and destination.exists() else None
-    temporary.rename(destination)
+    old = None
+    if replace and os.path.lexists(destination):
+        old = temporary if _swap(temporary, destination) else _moved_away(destination)
+    if old is not temporary:
+        temporary.rename(destination)
     sync(destination.parent)
     if old is not None:
-        _remove(old)
+        remove_any(old)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step; return False if the system or the file system cannot do this."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    return bool(function(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
 def remove_folder(folder: Path) -> None:
@@ -251,12 +322,16 @@ def remove_folder(folder: Path) -> None:
     Raises:
         OSError: the folder cannot be removed.
     """
-    shutil.rmtree(_moved_away(folder))
+    moved = _moved_away(folder)
+    if moved.is_symlink():
+        moved.unlink()
+    else:
+        shutil.rmtree(moved)
 
 
 def _moved_away(folder: Path) -> Path:
     old = folder.with_name(f".{folder.name}.old.tmp")
-    _remove(old)
+    remove_any(old)
     return folder.rename(old)
 
 

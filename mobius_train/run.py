@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
+from mobius_train.checkpoint.format import STATE
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.spread import Spread
-from mobius_train.errors import MobiusError
+from mobius_train.errors import Interrupted, MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.job.run_folder import RunFolder
+from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
 from mobius_train.metrics.weight_change import WeightChange
@@ -36,17 +43,28 @@ SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "af
 
 def train(config: RunConfig, spread: Spread) -> None:
     """Train, and print the paths of the results."""
+    stop = Stop()
+    # The outermost context: whatever a signal interrupts is cleaned up.
+    with stop.listening():
+        _train(config, spread, stop)
+
+
+def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
     started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with Distributed(spread.launch) as distributed:
+    limits = config.time_limits.model_dump()
+    with Distributed(spread.launch, limits=limits) as distributed, ExitStack() as stack:
+        distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
-        output_dir = _output_dir(config, distributed)
+        output_dir, lock = _claim(config, distributed, stack)
+        stack.enter_context(_marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
             _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
+        distributed.watch.enter("start", "loading models and data")
         task = build_task(config, distributed)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
@@ -54,16 +72,22 @@ def train(config: RunConfig, spread: Spread) -> None:
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = Progress(**resume(folder, engine, identity, distributed))
+            progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
         task.prepare_data()
-        # The folder is created only after all input has been checked.
-        _claim(output_dir, identity.config, distributed)
+        distributed.watch.enter("start", "the start of the training")
+        # It marks a run that has begun, so it is written only after all input has been checked.
+        if distributed.is_main:
+            replace_file(output_dir / "config.yaml", identity.config)
+        distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
-        stop = Stop(output_dir if distributed.is_main else None)
-        with Saver(output_dir, engine, identity, retention, distributed) as saver, stop.listening():
-            shown = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change).train()
+        with Saver(output_dir, engine, identity, retention, distributed) as saver:
+            trainer = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change, lock)
+            try:
+                shown = trainer.train()
+            except torch.OutOfMemoryError as error:
+                raise MobiusError(_out_of_memory(distributed.watch.doing, config, spread, error)) from error
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
         # All ranks end together, because srun kills the others a few seconds after the first.
@@ -75,7 +99,7 @@ def check_nodes(config: RunConfig, spread: Spread) -> None:
     quiet_libraries()
     with Distributed(spread.launch) as distributed:
         choose_engine(config, spread)
-        _preflight(config, spread, _output_dir(config, distributed), distributed)
+        _preflight(config, spread, config.output_dir, distributed)
 
 
 def dry_run(config: RunConfig, spread: Spread) -> None:
@@ -83,8 +107,9 @@ def dry_run(config: RunConfig, spread: Spread) -> None:
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
-    with Distributed(spread.launch) as distributed:
+    with Distributed(spread.launch, limits=config.time_limits.model_dump()) as distributed:
         make_engine = choose_engine(config, spread)
+        distributed.watch.enter("start", "the dry run")
         task = build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
         loss = micro_batch(task, engine, next(task.training_batches(0)))
@@ -108,20 +133,59 @@ def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
 
 
-def _output_dir(config: RunConfig, distributed: Distributed) -> Path:
-    """Return output_dir with `{time}` replaced by the start time of the run, equal on every rank."""
-    if config.resume_from_checkpoint is not None and "{time}" in str(config.output_dir):
-        raise MobiusError(
-            f"resume_from_checkpoint={config.resume_from_checkpoint}, but output_dir={config.output_dir} is a new"
-            " folder at each start: set output_dir to the folder of the run to resume"
-        )
-    stamp = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
-    output_dir = Path(str(config.output_dir).replace("{time}", stamp))
-    if config.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
-        raise MobiusError(
-            f"{output_dir} is not empty: choose another output_dir, or resume with resume_from_checkpoint=latest"
-        )
-    return output_dir
+def _claim(config: RunConfig, distributed: Distributed, stack: ExitStack) -> tuple[Path, RunLock | None]:
+    """Return the output folder, which is this run's alone until the stack is left, and on rank 0 its lock."""
+    place: RunFolder | MobiusError | None = None
+    if distributed.is_main:
+        try:
+            place = stack.enter_context(RunFolder(config.output_dir, config.resume_from_checkpoint))
+        except MobiusError as error:
+            place = error
+    failed = isinstance(place, MobiusError)
+    path = distributed.broadcast_object(str(place) if failed else getattr(place, "path", None))
+    if distributed.broadcast_object(failed):
+        raise MobiusError(path)
+    return Path(path), place.lock if isinstance(place, RunFolder) else None
+
+
+@contextmanager
+def _marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
+    """Mark the folder after a request to stop that came before the first step."""
+    try:
+        stop.watch(output_dir, looks)
+        yield
+    except Interrupted as reason:
+        stop.done(0)
+        print(f"\nstopped before the first step on request ({reason})", flush=True)
+        raise
+
+
+def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.OutOfMemoryError) -> str:
+    """Return what to change when the GPU's memory is full."""
+    # These imports take a second, which other runs do not need.
+    from mobius_train.plan.planner import plan
+
+    try:
+        planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
+    except MobiusError as reason:
+        planned = f"this recipe cannot be planned: {reason}"
+    lower = "set train_batch_size lower and gradient_accumulation_steps higher"
+    if config.train_batch_size == 1:
+        lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
+    if not config.gradient_checkpointing:
+        lower = f"set gradient_checkpointing=true, or {lower}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+    return (
+        f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
+        " fit. Resume with resume_from_checkpoint=latest if there is a checkpoint"
+    )
+
+
+def _progress(folder: Path, counters: dict[str, int]) -> Progress:
+    try:
+        return Progress(**counters)
+    except TypeError as error:
+        raise MobiusError(f"{folder / STATE}: not the progress of a run ({error})") from error
 
 
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
@@ -131,15 +195,8 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
         versions=versions(),
+        data=task.data_identity,
     )
-
-
-def _claim(output_dir: Path, config: str, distributed: Distributed) -> None:
-    """Create the output folder and write the resolved configuration to it."""
-    if distributed.is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(output_dir / "config.yaml", config)
-    distributed.barrier()
 
 
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mobius_train.checkpoint.saver import Saver
@@ -20,6 +21,7 @@ from mobius_train.engine.protocol import Engine, StepReport
 from mobius_train.errors import MobiusError, Stopped
 from mobius_train.files import finished_folder
 from mobius_train.job.distributed import Distributed
+from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
@@ -55,10 +57,13 @@ class Trainer:
         saver: Saver,
         stop: Stop,
         weight_change: WeightChange,
+        lock: RunLock | None,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
-        self.saver, self.stop, self._weight_change = saver, stop, weight_change
+        self.saver, self.stop, self._weight_change, self._lock = saver, stop, weight_change, lock
+        self._first_step = progress.step
+        self._enter = distributed.watch.enter
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.samples_per_step(distributed.world_size)
 
@@ -77,7 +82,11 @@ class Trainer:
                     self._validate()
                     if self._to:
                         self._to.unpause()
+                # Until here a request to stop ends the run at once.
+                self.stop.defer()
                 metrics = self._step(batches)
+                if self._lock:
+                    self._lock.note_step()
                 stopping = metrics.pop("stopping") > 0
                 if self._to:
                     self._to.step(progress.step, metrics)
@@ -86,28 +95,55 @@ class Trainer:
                     self.saver.save(asdict(progress))
                 if stopping:
                     self._end_early()
+            # The end of the run is saved before anything can fail that comes after it.
             self.saver.wait()
             self._check_effect()
+            if progress.step not in (self._first_step, self.saver.saved):
+                self.saver.save(asdict(progress))
+                self.saver.wait()
             # The run's final samples come from this validation.
             shown = self._validate()
-            weights = self._weights()
-            final = self.output_dir / "final"
-            with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
-                self.task.export(weights, folder)
+            self._export()
             self.distributed.barrier()
         return shown
+
+    def _export(self) -> None:
+        """Write final/ in one step.
+
+        Raises:
+            MobiusError: it cannot be written, for example on a full disk.
+        """
+        self._enter("export", "the export")
+        weights = self._weights()
+        final = self.output_dir / "final"
+        try:
+            with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
+                self.task.export(weights, folder)
+        except (MobiusError, OSError, SafetensorError) as error:
+            saved = self._first_step if self.saver.saved is None else self.saver.saved
+            at_end = saved == self.progress.step
+            what = "the whole run is" if at_end else "steps after it are lost; the run is"
+            raise MobiusError(
+                f"{final} was not written: {error}. Free space, then start again with output_dir={self.output_dir}"
+                f" resume_from_checkpoint=latest: {what} saved in checkpoint-{saved}"
+                if saved
+                else f"{final} was not written: {error}. No checkpoint could be written either"
+            ) from error
 
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Run one optimizer step and return metrics averaged over all ranks and micro-batches."""
         started, waited = time.perf_counter(), 0.0
         learning_rate = self._learning_rate(self.progress.step)
+        step = self.progress.step + 1
         losses: list[Tensor] = []
         keys: list[list[str]] = []
         report: StepReport | None = None
         while report is None:
             asked = time.perf_counter()
+            self._enter("batch", f"step {step}, loading a batch")
             batch = next(batches)
             waited += time.perf_counter() - asked
+            self._enter("step", f"step {step}, {batch.describe()}")
             losses.append(micro_batch(self.task, self.engine, batch))
             keys.append(batch.keys)
             report = self.engine.step(learning_rate)
@@ -186,6 +222,7 @@ class Trainer:
 
     def _validate(self) -> Shown:
         """Compute the held-out loss and samples with the weights that an export would use."""
+        self._enter("validation", f"the validation at step {self.progress.step}")
         weights = self._weights()
         heldout = self._means(self.task.heldout_losses(weights))
         if self._to:

@@ -3,18 +3,30 @@
 set -euo pipefail
 source slurm/site.sh
 
-# The run's folder. It is the same after a requeue, so that the run finds its checkpoints.
-output_dir_of() {
-    local folder="runs/$SLURM_JOB_NAME-$SLURM_JOB_ID" argument
+# Set output_dir, the run's folder, and overrides, the other arguments. The folder is the same after a requeue, so that
+# the run finds its checkpoints.
+read_arguments() {
+    output_dir="runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+    overrides=()
+    local argument
     for argument in "$@"; do
-        if [[ $argument == output_dir=* ]]; then folder="${argument#output_dir=}"; fi
+        if [[ $argument == output_dir=* ]]; then
+            output_dir="${argument#output_dir=}"
+        else
+            overrides+=("$argument")
+        fi
     done
-    echo "$folder"
+}
+
+# Names are expanded here, when the signal comes, and never become part of a command's text.
+ask_to_stop() {
+    signalled=yes
+    { mkdir -p -- "$output_dir" && touch -- "$output_dir/stop"; } || echo "error: the run cannot be asked to stop" >&2
 }
 
 train() {
-    local output_dir nodes tasks_per_node cpus_per_task
-    output_dir="$(output_dir_of "$@")"
+    local nodes tasks_per_node cpus_per_task
+    read_arguments "$@"
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # One task per GPU; without GPUs, the requested number.
     tasks_per_node="${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}"
@@ -28,9 +40,11 @@ train() {
     # Jobs that share a node need different ports.
     export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
+    # The training reads values as YAML; in single quotes, any name is a text.
+    local quote="'"
     local command=(
         "${CONTAINER[@]}" "$PYTHON" mobius_train/main.py
-        "output_dir=$output_dir" resume_from_checkpoint=auto "$@"
+        "output_dir='${output_dir//$quote/$quote$quote}'" resume_from_checkpoint=auto "${overrides[@]}"
     )
     echo "job        $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T')"
     echo "nodes      ${#nodes[@]}: ${nodes[*]}"
@@ -40,9 +54,9 @@ train() {
     echo "command    ${command[*]}"
 
     # Remove stop requests of an earlier start.
-    rm -f "$output_dir/stop" "$output_dir/stopped"
+    rm -f -- "$output_dir/stop" "$output_dir/stopped"
     signalled=
-    trap 'signalled=yes; mkdir -p "'"$output_dir"'" && touch "'"$output_dir"'/stop"' USR1 TERM
+    trap ask_to_stop USR1 TERM
     # srun runs in the background, because bash would otherwise delay the trap until srun ends. Without --wait, srun
     # would wait for a dead node's tasks until Slurm declares the node down (SlurmdTimeout, often 5 minutes).
     srun --kill-on-bad-exit=1 --wait=5 --nodes="${#nodes[@]}" --ntasks=$((${#nodes[@]} * tasks_per_node)) \
@@ -55,18 +69,18 @@ train() {
         # If a signal interrupted the wait, srun is still running.
         [[ -n $signalled ]]
     do :; done
-    finish "$status" "$output_dir"
+    finish "$status"
 }
 
 # Requeue a stopped job, and a failed one unless it failed at the same step before.
 finish() {
-    local status="$1" output_dir="$2"
+    local status="$1"
     if ((status == 0)); then exit 0; fi
     # Slurm requeues preempted jobs by itself, and a cancelled job must not be requeued.
     if [[ "$(squeue --noheader --format=%T --job="$SLURM_JOB_ID")" != RUNNING ]]; then exit "$status"; fi
     if [[ ! -e "$output_dir/stopped" ]]; then
-        "${CONTAINER[@]}" "$PYTHON" tools/record_failure.py "$output_dir" \
-            --exit-code="$status" --job="$SLURM_JOB_ID" || exit "$status"
+        "${CONTAINER[@]}" "$PYTHON" tools/record_failure.py --exit-code="$status" \
+            --job="$SLURM_JOB_ID" -- "$output_dir" || exit "$status"
     fi
     echo "exit code $status: the job is requeued"
     scontrol requeue "$SLURM_JOB_ID"

@@ -27,6 +27,11 @@ def _of_process(path: Path, process: int) -> Path:
     return path.with_name(files.temporary_of(path).name.replace(f"-{os.getpid()}-", f"-{process}-"))
 
 
+def _of_own_number(path: Path) -> Path:
+    """What a process of a restarted container left, which had this process's number."""
+    return path.with_name(files.temporary_of(path).name.replace(files._TOKEN, "0" * 8))
+
+
 @pytest.fixture(scope="module")
 def ended() -> int:
     """The number of a process that is no more."""
@@ -61,7 +66,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(files, "sync", seen)
     files.replace_file(tmp_path / "a", "text")
-    assert states == [(files.temporary_of(tmp_path / "a").name, False), (tmp_path.name, True)]
+    (temporary, before), *rest = states
+    assert temporary.startswith(files.TEMPORARY)
+    assert (before, rest) == (False, [(tmp_path.name, True)])
 
 
 @pytest.mark.distributed
@@ -80,7 +87,7 @@ def test_only_what_ended_processes_of_this_node_left_is_removed(tmp_path: Path, 
 @pytest.mark.distributed
 def test_a_folder_replaces_another_only_when_it_is_finished(tmp_path: Path, ended: int) -> None:
     folder = tmp_path / "out"
-    for left in (_of_process(folder, ended), files.temporary_of(folder), tmp_path / ".out.old.tmp"):
+    for left in (_of_process(folder, ended), _of_own_number(folder)):
         left.mkdir()
         (left / "left").touch()
     with files.finished_folder(folder) as temporary:
@@ -93,6 +100,64 @@ def test_a_folder_replaces_another_only_when_it_is_finished(tmp_path: Path, ende
     with files.finished_folder(folder, overwrite=True) as temporary:
         (temporary / "second").touch()
     assert _names(tmp_path) == ["out", "out/second"]
+
+
+@pytest.mark.distributed
+def test_no_two_temporary_names_are_equal_and_a_foreign_one_stays_until_it_is_old(tmp_path: Path, ended: int) -> None:
+    names = {files.temporary_of(tmp_path / "x").name for _ in range(4)}
+    assert len(names) == 4
+    # Another container of the same name: its processes cannot be looked up here.
+    foreign = _of_process(tmp_path / "x", ended)
+    foreign = foreign.with_name(foreign.name.replace(files.process_place(), "0" * 8))
+    foreign.touch()
+    files.remove_killed(tmp_path)
+    assert foreign.exists()
+    os.utime(foreign, (0, 0))
+    files.remove_killed(tmp_path)
+    assert not foreign.exists()
+
+
+def test_a_replaced_folder_has_its_name_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for swaps in (True, False):
+        for name in ("new", "out"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / name).touch()
+        if not swaps:
+            monkeypatch.setattr(files, "_swap", lambda first, second: False)
+        else:
+            assert files._swap(tmp_path / "new", tmp_path / "out")
+            assert _names(tmp_path / "out") == ["new"]
+            assert files._swap(tmp_path / "new", tmp_path / "out")
+        files.publish_folder(tmp_path / "new", tmp_path / "out", replace=True)
+        assert _names(tmp_path) == ["out", "out/new"]
+        (tmp_path / "out" / "new").unlink()
+
+
+def test_a_link_in_place_of_a_written_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.link(tmp_path / "target", tmp_path / "hard link")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "hard link", "pipe"):
+        files.write_file(tmp_path / name, [b"other"])
+        assert (tmp_path / name).read_text() == "other"
+    assert (tmp_path / "target").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        files.sha256(path)
+    (tmp_path / "b").write_bytes(b"")
+    (tmp_path / "link").symlink_to("b")
+    assert files.sha256(tmp_path / "link").startswith("e3b0c442")
 
 
 def test_of_two_that_publish_a_folder_the_first_has_it(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -86,6 +88,17 @@ def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
     counts = {shape: len(clips) for shape, clips in clips_by_bucket(shapes).items()}
     given = {_shape(bucket): bucket.share for bucket in data.buckets or () if bucket.share is not None}
     return batch_shares(counts, given)
+
+
+def order_identity(config: RunConfig, clips: ClipDataset) -> dict[str, str]:
+    """Everything that decides which samples `recipe_batches` yields in which order, except the global batch size."""
+    identity = clips.identity | {"seed": str(config.seed), "random_frame": str(config.data.random_frame)}
+    weights = json.dumps(sorted(clips.caption_weights.items()))
+    identity["caption weights"] = hashlib.sha256(weights.encode()).hexdigest()
+    if clips.shapes is not None:
+        shares = shares_of(clips.shapes, config.data)
+        identity["share of each bucket"] = ", ".join(f"{shape}: {share}" for shape, share in shares.items())
+    return identity
 
 
 def recipe_batches(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from mobius_train.checkpoint.format import LATEST, NAME, step_of
-from mobius_train.files import publish_folder, remove_folder, remove_killed, replace_file
+from mobius_train.files import open_regular, publish_folder, remove_any, remove_folder, remove_killed, replace_file
 
 TEMPORARY = ".checkpoint-*.tmp"
 
@@ -29,7 +28,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
 def pointed(output_dir: Path) -> str | None:
     """Return the unchecked contents of `latest`, or None if there is no such file."""
     try:
-        return (output_dir / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+        with open_regular(output_dir / LATEST) as file:
+            # A checkpoint's name is short.
+            return file.read(10_000).decode(errors="replace").strip()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -72,5 +73,5 @@ def prune(output_dir: Path, keep: Path, total_limit: int | None, keep_every: int
 def remove_leftovers(output_dir: Path) -> None:
     """Remove unfinished folders and files of killed processes."""
     for folder in output_dir.glob(TEMPORARY):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_any(folder)
     remove_killed(output_dir)

@@ -15,13 +15,17 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mobius_train.engine.contents import Contents
 from mobius_train.errors import MobiusError
-from mobius_train.files import File
+from mobius_train.files import File, open_regular
 
 FORMAT = 1
+Count, Positive = Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]
+Kind = TypeVar("Kind")
 NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
 
@@ -30,7 +34,9 @@ MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", 
 class Manifest:
     """All files of a checkpoint except the manifest itself."""
 
-    step: int
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    step: Count
     files: dict[str, File]
 
     def dump(self) -> str:
@@ -47,14 +53,7 @@ class Manifest:
         values = read_json(path)
         if values.get("format") != FORMAT:
             raise MobiusError(f"{path}: format {values.get('format')!r} is not supported, this version reads {FORMAT}")
-        try:
-            files = {name: File(**file) for name, file in values["files"].items()}
-            manifest = Manifest(values["step"], files)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise MobiusError(f"{path}: not a manifest ({error!r})") from error
-        if json.loads(manifest.dump()) != values:
-            raise MobiusError(f"{path}: unexpected values for a manifest")
-        return manifest
+        return _typed(Manifest, {name: value for name, value in values.items() if name != "format"}, path)
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,25 @@ class State:
     """The state of the run, without its tensors.
 
     Attributes:
-        progress: progress of the training loop, as JSON values.
+        progress: counters of the training loop, with the key step.
         global_batch_size: samples per optimizer step.
         scalars: the engine's state that is not in tensors.
         frozen_sha256: hash of the frozen weights, which are not saved.
         frozen_source: folder or hub name of the frozen weights.
+        data: everything that decides which samples come in which order; None in checkpoints of older versions.
     """
 
-    progress: dict[str, Any]
-    global_batch_size: int
-    world_size: int
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    progress: dict[str, Count]
+    global_batch_size: Positive
+    world_size: Positive
     contents: Contents
     scalars: dict[str, int | float]
     frozen_sha256: str
     frozen_source: str | None
     versions: dict[str, str]
+    data: dict[str, str] | None = None
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -88,11 +91,27 @@ class State:
         Raises:
             MobiusError: the file is missing or not a valid state.
         """
-        values = read_json(folder / STATE)
-        try:
-            return State(**values | {"contents": Contents(**values["contents"])})
-        except (KeyError, TypeError) as error:
-            raise MobiusError(f"{folder / STATE}: not a state ({error!r})") from error
+        state = _typed(State, read_json(folder / STATE), folder / STATE)
+        if "step" not in state.progress:
+            raise MobiusError(f"{folder / STATE}: its progress has no step")
+        return state
+
+
+def _typed(kind: type[Kind], values: dict[str, Any], path: Path) -> Kind:
+    """Return the values as a dataclass, after a check of every type at every depth.
+
+    Raises:
+        MobiusError: a value is missing, unknown, or of another type; the message names the first of them.
+    """
+    try:
+        # In JSON mode, because strict validation of Python values takes dataclasses only.
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        raise MobiusError(f"{path}: {where}: {first['msg']} ({error.error_count()} unexpected values)") from error
+    except (ValueError, RecursionError) as error:
+        raise MobiusError(f"{path}: not readable ({type(error).__name__})") from error
 
 
 def shard_file(rank: int, world_size: int) -> str:
@@ -123,7 +142,8 @@ def read_json(path: Path) -> dict[str, Any]:
         MobiusError: the file cannot be read, or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            values = json.loads(file.read().decode())
     except OSError as error:
         raise MobiusError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from mobius_train.checkpoint.format import CONFIG, State, random_file, read_json
 from mobius_train.checkpoint.verify import Range, index, problems
 from mobius_train.engine.protocol import Piece
 from mobius_train.errors import MobiusError
+from mobius_train.files import open_regular
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -50,9 +51,10 @@ class Checkpoint:
         """
         path = self.folder / CONFIG
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise MobiusError(f"{path}: not YAML ({error})") from error
+            with open_regular(path) as file:
+                values = yaml.safe_load(file.read().decode())
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            raise MobiusError(f"{path}: not YAML ({str(error)[:500]})") from error
         if not isinstance(values, dict):
             raise MobiusError(f"{path}: not a YAML mapping")
         return values

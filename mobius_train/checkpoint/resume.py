@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from mobius_train.checkpoint import random_states
+from mobius_train.checkpoint.changes import changes
 from mobius_train.checkpoint.folders import checkpoints, pointed
-from mobius_train.checkpoint.format import LATEST, NAME, State
+from mobius_train.checkpoint.format import LATEST, NAME, State, random_file
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
@@ -61,21 +62,35 @@ def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
     )
 
 
-def resume(folder: Path, engine: Engine, identity: Identity, distributed: Distributed) -> dict[str, Any]:
-    """Restore a verified checkpoint and return its progress. All ranks call it.
+def resume(
+    folder: Path, engine: Engine, identity: Identity, distributed: Distributed, changed_data: bool = False
+) -> dict[str, Any]:
+    """Restore a verified checkpoint, print what is other than before, and return its progress. All ranks call it.
+
+    Args:
+        changed_data: accept other clips, another seed or another order of the samples.
 
     Raises:
-        MobiusError: the frozen weights, trained parameters, precision or global batch size differ from this run's.
+        MobiusError: the frozen weights, trained parameters, precision, global batch size or data differ from this
+            run's.
     """
     checkpoint = Checkpoint(folder)
     state = checkpoint.state
     _check(folder, state, identity, distributed.world_size)
+    notes = _check_data(folder, state, identity, changed_data)
+    notes += changes(checkpoint, engine.contents(), identity, distributed.world_size)
+    if distributed.is_main:
+        print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     if state.contents.trained != engine.contents().trained:
         _check_ring(folder, checkpoint.config, yaml.safe_load(identity.config))
     contents.check(str(folder), state.contents, engine.contents())
     engine.restore(checkpoint.fill, state.scalars)
     if state.world_size == distributed.world_size:
-        random_states.put(checkpoint.random_states(distributed.rank))
+        path = folder / random_file(distributed.rank, state.world_size)
+        try:
+            random_states.put(checkpoint.random_states(distributed.rank))
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+            raise MobiusError(f"{path}: not random states ({type(error).__name__}: {str(error)[:200]})") from error
     return state.progress
 
 
@@ -113,6 +128,36 @@ def _check(folder: Path, state: State, identity: Identity, world_size: int) -> N
             f"{folder} was trained with {state.global_batch_size} samples per step, but this run has"
             f" {identity.global_batch_size}, so samples and learning rates would be counted differently. Set {remedy}"
         )
+
+
+def _check_data(folder: Path, state: State, identity: Identity, accepted: bool) -> list[str]:
+    """Compare the data with those of the checkpoint; return lines for the user."""
+    if identity.data is None:
+        return []
+    if state.data is None:
+        return [
+            f"{folder} is of an older version, which did not record its data: whether the clips, the seed and the order"
+            " of the samples are still the same cannot be checked"
+        ]
+    names = [name for name in state.data | identity.data if state.data.get(name) != identity.data.get(name)]
+    if not names:
+        return []
+    listed = _listed(
+        [f"{name}: {_short(state.data.get(name))}, now {_short(identity.data.get(name))}" for name in names]
+    )
+    if not accepted:
+        raise MobiusError(
+            f"the data differ from those that {folder} was trained with, so samples would come twice or never:\n"
+            f"{listed}\nRestore them, or set resume_with_changed_data=true to continue with the new ones"
+        )
+    return [f"other data than before, as resume_with_changed_data allows:\n{listed}"]
+
+
+def _short(value: str | None) -> str:
+    """Shorten a hash for a message."""
+    if value is None:
+        return "none"
+    return f"{value[:12]}…" if len(value) == 64 else value
 
 
 def _check_ring(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from mobius_train.checkpoint import folders, random_states
 from mobius_train.checkpoint.format import CONFIG, MANIFEST, STATE, Manifest, State, random_file, shard_file
 from mobius_train.checkpoint.shard import PinnedCopy
 from mobius_train.engine.protocol import Engine
-from mobius_train.files import File, write_file
+from mobius_train.files import File, remove_any, write_file
 from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,7 @@ class Identity:
     frozen_sha256: str
     frozen_source: str | None
     versions: dict[str, str]
+    data: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Saver:
         self._host = PinnedCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
+        self.saved: int | None = None
+        """The step of the last checkpoint that this object has published."""
         if distributed.is_main:
             folders.remove_leftovers(output_dir)
         distributed.barrier()
@@ -82,6 +84,7 @@ class Saver:
     def save(self, progress: dict[str, Any]) -> float:
         """Start writing checkpoint-<progress["step"]>; return the seconds that training waited."""
         started = time.perf_counter()
+        self._distributed.watch.enter("save", f"saving checkpoint-{progress['step']}")
         self.wait()
         self._host.take(self._engine.pieces())
         rank, ranks = self._distributed.rank, self._distributed.world_size
@@ -103,6 +106,7 @@ class Saver:
     def wait(self) -> None:
         """Wait until no save is in progress."""
         while self._save is not None:
+            self._distributed.watch.enter("save", f"waiting for checkpoint-{self._save.step}")
             self._advance(self._save)
 
     def _advance(self, save: _Save) -> None:
@@ -113,18 +117,27 @@ class Saver:
         if failures:
             logger.error("checkpoint-%d was not saved, training continues: %s", save.step, "; ".join(failures))
             if self._distributed.is_main:
-                shutil.rmtree(folders.temporary_of(self._output_dir, save.step), ignore_errors=True)
+                remove_any(folders.temporary_of(self._output_dir, save.step))
         elif not save.publishing:
             files = {name: file for outcome in outcomes for name, file in outcome.items()}
             act: Callable[..., Files] = self._publish if self._distributed.is_main else _nothing
             self._save = _Save(save.step, self._thread.submit(act, save.step, files), publishing=True)
+        else:
+            self.saved = save.step
 
     def _write(self, folder: Path, shard: str, texts: dict[str, str]) -> Files:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {name: write_file(folder / name, [text.encode()]) for name, text in texts.items()}
-        return files | {shard: self._host.write(folder / shard)}
+        with self._distributed.watch.beside("save", f"writing {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_symlink():
+                raise OSError(f"{folder} is a link")
+            files = {name: write_file(folder / name, [text.encode()]) for name, text in texts.items()}
+            return files | {shard: self._host.write(folder / shard)}
 
     def _publish(self, step: int, files: Files) -> Files:
+        with self._distributed.watch.beside("save", f"publishing checkpoint-{step}"):
+            return self._publish_now(step, files)
+
+    def _publish_now(self, step: int, files: Files) -> Files:
         temporary = folders.temporary_of(self._output_dir, step)
         write_file(temporary / MANIFEST, [Manifest(step, files).dump().encode()])
         folders.publish(self._output_dir, step)
@@ -145,6 +158,7 @@ class Saver:
             frozen_sha256=self._identity.frozen_sha256,
             frozen_source=self._identity.frozen_source,
             versions=self._identity.versions,
+            data=self._identity.data,
         )
 
     def __enter__(self) -> Saver:

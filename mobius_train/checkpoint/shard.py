@@ -74,11 +74,22 @@ def ranges(path: Path) -> dict[str, Range]:
                 tensor = file.get_slice(name)
                 (size,) = tensor.get_shape()
                 start, shape = where.pop(name)
+                if not all(type(number) is int and number >= 0 for number in (start, *shape)):
+                    raise ValueError(f"the range of {name} is not of numbers")
                 found[name] = Range(path, tuple(shape), start, start + size)
                 if tensor.get_dtype() != "F32" or not 0 <= start < start + size <= math.prod(shape):
                     raise ValueError(f"{name} is not a valid range of its tensor")
         if where:
             raise ValueError(f"{next(iter(where))} is missing")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise MobiusError(f"{path}: not a rank's tensors ({error})") from error
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise MobiusError(f"{path}: not a rank's tensors ({str(error)[:500]})") from error
     return found

@@ -44,6 +44,11 @@ class ClipBatch:
     captions: list[str]
     frames: Tensor
 
+    def describe(self) -> str:
+        """Its number of clips, and their bucket."""
+        clips, frames, _, height, width = self.frames.shape
+        return f"{clips} clip(s) of {frames} frame(s) of {width}x{height} pixels"
+
     @classmethod
     def collate(cls, samples: list[tuple[int, Clip]]) -> ClipBatch:
         return cls(
@@ -63,6 +68,11 @@ class EncodedBatch:
     mean: Tensor
     std: Tensor
     conditions: Conditions
+
+    def describe(self) -> str:
+        """Its number of clips, and their bucket in latents."""
+        clips, _, frames, height, width = self.mean.shape
+        return f"{clips} clip(s) of {frames} frame(s) of {width}x{height} latents"
 
     @classmethod
     def collate(cls, samples: list[tuple[int, EncodedClip]]) -> EncodedBatch:

@@ -4,18 +4,24 @@ A cache folder belongs to one identity (clips, decoding, the encoders' weights),
 different identity gets a different folder. The cache is built in parts of `PART` clips. Each part is written under a
 temporary name and renamed, so an interrupted build resumes at the first missing part, and ranks do not wait for each
 other within a part.
+
+A part holds a hash of its tensors, of its number and of the identity. Each start reads all parts once, divided among
+the ranks, and encodes again what is damaged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -23,50 +29,127 @@ from tqdm import tqdm
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
-from mobius_train.files import publish, remove_killed, replace_file
+from mobius_train.files import open_regular, publish, remove_any, remove_killed, replace_file
+
+logger = logging.getLogger(__name__)
 
 PART = 64
-IDENTITY = "identity.json"
+IDENTITY, KEYS = "identity.json", "keys.json"
+# The name of the hash in a part's metadata.
+SHA256 = "sha256"
+
+Identity = dict[str, str]
 
 
-def folder_of(root: Path, name: str, identity: dict[str, str]) -> Path:
+def folder_of(root: Path, name: str, identity: Identity) -> Path:
     """The folder of the cache with this identity."""
     return root / f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
 
 
-def open_built(root: Path, name: str, identity: dict[str, str]) -> LatentCache:
-    """Open the complete cache of this identity.
+def open_built(
+    root: Path, name: str, identity: Identity, keys: list[str], share: int = 0, shares: int = 1
+) -> LatentCache:
+    """Open the complete cache of this identity, after a check of one share of its parts.
 
     Raises:
-        MobiusError: there is none; states how the most similar cache differs.
+        MobiusError: there is none, with the difference from the most similar cache; or a part is damaged.
     """
     folder = folder_of(root, name, identity)
+    remedy = "Run tools/cache_latents.py with this recipe, or set data.cache_required=false"
     if folder.is_dir():
-        return LatentCache(folder)
+        if damaged := check_parts(folder, keys, identity, share, shares):
+            listed = "\n".join(f"  - {_part(folder, number)}: {problem}" for number, problem in damaged.items())
+            raise MobiusError(f"{len(damaged)} parts of the latent cache are damaged. {remedy}:\n{listed}")
+        return open_checked(root, name, identity, keys)
     parts = differing(root, name, identity)
     closest = f"the nearest one differs in: {', '.join(parts)}" if parts else "there is no cache"
     raise MobiusError(
-        f"no latent cache in {root} matches the {name} clips: {closest}. Run tools/cache_latents.py with this recipe,"
-        " or set data.cache_required=false to build the cache in the run"
+        f"no latent cache in {root} matches the {name} clips: {closest}. {remedy} to build the cache in the run"
     )
 
 
-def differing(root: Path, name: str, identity: dict[str, str]) -> list[str]:
+def open_checked(root: Path, name: str, identity: Identity, keys: list[str]) -> LatentCache:
+    """Open the complete cache of this identity, whose parts have been checked.
+
+    Raises:
+        MobiusError: it is incomplete, or of other clips.
+    """
+    found = LatentCache(folder_of(root, name, identity))
+    if found.keys != keys:
+        raise MobiusError(
+            f"{found.folder / KEYS} does not list the {name} clips: restart with data.cache_required=false"
+        )
+    return found
+
+
+def differing(root: Path, name: str, identity: Identity) -> list[str]:
     """The parts of the identity that differ from the most similar cache in `root`; empty if there is no cache."""
-    others = [_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
+    others = [_read(path, dict) or {} for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
     differences = ([part for part in identity if other.get(part) != identity[part]] for other in others)
     return min(differences, key=len, default=[])
 
 
-def _identity(path: Path) -> dict[str, str]:
+def _read(path: Path, kind: type[Any]) -> Any:
+    """Read a JSON file of the cache; None if it is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise MobiusError(f"cannot read {path}: {error}; delete its folder") from error
+        with open_regular(path) as file:
+            values = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, kind) else None
 
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.safetensors"
+
+
+def check_parts(
+    folder: Path, keys: list[str], identity: Identity, share: int = 0, shares: int = 1, name: str = "clips"
+) -> dict[int, str]:
+    """Return the parts of one share that must be encoded, with the reason, which is empty for a part not yet built."""
+    started, size, found = time.perf_counter(), 0, {}
+    numbers = range(share, -(-len(keys) // PART), shares)
+    for number in numbers:
+        path = _part(folder, number)
+        problem = _problem(path, number, identity)
+        if problem is not None:
+            found[number] = problem
+        else:
+            size += path.stat().st_size
+    if share == 0 and len(found) < len(numbers):
+        of_rank = f" of this rank's {len(numbers)}" if shares > 1 else ""
+        good, seconds = len(numbers) - len(found), time.perf_counter() - started
+        print(
+            f"latent cache of the {name}: {good} parts{of_rank} are as they were written"
+            f" ({size / 1e9:.2f} GB, {seconds:.1f} s)",
+            flush=True,
+        )
+    return found
+
+
+def _problem(path: Path, number: int, identity: Identity) -> str | None:
+    """Return what is wrong with a part, an empty text if there is none of this name; None for a good part."""
+    try:
+        # A pipe or a device would block safe_open.
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(SHA256)
+            if expected is None:
+                return "no hash: an older version wrote it"
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        return ""
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        return str(error)
+    return None if _hash(tensors, number, identity) == expected else "its content does not match its hash"
+
+
+def _hash(tensors: dict[str, Tensor], number: int, identity: Identity) -> str:
+    digest = hashlib.sha256(json.dumps([identity, number], sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def build(
@@ -77,32 +160,53 @@ def build(
     share: int = 0,
     shares: int = 1,
     name: str = "clips",
-    identity: dict[str, str] | None = None,
+    identity: Identity | None = None,
 ) -> None:
-    """Write the missing parts of one share; `encode(i)` returns clip i. Ranks must be synchronised afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_killed(folder)
-    starts = range(0, len(keys), PART)
-    missing = [
-        (number, start)
-        for number, start in enumerate(starts)
-        if number % shares == share and not _part(folder, number).exists()
-    ]
-    with tqdm(
-        total=sum(min(PART, len(keys) - start) for _, start in missing),
-        desc=f"encoding {name}",
-        unit="clip",
-        disable=share != 0 or not missing,
-    ) as bar:
-        for number, start in missing:
-            tensors: dict[str, Tensor] = {}
-            for index in range(start, min(start + PART, len(keys))):
-                tensors |= _tensors_of(index, encode(index))
-                bar.update()
-            publish(_part(folder, number), partial(save_file, tensors))
-    if share == 0:
-        replace_file(folder / IDENTITY, json.dumps(identity or {}, indent=1) + "\n")
-        replace_file(folder / "keys.json", json.dumps(keys))
+    """Write the missing and damaged parts of one share; `encode(i)` returns clip i.
+
+    Ranks must be synchronised afterwards.
+
+    Raises:
+        MobiusError: a file cannot be written.
+    """
+    identity = identity or {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_killed(folder)
+        missing = check_parts(folder, keys, identity, share, shares, name)
+        for number, problem in missing.items():
+            if problem:
+                logger.warning("%s: %s; its clips are encoded again", _part(folder, number), problem)
+        with tqdm(
+            total=sum(min(PART, len(keys) - number * PART) for number in missing),
+            desc=f"encoding {name}",
+            unit="clip",
+            disable=share != 0 or not missing,
+        ) as bar:
+            for number in missing:
+                tensors: dict[str, Tensor] = {}
+                for index in range(number * PART, min((number + 1) * PART, len(keys))):
+                    tensors |= _tensors_of(index, encode(index))
+                    bar.update()
+                path = _part(folder, number)
+                if path.is_dir():
+                    remove_any(path)
+                publish(path, partial(_save, tensors, {SHA256: _hash(tensors, number, identity)}))
+        if share == 0:
+            replace_file(folder / IDENTITY, json.dumps(identity, indent=1) + "\n")
+            replace_file(folder / KEYS, json.dumps(keys))
+    except OSError as error:
+        where = error.filename or folder
+        raise MobiusError(
+            f"cannot write the latent cache {where}: {error.strerror or error}: free space, or change data.cache_dir"
+        ) from error
+
+
+def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # a full disk
+        raise OSError(0, str(error), str(path)) from error
 
 
 def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:
@@ -118,10 +222,10 @@ class LatentCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.keys: list[str] = json.loads((folder / "keys.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise MobiusError(f"the latent cache {folder} is incomplete: restart to build the rest") from error
+        keys = _read(folder / KEYS, list)
+        if keys is None or not all(isinstance(key, str) for key in keys):
+            raise MobiusError(f"the latent cache {folder} is incomplete: restart to build the rest")
+        self.keys: list[str] = keys
         absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
         if absent:
             raise MobiusError(
@@ -151,8 +255,15 @@ class LatentCache:
         return self.read(index, 0)
 
     def read(self, index: int, caption: int) -> EncodedClip:
-        """Return clip `index` with caption number `caption`."""
-        part, ending = self._part(index // PART), f".{caption}" if caption else ""
-        mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))
-        conditions = {name: part.get_tensor(f"{index}.{name}{ending}") for name in self._conditions}
+        """Return clip `index` with caption number `caption`.
+
+        Raises:
+            MobiusError: the part has been removed or damaged since the start.
+        """
+        try:
+            part, ending = self._part(index // PART), f".{caption}" if caption else ""
+            mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))
+            conditions = {name: part.get_tensor(f"{index}.{name}{ending}") for name in self._conditions}
+        except (OSError, SafetensorError) as error:
+            raise MobiusError(f"{_part(self.folder, index // PART)}: {error}: restart to build it again") from error
         return EncodedClip(self.keys[index], mean, std, Conditions(conditions))

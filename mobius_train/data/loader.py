@@ -93,7 +93,6 @@ def training_batches(
             batch_sampler=GlobalBatches(batch_size, rank, world_size, samples_seen),
             collate_fn=collate,
             num_workers=num_workers,
-            timeout=600 if num_workers else 0,
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_to_parent,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mobius_train.errors import MobiusError, Stopped
+from mobius_train.errors import Interrupted, MobiusError, Stopped
 from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank
-from mobius_train.job.heartbeat import Heartbeat, meet
+from mobius_train.job.heartbeat import Heartbeat, meet, name_of
+from mobius_train.job.watch import Watch
 
 # Long enough for one rank to encode a data set while the others wait. The heartbeat detects dead ranks earlier.
 TIMEOUT = timedelta(minutes=60)
@@ -34,9 +36,13 @@ class Distributed:
         device: this rank's GPU, or the CPU.
         is_main: True on rank 0, the only rank that writes and prints.
         nodes: the name of each rank's node.
+        watch: what this rank does. It ends the job when an activity takes longer than its limit.
+
+    Args:
+        limits: seconds of each kind of activity, see `Watch`; None for no limits.
     """
 
-    def __init__(self, launch: Launch, meeting: timedelta = MEETING) -> None:
+    def __init__(self, launch: Launch, meeting: timedelta = MEETING, limits: Mapping[str, float] | None = None) -> None:
         self.rank, self.world_size = launch.rank, launch.world_size
         self.is_main = launch.rank == 0
         self.device = _device(launch)
@@ -45,6 +51,7 @@ class Distributed:
         self._joined = not dist.is_initialized()
         self._heartbeat: Heartbeat | None = None
         self.nodes = [node_name()] * self.world_size
+        self.watch = Watch(limits or {}, self._stalled)
         if self._joined:
             self._join(backend, meeting)
 
@@ -78,6 +85,7 @@ class Distributed:
 
     def close(self) -> None:
         """Leave the process group, if this object joined it."""
+        self.watch.close()
         if self._heartbeat is not None:
             self._heartbeat.leave()
         if self._joined and dist.is_initialized():
@@ -95,9 +103,15 @@ class Distributed:
             raise MobiusError(f"{where} cannot connect to rank 0 at {host}:{port}: {error}") from error
         if size > 1:
             self.nodes = meet(store, rank, size, node_name(), meeting, expected=nodes_by_rank())
-            self._heartbeat = Heartbeat(store, rank, self.nodes)
+            self._heartbeat = Heartbeat(store, rank, self.nodes, lambda: self.watch.doing)
         group = dist.PrefixStore("group", store)
         dist.init_process_group(backend, rank=rank, world_size=size, store=group, timeout=TIMEOUT)
+
+    def _stalled(self, reason: str) -> None:
+        who = name_of(self.rank, self.nodes)
+        print(f"error: {who} stalled: {reason}; resume from the last checkpoint", file=sys.stderr, flush=True)
+        if self._heartbeat is not None:
+            self._heartbeat.stalled(reason)
 
     def __enter__(self) -> Distributed:
         return self
@@ -105,7 +119,8 @@ class Distributed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Stopped):
+        self.watch.close()
+        if error is None or (isinstance(error, Stopped) and not isinstance(error, Interrupted)):
             self.close()
         elif self._heartbeat is not None:
             self._heartbeat.fail(error)

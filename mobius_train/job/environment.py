@@ -87,6 +87,11 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def job_name() -> str:
+    """Return the number of the Slurm job, which is the same after a requeue; an empty text outside of Slurm."""
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
 def meeting_point(rank: int) -> tuple[str, int, bool, str]:
     """Return the host and port of the store, whether this rank serves it, and the launcher's attempt number.
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import open_regular, publish_lines
+from mobius_train.job.run_lock import last_start
 
 FILE = "failures.jsonl"
 
@@ -19,10 +22,13 @@ def record(output_dir: Path, exit_code: int, job: str) -> int:
     if not (output_dir / "config.yaml").exists():
         raise MobiusError(f"the run in {output_dir} did not start: fix the error above and submit again")
     step = _last_step(output_dir / "metrics.jsonl")
-    before = _steps(output_dir / FILE)
-    with (output_dir / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "exit_code": exit_code, "job": job}) + "\n")
-    if step in before:
+    start = last_start(output_dir)
+    # A start that took no step did not fail at the step that an earlier one reached.
+    stepped = start is None or start.stepped
+    lines = _lines(output_dir / FILE)
+    before = [line for line in lines if line.get("stepped", True) == stepped]
+    publish_lines(output_dir / FILE, [*lines, {"step": step, "stepped": stepped, "exit_code": exit_code, "job": job}])
+    if step in [line["step"] for line in before]:
         raise MobiusError(
             f"{output_dir} failed after step {step} again, so it is not retried. Find the cause in the log. To resume,"
             f" remove {output_dir / FILE} and submit with output_dir={output_dir}"
@@ -31,15 +37,28 @@ def record(output_dir: Path, exit_code: int, job: str) -> int:
 
 
 def _last_step(metrics: Path) -> int:
-    return max(_steps(metrics), default=0)
+    return max((line["step"] for line in _lines(metrics)), default=0)
 
 
-def _steps(path: Path) -> list[int]:
-    """Return the "step" of each line, except of lines that a kill left incomplete."""
-    steps = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines with a "step", except those that a kill left incomplete.
+
+    Raises:
+        MobiusError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise MobiusError(f"cannot read {path}: {error.strerror or error}") from error
+    found = []
+    for line in text.splitlines():
         try:
-            steps.append(int(json.loads(line)["step"]))
-        except (ValueError, KeyError, TypeError):
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-    return steps
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+    return found

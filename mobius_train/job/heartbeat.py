@@ -1,8 +1,9 @@
 """Detection of dead ranks, which ends the job within half a minute instead of at a collective's timeout.
 
-Every rank writes a beat to the store that the ranks used to meet. Rank 0 checks the beats. When a rank is silent or
-fails, a verdict is written to the store, and it ends all ranks. If the store does not answer, rank 0 is dead. Each rank
-sends two small requests per period, about two hundred per second on 512 ranks.
+Every rank writes a beat to the store that the ranks used to meet, with what it does. Rank 0 checks the beats. When a
+rank is silent, fails or stalls (`watch.py`), a verdict is written to the store, and it ends all ranks. If the store
+does not answer, rank 0 is dead. Each rank sends two small requests per period, about two hundred per second on 512
+ranks.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import Interrupted, MobiusError
+from mobius_train.job.watch import show_stacks
 
 PERIOD = 4.0  # seconds
 MISSED = 5  # consecutive beats; a busy machine may miss a few
 VERDICT = "verdict"
 LEFT = b"left"
+STALLED = " stalled: "
+# In the verdict after a requested stop.
+ASKED = " was asked to stop before the first step"
 
 
 class Heartbeat:
@@ -32,11 +38,15 @@ class Heartbeat:
     Args:
         store: the store that all ranks joined, see `meet`.
         nodes: the node name of each rank.
+        doing: returns what this rank does; it is sent with the beats.
     """
 
-    def __init__(self, store: Any, rank: int, nodes: list[str], period: float = PERIOD) -> None:
+    def __init__(
+        self, store: Any, rank: int, nodes: list[str], doing: Callable[[], str], period: float = PERIOD
+    ) -> None:
         # A separate connection, because the original one may block for a long time.
         self._store, self._rank, self._nodes, self._period = store.clone(), rank, nodes, period
+        self._doing = doing
         self._heard = dict.fromkeys(range(len(nodes)), (b"", 0))
         self._beats, self._over = 0, threading.Event()
         self._talker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="heartbeat")
@@ -47,11 +57,24 @@ class Heartbeat:
         """Report this rank's error to the others. After a lost connection, wait first for the verdict on the cause."""
         if _is_lost_contact(error):
             self._thread.join(self._period * (MISSED + 2))
-        reason = f"{name_of(self._rank, self._nodes)} failed: {type(error).__name__}: {_first_line(error)}"
+        who = name_of(self._rank, self._nodes)
+        reason = f"{who} failed: {type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, Interrupted):
+            reason = f"{who}{ASKED} ({_first_line(error)})"
         self._ask(lambda: self._store.compare_set(VERDICT, "", reason))
         self._stop()
         if self._rank == 0:
             self._wait_for_the_others(self._period * 2)
+
+    def stalled(self, reason: str) -> None:
+        """Report that this rank makes no progress, with what every rank does. The process ends after it."""
+        told = [beat.decode().partition(" ")[2] for beat in self._ask(self._beats_of_all) or []]
+        listed = "; ".join(f"{name_of(rank, self._nodes)}: {text}" for rank, text in list(enumerate(told))[:16])
+        verdict = f"{name_of(self._rank, self._nodes)}{STALLED}{reason}. At the last beat: {listed}"
+        self._ask(lambda: self._store.compare_set(VERDICT, "", verdict))
+        self._over.set()
+        # Without a lost connection the others still are where they wait, and print it.
+        time.sleep(self._period * 2)
 
     def leave(self) -> None:
         """End this rank's beats. Rank 0 serves the store, so it waits for the others and still detects dead ranks."""
@@ -82,7 +105,7 @@ class Heartbeat:
     def _talk(self) -> str:
         """Send one beat and return the verdict, or an empty string."""
         self._beats += 1
-        self._store.set(_beat(self._rank), str(self._beats))
+        self._store.set(_beat(self._rank), f"{self._beats} {self._doing()}")
         if self._rank == 0 and (silent := self._silent()):
             names = ", ".join(name_of(rank, self._nodes) for rank in silent)
             self._store.compare_set(VERDICT, "", f"no sign of life for {self._period * MISSED:.0f} s from {names}")
@@ -96,12 +119,14 @@ class Heartbeat:
         return [rank for rank, (_, missed) in self._heard.items() if missed >= MISSED and rank != 0]
 
     def _end(self, verdict: str) -> None:
+        if STALLED in verdict:
+            show_stacks()
         print(f"error: rank {self._rank} ends: {verdict}; resume from the last checkpoint", file=sys.stderr, flush=True)
         if self._rank == 0:
             # The store ends with rank 0, so the others need time to read the verdict.
             time.sleep(self._period * 2)
         # The main thread may be blocked in a collective.
-        os._exit(1)
+        os._exit(os.EX_TEMPFAIL if ASKED in verdict else 1)
 
     def _beats_of_all(self) -> list[bytes]:
         beats: list[bytes] = self._store.multi_get([_beat(rank) for rank in range(len(self._nodes))])

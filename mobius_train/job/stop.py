@@ -1,60 +1,110 @@
-"""Stop requests: a signal or a file makes the run save a checkpoint at the next step and end."""
+"""Stop requests by a signal or a file.
+
+During the training loop a request makes the run save a checkpoint at the next step and end. Before the first step there
+is nothing to save, and the run ends at once: loading models and encoding a data set take longer than a job is given to
+end.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from mobius_train.errors import Interrupted
+from mobius_train.files import replace_file
+from mobius_train.job.watch import show_stacks_on_signal
 
 # Slurm sends SIGUSR1 ahead of the time limit, as requested by --signal, and SIGTERM shortly before it ends the job.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 FILE = "stop"
 # Marks a requested stop for scripts. Exit codes are not reliable, because srun kills the other ranks after the first.
 MARK = "stopped"
+POLL = 0.5  # seconds
 
 
 class Stop:
-    """The stop request of this rank. The trainer combines the requests of all ranks once per step.
+    """The stop request of this rank. The trainer combines the requests of all ranks once per step."""
 
-    Args:
-        folder: the folder in which a file named `stop` requests a stop; None on ranks that do not look for it.
-    """
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._looks = False
+        self._signalled, self._interrupts, self._pid = False, True, os.getpid()
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder, self._signalled, self._pid = folder, False, os.getpid()
-        if folder is not None:
-            (folder / MARK).unlink(missing_ok=True)
+    def watch(self, folder: Path, looks: bool) -> None:
+        """Mark a stop in this folder. One rank `looks` for a file named `stop` there, too.
+
+        Raises:
+            Interrupted: the file is there.
+        """
+        self._folder, self._looks = folder, looks
+        if not looks:
+            return
+        (folder / MARK).unlink(missing_ok=True)
+        if self._file_exists():
+            raise Interrupted(f"{folder / FILE} exists")
+        threading.Thread(target=self._poll, name="stop", daemon=True).start()
+
+    def defer(self) -> None:
+        """From now on a request waits for the next step."""
+        self._interrupts = False
 
     def asked(self) -> bool:
         """True once a stop was requested."""
-        return self._signalled or (self._folder is not None and (self._folder / FILE).exists())
+        return self._signalled or self._file_exists()
 
     def done(self, step: int) -> None:
         """Mark the run as stopped and remove the request, which would stop the next run too."""
         if self._folder is not None:
-            (self._folder / MARK).write_text(f"{step}\n", encoding="utf-8")
+            replace_file(self._folder / MARK, f"{step}\n")
             (self._folder / FILE).unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals by setting a flag, which interrupts nothing, such as writing a checkpoint."""
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        """Handle the signals, and Ctrl-C, which ends the process when it comes a second time.
+
+        Raises:
+            Interrupted: a request came before `defer`.
+        """
+        numbers = (*SIGNALS, signal.SIGINT)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
+            self._interrupts = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Forked children inherit the handler.
-        if os.getpid() == self._pid:
-            self._signalled = True
+        if os.getpid() != self._pid:
+            return
+        if self._signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signalled = True
+        if self._interrupts:
+            # Once: further signals must not disturb the end.
+            self._interrupts = False
+            raise Interrupted(f"signal {signal.Signals(number).name}")
+
+    def _file_exists(self) -> bool:
+        return self._looks and self._folder is not None and (self._folder / FILE).exists()
+
+    def _poll(self) -> None:
+        while self._interrupts:
+            if self._file_exists():
+                # The handler runs in the main thread, and wakes it.
+                signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
+                return
+            threading.Event().wait(POLL)
 
 
 def leave_to_parent(worker: int) -> None:
     """Ignore the signals in a data worker. Slurm signals all processes, and a dead worker would end the run unsaved."""
-    for number in SIGNALS:
+    show_stacks_on_signal()
+    for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -56,6 +56,6 @@ def _is_before(line: str, step: int) -> bool:
     try:
         values = json.loads(line)
         at = float(values["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         at, values = math.inf, {}
     return at < step or (at == step and "loss" in values)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
 
-from mobius_train.assembly.open_data import recipe_batches
+from mobius_train.assembly.open_data import order_identity, recipe_batches
 from mobius_train.config import RunConfig
 from mobius_train.data.batch import ClipBatch
 from mobius_train.data.clips import ClipDataset
@@ -75,6 +75,10 @@ class AutoencoderTask:
     @property
     def units(self) -> list[list[nn.Module]]:
         return layer_units(self.trained)
+
+    @property
+    def data_identity(self) -> dict[str, str]:
+        return order_identity(self.config, self.train)
 
     def prepare_data(self) -> None:
         """Do nothing: pixels need no preparation."""

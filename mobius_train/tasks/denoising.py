@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mobius_train.assembly.open_data import recipe_batches
+from mobius_train.assembly.open_data import order_identity, recipe_batches
 from mobius_train.assembly.parts import Parts
 from mobius_train.assembly.sharded import Sharded, text_layers
 from mobius_train.conditions import Conditions
@@ -87,16 +87,30 @@ class DiffusionTask:
     def units(self) -> list[list[nn.Module]]:
         return self.parts.denoiser.units()
 
+    @property
+    def data_identity(self) -> dict[str, str]:
+        clips = self._clips["train"]
+        assert clips is not None
+        return order_identity(self.config, clips)
+
     def prepare_data(self) -> None:
         """Add missing latents and conditions to the cache, and use the cache as the source."""
         root = self.config.data.cache_dir
         if root is None:
             return
-        if not self.config.data.cache_required:
-            self.fill_cache(self.distributed.rank, self.distributed.world_size)
-            self.distributed.barrier()
+        rank, ranks = self.distributed.rank, self.distributed.world_size
         samples: dict[str, Samples | None] = dict.fromkeys(self._clips)
-        samples |= {name: cache.open_built(root, name, identity) for name, identity in self._identities.items()}
+        keys = {name: clips.keys for name, clips in self._clips.items() if clips is not None}
+        if self.config.data.cache_required:
+            for name, identity in self._identities.items():
+                samples[name] = cache.open_built(root, name, identity, keys[name], rank, ranks)
+        else:
+            self.fill_cache(rank, ranks)
+            # The others judge themselves.
+            self.distributed.watch.enter("", "waiting for the other ranks' latents")
+            self.distributed.barrier()
+            for name, identity in self._identities.items():
+                samples[name] = cache.open_checked(root, name, identity, keys[name])
         if self.config.shard_frozen:
             # Only after the cache is filled: ranks encode different numbers of clips, and a sharded module needs equal
             # numbers of calls.
@@ -128,6 +142,7 @@ class DiffusionTask:
         return {name: clips.identity | encoders for name, clips in self._clips.items() if clips is not None}
 
     def _encode(self, clips: ClipDataset, index: int) -> EncodedClip:
+        self.distributed.watch.enter("clip", f"encoding {clips.keys[index]} for the latent cache")
         return self.parts.encoders.encode(clips[index], clips.captions(index)[1:])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:

@@ -47,6 +47,10 @@ class Task(Protocol):
     def frozen_hash(self) -> str:
         """Hash of the frozen weights that the trained weights depend on; checkpoints do not contain them."""
 
+    @property
+    def data_identity(self) -> dict[str, str]:
+        """Everything that decides which training samples come in which order, by name."""
+
     def prepare_data(self) -> None:
         """Slow preparation before training, such as filling the latent cache. Collective."""
 

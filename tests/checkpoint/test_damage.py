@@ -17,16 +17,18 @@ import torch
 from made_checkpoints import IDENTITY, Numbers, make, seal
 from safetensors.torch import save_file
 
+from mobius_train.checkpoint import random_states
 from mobius_train.checkpoint.format import files_of
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
-from mobius_train.checkpoint.saver import Identity
+from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.checkpoint.verify import problems
 from mobius_train.engine.contents import check
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 
 FILES = sorted(files_of(2) | {"manifest.json"})
+RANDOM = "random-00000-of-00001.json"
 SHARD, OTHER_SHARD = "rank-00001-of-00002.safetensors", "rank-00000-of-00002.safetensors"
 
 
@@ -158,6 +160,169 @@ def test_an_edited_manifest(change: Callable[[dict[str, Any]], object], message:
     assert message in _edit(make(tmp_path, 4), change)
 
 
+NESTED: Any = json.loads("[" * 900 + "]" * 900)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"world_size": 10**9}, "manifest.json"),
+        ({"world_size": 0}, "world_size"),
+        ({"world_size": "2"}, "world_size"),
+        ({"world_size": True}, "world_size"),
+        ({"global_batch_size": -8}, "global_batch_size"),
+        ({"progress": []}, "progress"),
+        ({"progress": {}}, "progress"),
+        ({"progress": {"step": 4, "samples_seen": -1}}, "samples_seen"),
+        ({"progress": {"step": 4, "samples_seen": 1.5}}, "samples_seen"),
+        ({"progress": {"step": True}}, "step"),
+        ({"progress": {"step": NESTED}}, "state.json"),
+        ({"contents": None}, "contents"),
+        ({"contents": {"engine": "numbers"}}, "contents"),
+        ({"scalars": {"adam_step": "4"}}, "adam_step"),
+        ({"scalars": [4]}, "scalars"),
+        ({"frozen_sha256": None}, "frozen_sha256"),
+        ({"versions": {"torch": 2}}, "versions"),
+        ({"data": {"seed": 2}}, "data"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_state_of_wrong_types_or_values(change: dict[str, Any], where: str, tmp_path: Path) -> None:
+    found = problems(make(tmp_path, 4, **change))
+    assert len(found) == 1
+    assert where in found[0]
+    assert "state.json" in found[0]
+
+
+@pytest.mark.parametrize("trained", [[], {"ring.a": 5}, {"ring.a": [5, -3]}, {"ring.a": [5.0, 3]}, {"ring.a": NESTED}])
+def test_trained_parameters_of_wrong_types(trained: Any, tmp_path: Path) -> None:
+    contents = {"engine": "numbers", "zero_stage": 1, "mixed_precision": "no", "use_ema": True, "trained": trained}
+    assert "state.json" in problems(make(tmp_path, 4, contents=contents))[0]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        "[" * 100_000,
+        "3",
+        "[]",
+        '{"weights/ring.a": 3}',
+        '{"weights/ring.a": ["13", [5, 3]]}',
+        '{"weights/ring.a": [13, [5.0, 3]]}',
+        '{"weights/ring.a": [13, [-5, -3]]}',
+        '{"weights/ring.a": [true, [5, 3]]}',
+        '{"weights/ring.a": [13, "15"]}',
+        '{"weights/ring.a": [13, [[5, 3]]]}',
+    ],
+)
+def test_pieces_of_wrong_types(pieces: str, tmp_path: Path) -> None:
+    folder = make(tmp_path, 4)
+    save_file({"weights/ring.a": torch.zeros(2)}, folder / SHARD, {"pieces": pieces})
+    seal(folder)
+    assert SHARD in problems(folder)[0]
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json", "config.yaml", RANDOM])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "null", "", "\udcff", "-", "[1]"])
+def test_texts_of_no_use(name: str, text: str, tmp_path: Path, alone: Distributed) -> None:
+    folder = make(tmp_path, 4, ranks=1)
+    (folder / name).write_bytes(text.encode(errors="surrogateescape"))
+    if name != "manifest.json":
+        seal(folder)
+    with pytest.raises(MobiusError, match=name):
+        resume(_found(tmp_path, alone), Numbers(), IDENTITY, alone)
+
+
+def _found(output_dir: Path, alone: Distributed) -> Path:
+    folder = find(output_dir, "latest", alone)
+    assert folder is not None
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.clear(),
+        lambda s: s.update(torch=""),
+        lambda s: s.update(torch="!"),
+        lambda s: s.update(torch=None),
+        lambda s: s.update(python=[]),
+        lambda s: s.update(python=[3, [], None]),
+        lambda s: s.update(python=[3, [-1] * 625, None]),
+        lambda s: s.update(numpy=[]),
+        lambda s: s.update(numpy=["MT19937", [], 0, 0, 0.0]),
+        lambda s: s.update(numpy=["MT19937", [-1] * 624, 0, 0, 0.0]),
+        lambda s: s.update(numpy=NESTED),
+    ],
+)
+def test_random_states_that_are_none(change: Callable[[Any], object], tmp_path: Path, alone: Distributed) -> None:
+    folder, before = make(tmp_path, 4, ranks=1), random_states.take()
+    states = json.loads((folder / RANDOM).read_text())
+    change(states)
+    (folder / RANDOM).write_text(json.dumps(states))
+    seal(folder)
+    with pytest.raises(MobiusError, match=RANDOM):
+        resume(_found(tmp_path, alone), Numbers(), IDENTITY, alone)
+    random_states.put(before)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", [_pipe, _device, Path.mkdir], ids=["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", [*FILES, "latest"])
+def test_what_is_no_file_is_told_at_once(
+    kind: Callable[[Path], object],
+    name: str,
+    tmp_path: Path,
+    alone: Distributed,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    good, bad = make(tmp_path, 2), make(tmp_path, 4)
+    path = (tmp_path if name == "latest" else bad) / name
+    size = path.stat().st_size
+    path.unlink()
+    kind(path)
+    if name not in ("latest", "manifest.json"):
+        # A pipe has no bytes: the manifest agrees with it.
+        manifest = json.loads((bad / "manifest.json").read_text())
+        manifest["files"][name]["bytes"] = path.stat().st_size
+        (bad / "manifest.json").write_text(json.dumps(manifest))
+    assert size > 0
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path, "latest", alone) == (bad if name == "latest" else good)
+    assert name in caplog.text
+
+
+def test_links_under_temporary_names_are_not_followed(tmp_path: Path, alone: Distributed) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("kept")
+    run = tmp_path / "run"
+    make(run, 4)
+    for name in (".checkpoint-4.tmp", ".checkpoint-5.tmp", ".checkpoint-4.old.tmp"):
+        (run / name).symlink_to(tmp_path / "elsewhere")
+    with Saver(run, Numbers(), IDENTITY, Retention(total_limit=1), alone) as saver:
+        saver.save({"step": 4})
+        saver.wait()
+        # Planted while the run is on its way.
+        (run / ".checkpoint-5.tmp").symlink_to(tmp_path / "elsewhere")
+        saver.save({"step": 5})
+        saver.wait()
+        (run / ".checkpoint-6.tmp").mkdir()
+        (run / ".checkpoint-6.tmp" / "state.json").symlink_to(tmp_path / "elsewhere" / "kept")
+        os.link(tmp_path / "elsewhere" / "kept", run / ".checkpoint-6.tmp" / "config.yaml")
+        os.mkfifo(run / ".checkpoint-6.tmp" / RANDOM)
+        saver.save({"step": 6})
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
+    assert (tmp_path / "elsewhere" / "kept").read_text() == "kept"
+    assert problems(run / "checkpoint-6") == []
+
+
 def test_a_file_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
     folder = make(tmp_path, 4)
     (folder / SHARD).rename(tmp_path / "elsewhere")
@@ -243,6 +408,55 @@ def test_a_good_checkpoint_of_another_run_is_refused_and_nothing_is_loaded(
     with pytest.raises(MobiusError, match=message):
         resume(folder, engine, identity, alone)
     assert all(torch.equal(engine.state[name], tensor) for name, tensor in before.items())
+
+
+def test_other_data_are_named_and_refused_unless_the_user_accepts_them(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4)
+    resume(folder, Numbers(), IDENTITY, alone)
+    assert "data" not in capsys.readouterr().out  # the control
+    other = replace(IDENTITY, data={"clips and captions": "b" * 64, "seed": "2", "random_frame": "True"})
+    with pytest.raises(
+        MobiusError, match=r"(?s)clips and captions: a+…, now b+….*random_frame: none, now True"
+    ) as error:
+        resume(folder, Numbers(), other, alone)
+    assert "seed" not in str(error.value)
+    assert "resume_with_changed_data" in str(error.value)
+    engine = Numbers()
+    resume(folder, engine, other, alone, changed_data=True)
+    assert engine.step == 4
+    assert "random_frame: none, now True" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_data_of_an_older_version_says_what_is_not_checked(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4)
+    values = json.loads((folder / "state.json").read_text())
+    del values["data"]
+    (folder / "state.json").write_text(json.dumps(values))
+    seal(folder)
+    assert resume(folder, Numbers(), IDENTITY, alone)["step"] == 4
+    assert "cannot be checked" in capsys.readouterr().out
+
+
+def test_a_resume_prints_each_field_that_is_other(
+    tmp_path: Path, alone: Distributed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, 4, ranks=1)
+    resume(folder, Numbers(), IDENTITY, alone)
+    assert "other than before" not in capsys.readouterr().out
+    now = replace(IDENTITY, config="seed: 2\nuse_ema: false\ndata: {train: b}\n", versions={"torch": "3"})
+    (folder / "config.yaml").write_text("seed: 2\nuse_ema: true\noutput_dir: a\ndata: {train: a}\n")
+    seal(folder)
+    resume(folder, Numbers(use_ema=False), now, alone)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("other than before: ")]
+    assert [line.removeprefix("other than before: ") for line in told] == [
+        "use_ema was True, now False",
+        "data.train was a, now b",
+        "version of torch was 2, now 3",
+    ]
 
 
 def test_an_average_that_was_not_saved(tmp_path: Path, alone: Distributed) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from mobius_train.conditions import Conditions
 from mobius_train.data import cache
@@ -97,6 +103,125 @@ def test_a_lost_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "part-000000.safetensors").unlink()
     with pytest.raises(MobiusError, match="part-000000"):
         cache.LatentCache(tmp_path)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _old(path: Path) -> None:
+    """As versions without hashes wrote it."""
+    save_file(load_file(path), path)
+
+
+def _link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": _truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "gone": Path.unlink,
+    "latent": lambda path: _flip(path, -1),
+    "first latent": lambda path: _flip(path, -24),
+    "length": lambda path: _flip(path, 1),
+    "header": lambda path: _flip(path, 40),
+    "other part": lambda path: shutil.copy(path.with_name("part-000000.safetensors"), path),
+    "other cache": lambda path: shutil.copy(path.parent.parent / "other" / path.name, path),
+    "without hash": _old,
+    "device": lambda path: _link(path, "/dev/zero"),
+    "pipe": _pipe,
+    "folder": _folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_part_is_found_at_the_start_and_encoded_again(
+    damage: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PART", 2)
+    keys, identity = [str(index) for index in range(6)], {"clips": "a"}
+    encoded: list[int] = []
+
+    def encode(index: int) -> EncodedClip:
+        encoded.append(index)
+        return made(str(index), float(index))
+
+    def build() -> None:
+        cache.build(folder, keys, encode, identity=identity)
+
+    folder = cache.folder_of(tmp_path, "train", identity)
+    cache.build(tmp_path / "other", keys, lambda index: made("", 9.0), identity={"clips": "b"})
+    build()
+    encoded.clear()
+    build()
+    assert encoded == []  # the control: nothing is encoded twice
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder / "part-000001.safetensors")
+    with pytest.raises(MobiusError, match="part-000001"):
+        cache.open_built(tmp_path, "train", identity, keys)
+    build()
+    assert encoded == [2, 3]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    read = cache.open_built(tmp_path, "train", identity, keys)
+    assert [float(read[index].mean) for index in range(6)] == list(range(6))
+
+
+@pytest.mark.parametrize("name", ["keys.json", "identity.json"])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[" * 100_000, '["b", "a"]', "\udcff"])
+def test_a_damaged_list_of_the_cache_is_written_again(name: str, text: str, tmp_path: Path) -> None:
+    keys, identity = ["a", "b"], {"clips": "a"}
+    folder = cache.folder_of(tmp_path, "train", identity)
+    cache.build(folder, keys, lambda index: made("", float(index)), identity=identity)
+    (folder / name).write_bytes(text.encode(errors="surrogateescape"))
+    if name == "keys.json":
+        with pytest.raises(MobiusError, match=folder.name):
+            cache.open_built(tmp_path, "train", identity, keys)
+    cache.build(folder, keys, lambda index: made("", float(index)), identity=identity)
+    assert cache.open_built(tmp_path, "train", identity, keys).keys == keys
+    assert cache.differing(tmp_path, "train", identity) == []
+
+
+@pytest.mark.distributed
+def test_two_runs_build_one_cache_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PART", 1)
+    keys, both = [str(index) for index in range(20)], threading.Barrier(2)
+
+    def encode(index: int) -> EncodedClip:
+        both.wait(30)  # so both write each part
+        return made(str(index), float(index))
+
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(cache.build, tmp_path, keys, encode) for _ in range(2)]:
+            run.result()
+    assert [float(clip.mean) for clip in map(cache.LatentCache(tmp_path).read, range(20), [0] * 20)] == list(range(20))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_part_that_is_damaged_during_the_run_is_an_error_with_its_name(tmp_path: Path) -> None:
+    cache.build(tmp_path, ["a"], lambda index: made("a", 0.0))
+    read = cache.LatentCache(tmp_path)
+    _truncate(tmp_path / "part-000000.safetensors")
+    with pytest.raises(MobiusError, match="part-000000"):
+        read[0]
 
 
 def test_the_identity_follows_the_encoders_weights(encoders: Encoders) -> None:

@@ -19,7 +19,8 @@ from mobius_train.engine.protocol import Piece, Scalars
 from mobius_train.files import write_file
 
 SHAPES = {"ring.a": [5, 3], "ring.b": [7]}
-IDENTITY = Identity("seed: 2\n", 8, "0" * 64, "some/backbone", {"torch": "2"})
+DATA = {"clips and captions": "a" * 64, "seed": "2"}
+IDENTITY = Identity("seed: 2\n", 8, "0" * 64, "some/backbone", {"torch": "2"}, DATA)
 
 
 # Checkpoints need a part of an engine only, and their signatures say Engine.
@@ -63,7 +64,9 @@ def make(output_dir: Path, step: int, ranks: int = 2, shapes: Any = None, **chan
     """output_dir/checkpoint-<step> of Numbers(step), which `latest` then names; `changes` are of its state.json."""
     engine, temporary = Numbers(step, shapes=shapes), folders.temporary_of(output_dir, step)
     temporary.mkdir(parents=True)
-    state = State({"step": step}, 8, ranks, engine.contents(), engine.scalars(), "0" * 64, "some/backbone", {})
+    state = State(
+        {"step": step}, 8, ranks, engine.contents(), engine.scalars(), "0" * 64, "some/backbone", {"torch": "2"}, DATA
+    )
     values = json.loads(state.dump()) | changes
     texts = {STATE: json.dumps(values), CONFIG: IDENTITY.config}
     for rank in range(ranks):

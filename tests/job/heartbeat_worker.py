@@ -1,4 +1,4 @@
-"""Joins as a rank, then does what its argument says: waits in a collective, dies, stops, fails, or leaves late."""
+"""Joins as a rank, then does what its argument says: waits in a collective, dies, stops, fails, sleeps, leaves late."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from mobius_train.cli import run_rank
 from mobius_train.job import environment
 
 
+def asleep() -> None:
+    time.sleep(600)
+
+
 def main() -> None:
     launch = environment.prepare()
     from mobius_train.job.distributed import Distributed
@@ -20,11 +24,20 @@ def main() -> None:
     # Ten times as fast as in earnest.
     Heartbeat.__init__.__defaults__ = (0.4,)
     how, who = sys.argv[1], int(sys.argv[2])
-    with Distributed(launch, timedelta(seconds=60 if how != "absent" else 3)) as distributed:
+    meeting = timedelta(seconds=60 if how != "absent" else 3)
+    with Distributed(launch, meeting, {"batch": 4, "step": 8, "save": 4}) as distributed:
         distributed.barrier()
+        distributed.watch.enter("step" if "sleep" in how else "", "step 7, in a collective")
         if launch.rank == who:
             if how == "fail":
                 raise ValueError("no such luck")
+            if how == "sleep":
+                distributed.watch.enter("batch", "step 7, loading a batch")
+                asleep()
+            if how == "sleep beside":
+                distributed.watch.enter("", "step 7, in a collective")
+                with distributed.watch.beside("save", "writing checkpoint-3"):
+                    asleep()
             if how == "leave late":
                 time.sleep(6)
             else:

@@ -55,6 +55,35 @@ def test_the_others_end_and_name_it(how: str, who: int) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("how", "who", "ranks", "text"),
+    [
+        ("sleep", 1, 2, "no progress for 4 s (time_limits.batch) in step 7, loading a batch"),
+        ("sleep", 0, 2, "no progress for 4 s (time_limits.batch) in step 7, loading a batch"),
+        ("sleep", 0, 1, "no progress for 4 s (time_limits.batch) in step 7, loading a batch"),
+        ("sleep beside", 1, 2, "no progress for 4 s (time_limits.save) in writing checkpoint-3"),
+    ],
+)
+def test_a_rank_that_lives_but_makes_no_progress_ends_all_with_their_stacks(
+    how: str, who: int, ranks: int, text: str
+) -> None:
+    started = time.monotonic()
+    processes = _start(how, who, ranks)
+    try:
+        told = {rank: process.communicate(timeout=90)[0] for rank, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert time.monotonic() - started < 60
+    for rank, output in told.items():
+        assert processes[rank].returncode == 1, output
+        assert f"rank {who} on node{who} stalled: {text}" in output, output
+        # The stacks, with the lines where the ranks are.
+        assert ("in asleep" if rank == who else "in barrier") in output, output
+        assert rank == who or f"rank {rank} on node{rank}: step 7, in a collective" in output, output
+
+
+@pytest.mark.distributed
 def test_a_rank_that_does_not_come_is_named() -> None:
     processes = _start("absent", 0, ranks=2)
     processes[1].kill()

@@ -151,3 +151,22 @@ def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(
     assert found["kills"] == 2
     assert found["losses_equal"]
     assert found["final_weights_equal"]
+
+
+@pytest.mark.slow
+def test_a_resume_with_other_clips_is_refused_by_name(run: Run, tmp_path: Path, clips_folder: Path) -> None:
+    clips = shutil.copytree(clips_folder, tmp_path / "clips")
+    options: dict[str, Any] = {"data": {"train": str(clips)}, "checkpointing_steps": 2, "validation": {"prompts": []}}
+    run(max_train_steps=2, **options)
+    resumed = options | {"resume_from_checkpoint": "latest", "max_train_steps": 3}
+    run(**resumed)  # the control
+    lines = (clips / "metadata.jsonl").read_text().splitlines()
+    (clips / "metadata.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    last = json.loads(lines[-1])["file_name"]
+    (clips / last).unlink()
+    resumed["max_train_steps"] = 4
+    with pytest.raises(MobiusError, match="clips and captions: "):
+        run(**resumed)
+    with pytest.raises(MobiusError, match="seed: 0, now 1"):
+        run(**resumed, seed=1)
+    run(**resumed, seed=1, resume_with_changed_data=True)

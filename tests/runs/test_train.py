@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from recipes import Run, losses, metrics
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mobius_train.checkpoint.read import open_checkpoint
@@ -189,3 +190,38 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(run: Run, tmp_path: Path)
         run(max_train_steps=1)
     assert [path.name for path in output.iterdir()] == ["metrics.jsonl"]
     assert (output / "metrics.jsonl").read_text() == "{}\n"
+
+
+def _full(*arguments: object) -> None:
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_failed_export_loses_no_step_and_a_resume_exports(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"max_train_steps": 3, "validation": {"prompts": []}}
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTask, "export", _full)
+        with pytest.raises(MobiusError, match=r"final was not written: I/O error.*saved in checkpoint-3"):
+            run(**options)
+    output = run(resume_from_checkpoint="latest", **options)
+    assert len(losses(output)) == 3
+    before = sorted(path.name for path in (output / "final").rglob("*"))
+    # A run that exports again and fails keeps the old model whole.
+    monkeypatch.setattr(DiffusionTask, "export", _full)
+    with pytest.raises(MobiusError, match="final was not written"):
+        run(resume_from_checkpoint="latest", **options)
+    assert sorted(path.name for path in (output / "final").rglob("*")) == before
+    assert not list(output.glob(".tmp-*"))
+
+
+def test_a_full_gpu_is_an_error_that_names_the_bucket_the_plan_and_a_remedy(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(DiffusionTask, "loss", full)
+    with pytest.raises(
+        MobiusError,
+        match=r"(?s)step 1, 2 clip.* of 4 frame.* of 32x32 pixels: .*2\.00 GiB.*GiB are planned.*train_batch_size",
+    ):
+        run(validation={"prompts": []})

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from launching import REPOSITORY
+import yaml
+from launching import REPOSITORY, clean_environment
 
 SCRIPTS = [*sorted((REPOSITORY / "slurm").glob("*.sh")), REPOSITORY / ".ci" / "run"]
 
@@ -15,3 +18,70 @@ def test_shellcheck_finds_nothing() -> None:
         ["shellcheck", "--external-sources", *map(str, SCRIPTS)], cwd=REPOSITORY, capture_output=True, check=False
     )
     assert result.returncode == 0, result.stdout.decode()
+
+
+# Stand-ins for Slurm's programs. The trainer asks for a stop as Slurm does, waits for it, and writes what it was given.
+SRUN = """\
+while [[ $1 == --* ]]; do shift; done
+shift 2
+printf '%s\\n' "$@" > "$RECORD"
+kill -USR1 "$PPID"
+for _ in {1..100}; do [[ -e $FOLDER/stop ]] && exit 75; sleep 0.1; done
+exit 1
+"""
+PROGRAMS = {
+    "srun": SRUN,
+    "scontrol": 'if [[ $1 == show ]]; then echo n1; else printf "%s\\n" "$@" > "$RECORD.scontrol"; fi',
+}
+PROGRAMS |= {"squeue": "echo RUNNING", "python": 'printf "%s\\n" "$@" > "$RECORD.failure"'}
+HOSTILE = [
+    "$(touch hacked)",
+    "`touch hacked`",
+    '"; touch hacked; "',
+    "'; touch hacked; '",
+    "-n",
+    "--",
+    "a b",
+    "a: b # c",
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("of", ["job", "folder"])
+def test_names_are_never_run_and_the_stop_reaches_the_run(name: str, of: str, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for program, text in PROGRAMS.items():
+        (tmp_path / "bin" / program).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    shutil.copytree(REPOSITORY / "slurm", tmp_path / "slurm")
+    folder = f"runs/{name}-7" if of == "job" else name
+    variables = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NAME": name if of == "job" else "mobius",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_CPUS_ON_NODE": "2",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHON": "python",
+        "RECORD": str(tmp_path / "record"),
+        "FOLDER": folder,
+    }
+    arguments = [] if of == "job" else [f"output_dir={name}"]
+    result = subprocess.run(
+        ["bash", "slurm/train_parallel.sh", *arguments],
+        cwd=tmp_path,
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 75, result.stdout + result.stderr
+    assert not list(tmp_path.rglob("hacked"))
+    (given,) = [
+        line.partition("=")[2] for line in (tmp_path / "record").read_text().splitlines() if line.startswith("output_")
+    ]
+    assert yaml.safe_load(given) == folder
+    # The stand-in does not mark its stop, so this is a failure to record.
+    assert (tmp_path / "record.failure").read_text().splitlines()[-2:] == ["--", folder]
+    assert (tmp_path / "record.scontrol").read_text() == "requeue\n7\n"

@@ -1,0 +1,61 @@
+"""What is other in a resumed run than in the run that wrote the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mobius_train.checkpoint.read import Checkpoint
+from mobius_train.checkpoint.saver import Identity
+from mobius_train.config import RunConfig
+from mobius_train.engine.contents import Contents
+
+# Fields that say how to resume, and where the run is.
+OWN = ("resume_from_checkpoint", "resume_with_changed_data", "output_dir")
+NOTHING = "not set"
+
+
+def changes(checkpoint: Checkpoint, contents: Contents, identity: Identity, world_size: int) -> list[str]:
+    """Return a line for each field of the recipe, the engine and the versions that differs from the checkpoint's.
+
+    Raises:
+        MobiusError: the checkpoint's recipe cannot be read.
+    """
+    state = checkpoint.state
+    before = _fields(checkpoint.config) | {
+        "engine": state.contents.engine,
+        "ZeRO stage": state.contents.zero_stage,
+        "ranks": state.world_size,
+    }
+    now = _fields(yaml.safe_load(identity.config)) | {
+        "engine": contents.engine,
+        "ZeRO stage": contents.zero_stage,
+        "ranks": world_size,
+    }
+    before |= {f"version of {name}": version for name, version in state.versions.items()}
+    now |= {f"version of {name}": version for name, version in identity.versions.items()}
+    return [
+        f"other than before: {name} was {before.get(name, NOTHING)!s}, now {now.get(name, NOTHING)!s}"
+        for name in before | now
+        if before.get(name, NOTHING) != now.get(name, NOTHING)
+    ]
+
+
+def _fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe by dotted name; those that an older version did not have get their defaults."""
+    # The fields of another version are compared as they are.
+    with suppress(ValidationError, RecursionError):
+        values = RunConfig.model_validate(values).model_dump(mode="json")
+    return {name: value for name, value in _flat(values, "") if name not in OWN}
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
