@@ -12,8 +12,8 @@ from typing import Any
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.captions import Caption, caption_of, read_caption
-from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
+from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
 from mobius_train.errors import MobiusError
 from mobius_train.media.clip_files import METADATA_NAME
 

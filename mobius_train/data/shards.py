@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import MAX_CAPTION_BYTES, read_caption
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
+from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
 

@@ -70,9 +70,10 @@ def test_what_is_enlarged_or_made_a_still_is_said() -> None:
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".webp", "WEBP"), (".gif", "GIF"), (".mp4", ""), (".webm", "")])
-def test_a_clip_is_measured_without_decoding(suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_is_measured_by_its_headers(suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = animation(5, kind, (48, 32)) if kind else video(5, suffix, (48, 32))
     monkeypatch.setattr("mobius_train.data.decode.video_frames", None)
+    monkeypatch.setattr("mobius_train.data.decode.picture_frames", None)
     monkeypatch.setattr("PIL.Image.Image.load", None)
     assert shape_of(data, suffix, "clip") == (5, 48, 32)
     with pytest.raises(MobiusError, match="clip"):

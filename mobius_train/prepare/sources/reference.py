@@ -12,20 +12,10 @@ from typing import Any, NamedTuple
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
+from mobius_train.data.kinds import CLIP_SUFFIXES
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
-# Suffixes of each kind; videos have the name of their FFmpeg demuxer.
-ENDINGS = {
-    "gif": (".gif",),
-    "webp": (".webp",),
-    "png": (".png", ".apng"),
-    "jpeg": (".jpg", ".jpeg"),
-    "mov": (".mp4", ".m4v", ".mov"),
-    "matroska": (".webm", ".mkv"),
-    "avi": (".avi",),
-}
-CLIPS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 MAX_KEY = 150  # characters; a file name has at most 255 bytes
 
 
@@ -114,7 +104,7 @@ def pair_captions(members: Iterable[Member], place: str, shards: bool = False, l
             names[member.name] = member
             groups[_stem(member.name, shards)].append(member)
     for stem, inside in groups.items():
-        clips = [member for member in inside if member.suffix in CLIPS]
+        clips = [member for member in inside if member.suffix in CLIP_SUFFIXES]
         captions = sorted((m for m in inside if m.suffix in CAPTIONS), key=lambda m: CAPTIONS.index(m.suffix))
         for member in inside:
             origin = f"{place}{legible_name(member.name)}"
