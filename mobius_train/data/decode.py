@@ -24,6 +24,8 @@ from mobius_train.data.timing import as_browsers, evenly_spaced
 from mobius_train.data.videos import open_video, video_durations, video_frames, video_size
 from mobius_train.errors import MobiusError
 
+# Changes whenever a file is shown differently, so that latents cached before are not used.
+DECODER = "2"
 # Limits of training clips.
 PICTURE_LIMITS = Limits(max_file_bytes=2**26, max_frames=2**16)
 VIDEO_LIMITS = Limits(max_file_bytes=2**28)

@@ -145,7 +145,6 @@ def prepared(tmp_path: Path) -> Prepared:
 def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
     _, rows, report = prepared
     expected = {name: why for name, (_, why) in FILES.items() if why} | {
-        "latin1.webp": ("source", "bad caption"),
         "blank.webp": ("source", "empty caption"),
         "bare.webp": ("source", "no caption"),
         "orphan.txt": ("source", "missing member"),
@@ -162,12 +161,14 @@ def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
 
 def test_odd_but_whole_files_become_clips(prepared: Prepared) -> None:
     _, rows, report = prepared
-    whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "name-\\xff.webp"]
+    whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "latin1.webp", "name-\\xff.webp"]
     assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
     assert rows["webp_named.gif"]["notes"] == ["wrong extension: webp named .gif"]
     assert rows["zero_duration.gif"]["notes"] == ["zero duration"]
     assert rows["growing.gif"]["notes"] == ["canvas changes"]
     assert rows["bom.webp"]["captions"] == {"en": "words"}
+    assert rows["latin1.webp"]["captions"] == {"en": "caf\ufffd"}
+    assert rows["latin1.webp"]["notes"] == ["invalid UTF-8 in the caption: replaced by \ufffd"]
     for note, name in {
         "wrong extension": "webp_named",
         "zero duration": "zero_dur",

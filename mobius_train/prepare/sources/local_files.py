@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -13,9 +10,13 @@ from typing import Any, Literal
 
 from mobius_train.config import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
+from mobius_train.data.metadata import BadLine, metadata_records
+from mobius_train.data.texts import clean_text, legible_name, read_small_file
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible_name, pair_captions, refused_input
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
+
+MAX_LIST_BYTES = 2**29
 
 
 class Folder(Section):
@@ -47,7 +48,7 @@ class Metadata(Section):
         Raises:
             MobiusError: the file cannot be read.
         """
-        return [_listed(self.path, where, record) for where, record in _records(self.path)]
+        return [_listed(self.path, where, record) for where, record in metadata_records(self.path)]
 
 
 class FileList(Section):
@@ -62,7 +63,8 @@ class FileList(Section):
         Raises:
             MobiusError: the list cannot be read.
         """
-        names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
+        lines = read_small_file(self.path, MAX_LIST_BYTES).splitlines()
+        names = [os.fsdecode(line) for line in lines if line.strip()]
         members = [_member(self.path.parent / name, name) for name in names]
         listed, captions = set(names), []
         for member in members:
@@ -100,8 +102,9 @@ def _member(path: Path, name: str) -> Member:
 
 
 def _listed(metadata: Path, where: str, record: Any) -> Reference:
-    if isinstance(record, Drop):
-        return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=record)
+    if isinstance(record, BadLine):
+        problem = Drop(STAGE, "damaged", record.reason)
+        return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=problem)
     name = record.get("file_name") if isinstance(record, dict) else None
     if not isinstance(name, str) or not name:
         return refused_input(where, where, "missing member", 'the line has no "file_name"')
@@ -117,7 +120,7 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
     [reference] = pair_captions([_member(path, name)], f"{folder}/", listed=True)
     reference.caption = record.get("caption", record.get("text"))
     reference.labels = _labels(record.get("labels", record.get("label")))
-    reference.group = str(record.get("group") or "")
+    reference.group = clean_text(str(record.get("group") or ""))
     return reference
 
 
@@ -125,34 +128,4 @@ def _labels(value: Any) -> list[str]:
     """Labels from a list, or from comma-separated text in a .csv."""
     if isinstance(value, str):
         value = value.split(",")
-    return [str(label).strip() for label in value if str(label).strip()] if isinstance(value, list) else []
-
-
-def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        text = _bytes(metadata).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MobiusError(f"{metadata} is not valid UTF-8: {error}") from error
-    if metadata.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            for record in reader:
-                yield f"{metadata} line {reader.line_num}", record
-        except csv.Error as error:
-            yield f"{metadata} line {reader.line_num}", Drop(STAGE, "damaged", f"invalid CSV from this line: {error}")
-        return
-    # splitlines would also split at characters that may occur in a caption.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{metadata} line {number}"
-            try:
-                yield where, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield where, Drop(STAGE, "damaged", f"invalid JSON: {error}")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MobiusError(f"cannot read {path}: {error.strerror}") from error
+    return [clean_text(str(label).strip()) for label in value if str(label).strip()] if isinstance(value, list) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
 from mobius_train.data.kinds import CLIP_SUFFIXES
+from mobius_train.data.texts import legible_name
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
@@ -63,12 +63,6 @@ class Reference:
     def of_json(cls, content: dict[str, Any]) -> Reference:
         at, problem = content.pop("caption_at"), content.pop("problem")
         return cls(**content, caption_at=at and tuple(at), problem=problem and Drop(*problem))
-
-
-def legible_name(text: str) -> str:
-    """Escape invalid UTF-8 and control characters, so that a name can be printed and stored."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def safe_key(name: str) -> str:
