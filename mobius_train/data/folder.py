@@ -27,8 +27,9 @@ METADATA = (METADATA_NAME, "metadata.csv")
 def read_folder(folder: Path, caption_language: str) -> list[Entry]:
     """The clips of a folder, its subfolders and linked folders, sorted by name; keys are paths without suffix.
 
-    If there is a metadata file, exactly the clips it lists are used. Otherwise every clip needs a .txt or .json of the
-    same name. A warning counts and names the files that are left out.
+    Clips whose paths differ only in the suffix are clips of their own, as in preparation, and have it in their keys. If
+    there is a metadata file, exactly the clips it lists are used. Otherwise every clip needs a .txt or .json of its own
+    name. A warning counts and names the files that are left out.
 
     Raises:
         MobiusError: there is no clip, a clip has no caption, or a metadata line names no clip of the folder.
@@ -37,7 +38,21 @@ def read_folder(folder: Path, caption_language: str) -> list[Entry]:
     if len(metadata) > 1:
         raise MobiusError(f"{folder} has both {' and '.join(METADATA)}: keep only one")
     entries = _listed(folder, metadata[0], caption_language) if metadata else _paired(folder, caption_language)
-    return sorted(entries)
+    return sorted(_with_distinct_keys(folder, entries))
+
+
+def _with_distinct_keys(folder: Path, entries: list[Entry]) -> list[Entry]:
+    paths: dict[str, set[Path]] = defaultdict(set)
+    for entry in entries:
+        paths[entry.key].add(entry.path)
+    shared = sorted(path for group in paths.values() if len(group) > 1 for path in group)
+    if shared:
+        text = f"{len(shared)} clips share a name and a caption; each is used"
+        warn_once(logger, f"{folder}: {text} (the first is {legible_name(shared[0].name)})")
+    return [
+        entry._replace(key=f"{entry.key}-{entry.suffix[1:]}") if len(paths[entry.key]) > 1 else entry
+        for entry in entries
+    ]
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, str | None]]:

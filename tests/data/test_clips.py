@@ -395,11 +395,15 @@ def test_an_empty_folder_says_what_it_holds(tmp_path: Path) -> None:
     refused(tmp_path, r"\b1 \.tar\b.*\*\.tar")
 
 
-def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_clips_of_one_name_are_clips_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in preparation. A file that is listed twice is an error."""
     (tmp_path / "a.gif").write_bytes(animation(4, "GIF"))
     (tmp_path / "a.webp").write_bytes(animation(4))
     (tmp_path / "a.txt").write_text("x")
-    refused(tmp_path, r"\ba\b.*a\.gif, .*a\.webp")
+    assert opened(tmp_path).keys == ["a-gif", "a-webp"]
+    assert "2 clips share a name and a caption" in caplog.text
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.gif", "text": "x"}\n' * 2)
+    refused(tmp_path, r"\ba\b.*a\.gif, .*a\.gif")
 
 
 def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:
