@@ -241,7 +241,12 @@ def test_a_flipped_bit_is_found_when_shards_are_opened(tmp_path: Path) -> None:
 
 def test_large_shards_are_hashed_once_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    monkeypatch.setattr(verified, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(verified, "sha256", counted)
     monkeypatch.setattr(verified, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(verified, "RECORDED_BYTES", 1)
     path = shard(tmp_path / "a.tar", ["k", "l"])

@@ -143,14 +143,13 @@ def test_a_matrix_of_another_angle_is_refused() -> None:
 @pytest.mark.parametrize(("aspect", "size"), [((2, 1), (96, 64)), ((1, 2), (48, 128)), ((1, 1), (48, 64))])
 def test_a_circle_stays_a_circle(tmp_path: Path, aspect: tuple[int, int], size: tuple[int, int]) -> None:
     """Pixels that are not square: one side is enlarged."""
-    width, height = Fraction(*aspect), 1
+    width = aspect[0] / aspect[1]
     y, x = np.mgrid[:64, :48]
-    stretched = min(width, 1) if width < 1 else Fraction(1)
-    circle = ((x - 24) * float(width)) ** 2 + ((y - 32) * height) ** 2 < (20 * float(stretched)) ** 2
+    circle = ((x - 24) * width) ** 2 + (y - 32) ** 2 < (20 * min(1, width)) ** 2
     frame = np.repeat(255 * circle[..., None].astype(np.uint8), 3, axis=2)
 
     def setup(stream: Any) -> None:
-        stream.codec_context.sample_aspect_ratio = width
+        stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
 
     data = film([frame] * 8, setup=setup)
     shape = shape_of(data, ".mp4", "clip")
@@ -354,3 +353,19 @@ def test_limits_hold_for_the_size_as_shown() -> None:
     assert video_size(data, "mov", Limits(max_frame_pixels=192 * 64)) == (192, 64)
     with pytest.raises(Undecodable, match=r"192x64"):
         video_size(data, "mov", Limits(max_frame_pixels=192 * 64 - 1))
+
+
+@pytest.mark.parametrize(("width", "height", "matrix"), [(1280, 720, "ITU709"), (640, 480, "ITU601")])
+def test_the_matrix_of_untagged_videos_is_guessed_as_players_do(width: int, height: int, matrix: str) -> None:
+    """ITU-R BT.709 for HD, BT.601 below; with the other one, this green would be off by 20."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        stream: Any = output.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        pixels = np.full((height, width, 3), (30, 200, 60), np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+        frame.colorspace = 2  # unspecified
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    shown = decode_clip(buffer.getvalue(), ".mkv", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
+    assert shown.tolist() == pytest.approx([30, 200, 60], abs=3)

@@ -80,22 +80,29 @@ class FileList(Section):
 def _walk(folder: Path) -> Iterator[Member]:
     """Yield the files sorted by name. A link to outside the folder is a problem; linked folders are not entered."""
     real = folder.resolve()
-    for where, folders, names in os.walk(folder):
+    unreadable: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if os.path.islink(os.path.join(where, f)))]):
             path = Path(where, name)
             member = _member(path, str(path.relative_to(folder)))
-            if path.is_symlink() and not path.resolve().is_relative_to(real):
+            # realpath, since resolve raises on loops of links.
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real):
                 member = member._replace(problem=Drop(STAGE, "link", "it points outside the folder"))
             yield member
+    for error in unreadable:
+        path = Path(error.filename)
+        problem = Drop(STAGE, "unreadable", f"a folder: {error.strerror}")
+        yield Member(str(path.relative_to(folder)), path, 0, 0, problem)
 
 
 def _member(path: Path, name: str) -> Member:
     try:
         status = path.stat()
-    except OSError as error:
-        reason = "link" if path.is_symlink() else "unreadable"
-        return Member(name, path, 0, 0, Drop(STAGE, reason, error.strerror or str(error)))
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
+        reason = "link" if isinstance(error, OSError) and path.is_symlink() else "unreadable"
+        detail = error.strerror if isinstance(error, OSError) else None
+        return Member(name, path, 0, 0, Drop(STAGE, reason, detail or str(error)))
     if not stat.S_ISREG(status.st_mode):
         return Member(name, path, 0, 0, Drop(STAGE, "no file", "a folder, a pipe or a device"))
     return Member(name, path, 0, status.st_size)
@@ -113,7 +120,7 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError) as error:  # a name with a zero byte
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a zero byte, a loop of links
         return refused_input(name, origin, "unreadable", str(error))
     if not inside:
         return refused_input(name, origin, "path traversal", "the name points outside the folder")
