@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
+from mobius_train.data.texts import clean_text, decode_text, legible_name, parse_json
 from mobius_train.errors import MobiusError
 
 SUFFIXES = (".txt", ".json")
@@ -26,15 +26,17 @@ def read_caption(data: bytes, suffix: str, name: str, language: str) -> tuple[Ca
     Raises:
         MobiusError: there is no caption, or none in this language; names `name`.
     """
-    return caption_of(_record(data, suffix, name), name, language)
+    return caption_of(read_record(data, suffix, name), name, language)
 
 
-def _record(data: bytes, suffix: str, name: str) -> Any:
-    try:
-        text = data.decode("utf-8-sig")
-        return {"text": text} if suffix == ".txt" else json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise MobiusError(f"the caption of {name} is not valid UTF-8 {suffix[1:]}: {error}") from error
+def read_record(data: bytes, suffix: str, name: str) -> Any:
+    """The contents of a caption file; those of a .txt as {"text": …}.
+
+    Raises:
+        MobiusError: it is no valid JSON; names `name`.
+    """
+    text = decode_text(data)
+    return {"text": text} if suffix == ".txt" else parse_json(text, f"the caption of {name}")
 
 
 def read_captions(data: bytes, suffix: str, name: str) -> Any:
@@ -43,7 +45,7 @@ def read_captions(data: bytes, suffix: str, name: str) -> Any:
     Raises:
         MobiusError: there is none; names `name`.
     """
-    return _field(_record(data, suffix, name), name)
+    return _field(read_record(data, suffix, name), name)
 
 
 def _field(record: Any, name: str) -> Any:
@@ -65,7 +67,7 @@ def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
     caption = _field(record, name)
     if isinstance(caption, dict):
         if language not in caption:
-            languages = ", ".join(sorted(map(str, caption))) or "none"
+            languages = legible_name(", ".join(sorted(map(str, caption)))) or "none"
             raise MobiusError(f"{name} has no caption in language {language!r}; available: {languages}")
         caption = caption[language]
     if not isinstance(caption, list):
@@ -85,17 +87,15 @@ def _words(caption: Any, name: str) -> str:
         raise MobiusError(
             f"the caption of {name} is {'empty' if caption == '' else repr(caption)[:80]}: it must be non-empty text"
         )
-    return caption.strip()
+    return clean_text(caption.strip())
 
 
 def _variant(variant: Any, name: str) -> Caption:
     if not isinstance(variant, dict):
         return Caption(_words(variant, name))
     if not set(variant) <= {"text", "weight"}:
-        raise MobiusError(
-            f'a caption of {name} has the keys {", ".join(sorted(map(str, variant)))}: only "text" and "weight" are'
-            " allowed"
-        )
+        keys = legible_name(", ".join(sorted(map(str, variant))))
+        raise MobiusError(f'a caption of {name} has the keys {keys}: only "text" and "weight" are allowed')
     weight = variant.get("weight", 1.0)
     # In Python True is an int, and json accepts NaN and infinity.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:

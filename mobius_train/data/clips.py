@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -18,12 +20,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobius_train.data.buckets import Shape, sort_into
-from mobius_train.data.decode import check_bytes, decode_clip, shape_of
+from mobius_train.data.decode import DECODER, check_bytes, decode_clip, shape_of
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import read_folder
 from mobius_train.data.patterns import local_paths, refuse_address
+from mobius_train.data.rank_zero import warn_once
 from mobius_train.data.shards import read_shards
+from mobius_train.data.texts import REPLACED
 from mobius_train.errors import MobiusError
+
+logger = logging.getLogger(__name__)
 
 FINGERPRINT_SPAN = 2**14  # bytes at each end of a clip
 
@@ -44,7 +50,7 @@ class ClipDataset(Dataset[Clip]):
     """Clips by index, in the order of `keys`.
 
     identity: equal for equal clips and captions that are read with equal settings. Its hash covers keys, captions,
-    sizes and both ends of each clip's bytes, but no paths or times.
+    sizes and both ends of each clip's bytes and the decoder's version, but no paths or times.
     shapes, files: with buckets, the decoded shape of each clip and its shape in the file.
     caption_weights: for each clip with several captions, their weights, by clip index.
     """
@@ -69,6 +75,7 @@ class ClipDataset(Dataset[Clip]):
                 digest.update(len(part).to_bytes(8, "little") + part)
         self.identity = {
             "clips and captions": digest.hexdigest(),
+            "decoder": DECODER,
             "num_frames": str(num_frames),
             "resolution": str(resolution),
         }
@@ -153,6 +160,7 @@ class ClipDataset(Dataset[Clip]):
         digest = hashlib.sha256(" ".join(map(str, clips.shapes)).encode())
         clips.identity = {
             "clips and captions": self.identity["clips and captions"],
+            "decoder": DECODER,
             "frames and size of each clip": digest.hexdigest(),
         }
         return clips
@@ -177,10 +185,14 @@ def open_clips(
         entries = read_shards(source, caption_language)
     else:
         refuse_address(source)
-        if Path(source).is_dir():
+        if os.path.isdir(source):
             entries = read_folder(Path(source), caption_language)
         else:
             entries = read_shards(local_paths(source), caption_language)
+    repaired = [entry.name for entry in entries if any(REPLACED in caption.text for caption in entry.captions)]
+    if repaired:
+        text = f"{len(repaired)} clips have captions with invalid UTF-8, which is replaced by {REPLACED}"
+        warn_once(logger, f"{text}; the first is {repaired[0]}")
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
         location = source if isinstance(source, str) else source[0].parent
@@ -198,7 +210,7 @@ def describe_source(source: str) -> str:
         MobiusError: the source is missing or not a local path.
     """
     refuse_address(source)
-    paths = sorted(Path(source).iterdir()) if Path(source).is_dir() else local_paths(source)
+    paths = sorted(Path(source).iterdir()) if os.path.isdir(source) else local_paths(source)
     # A folder may hold a million clips, so only the sizes of shards are read.
     sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
     digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())

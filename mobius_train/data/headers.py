@@ -1,7 +1,7 @@
-"""Size and number of frames of a picture, from its headers without decoding.
+"""Size, frames and orientation of a picture, from its headers without decoding.
 
 A few hundred bytes can declare gigabytes of pixels, and image libraries allocate before they check. The parsers here
-take time linear in the file size, and stop once `max_pixels` is exceeded.
+take time linear in the file size, and stop once a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -12,81 +12,94 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from mobius_train.data.animation_blocks import gif_blocks, png_chunks
+from mobius_train.data.limits import Limits, Undecodable
+from mobius_train.data.orientation import UPRIGHT, Turn, turn_of_exif
+
 
 class Header(NamedTuple):
-    """num_frames: the frames counted before `max_pixels` was exceeded, or all. duration: ms of these frames."""
+    """width, height: of the stored frames, which are shown after `turn`.
+
+    durations: in ms, of all frames; those counted before a limit was exceeded, if there are more. still_first: the file
+    begins with a picture that is not part of the animation. outside: a frame extends beyond the declared canvas, and
+    enlarges it. transfer, primaries: numbers of ITU-T H.273, 2 if unknown.
+    """
 
     kind: str
     width: int
     height: int
-    num_frames: int = 1
-    duration: int = 0
+    durations: tuple[float, ...] = (0.0,)
+    turn: Turn = UPRIGHT
+    still_first: bool = False
+    outside: bool = False
+    transfer: int = 2
+    primaries: int = 2
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.durations)
 
 
-def read_header(data: bytes, max_pixels: int) -> Header:
+def read_header(data: bytes, limits: Limits) -> Header:
     """The header of a GIF, WebP, PNG (possibly animated) or JPEG, detected by content.
 
     Args:
-        max_pixels: total over all frames; counting stops once it is exceeded.
+        limits: counting stops once they are exceeded.
 
     Raises:
+        Undecodable: the picture exceeds the limits.
         ValueError: the bytes are of another format, or damaged.
     """
     try:
         if data[:6] in (b"GIF87a", b"GIF89a"):
-            return _gif(data, max_pixels)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data, max_pixels)
+            header = _gif(data, limits)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            header = _webp(data, limits)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            header = _png(data, limits)
+        else:
+            header = _jpeg(data)
     except (IndexError, struct.error) as error:
         raise ValueError("the file ends too early") from error
+    limits.check(header.width, header.height, header.num_frames)
+    return header
+
+
+def _within(width: int, height: int, frames: int, limits: Limits) -> bool:
+    return frames <= limits.max_frames and frames * width * height <= limits.max_pixels
+
+
+def _jpeg(data: bytes) -> Header:
     try:
-        # Pillow opens both formats lazily: the size is known before any pixel is decoded.
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            return Header("still", *image.size, getattr(image, "n_frames", 1) if image.format == "PNG" else 1)
+        # Pillow opens lazily: the size is known before any pixel is decoded.
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return Header("jpeg", *image.size, turn=turn_of_exif(image.info.get("exif", b"")))
     except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
+        raise Undecodable("too large", error) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError("not a GIF, WebP, PNG or JPEG") from error
 
 
-def _gif(data: bytes, max_pixels: int) -> Header:
-    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt; skips stray bytes, as Pillow does."""
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + _colour_table(flags)
-    frames = duration = 0
-    while position < len(data) and data[position] != 0x3B and frames * width * height <= max_pixels:
-        if data[position] == 0x21:  # an extension
-            if data[position + 1] == 0xF9:  # the graphic control of the next frame
-                duration += 10 * struct.unpack_from("<H", data, position + 4)[0]
-            position = _past_sub_blocks(data, position + 2)
-        elif data[position] == 0x2C:  # a frame; one that extends beyond the canvas enlarges it
-            left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, position + 1)
-            width, height = max(width, left + frame_width), max(height, top + frame_height)
-            end = _past_sub_blocks(data, position + 11 + _colour_table(flags))
-            frames += 1
-            position = end
-        else:
-            position += 1
-    if not frames:
+def _gif(data: bytes, limits: Limits) -> Header:
+    screen = width, height = struct.unpack_from("<HH", data, 6)
+    durations: list[float] = []
+    for frame in gif_blocks(data):
+        width, height = max(width, frame.left + frame.width), max(height, frame.top + frame.height)
+        durations.append(frame.duration)
+        if not _within(width, height, len(durations), limits):
+            break
+    if not durations:
         raise ValueError("a GIF without a frame")
-    return Header("gif", width, height, frames, duration)
+    return Header("gif", width, height, tuple(durations), outside=(width, height) != screen)
 
 
-def _colour_table(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _past_sub_blocks(data: bytes, position: int) -> int:
-    while data[position]:
-        position += data[position] + 1
-    return position + 1
-
-
-def _webp(data: bytes, max_pixels: int) -> Header:
+def _webp(data: bytes, limits: Limits) -> Header:
     """https://developers.google.com/speed/webp/docs/riff_container"""
-    width = height = frames = duration = 0
+    width = height = 0
+    durations: list[float] = []
+    turn = UPRIGHT
     position = 12
-    while position < len(data) and frames * width * height <= max_pixels:
+    while position < len(data) and _within(width, height, len(durations), limits):
         name, size = struct.unpack_from("<4sI", data, position)
         body = position + 8
         if body + size > len(data):
@@ -94,18 +107,45 @@ def _webp(data: bytes, max_pixels: int) -> Header:
         if name == b"VP8X":
             width, height = _uint24(data, body + 4) + 1, _uint24(data, body + 7) + 1
         elif name == b"ANMF":
-            frames += 1
-            duration += _uint24(data, body + 12)
+            durations.append(_uint24(data, body + 12))
         elif name == b"VP8 " and not width:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
         elif name == b"VP8L" and not width:
             bits = struct.unpack_from("<I", data, body + 1)[0]
             width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        elif name == b"EXIF":
+            turn = turn_of_exif(data[body : body + size])
         position = body + size + size % 2
     if not width or not height:
         raise ValueError("a WebP without a picture")
-    return Header("webp", width, height, max(frames, 1), duration)
+    return Header("webp", width, height, tuple(durations) or (0.0,), turn)
 
 
 def _uint24(data: bytes, position: int) -> int:
     return struct.unpack_from("<HB", data, position)[0] | data[position + 2] << 16
+
+
+def _png(data: bytes, limits: Limits) -> Header:
+    """https://www.w3.org/TR/png-3"""
+    width, height = struct.unpack_from(">II", data, 16)
+    announced = 0
+    durations: list[float] = []
+    turn, transfer, primaries, still_first = UPRIGHT, 2, 2, False
+    for name, start, end in png_chunks(data):
+        if name == b"acTL":
+            announced = struct.unpack_from(">I", data, start)[0]
+        elif name == b"fcTL":
+            delay, unit = struct.unpack_from(">HH", data, start + 20)
+            durations.append(1000 * delay / (unit or 100))
+            if not _within(width, height, len(durations), limits):
+                break
+        elif name == b"IDAT" and announced and not durations:
+            still_first = True
+        elif name == b"eXIf":
+            turn = turn_of_exif(data[start:end])
+        elif name == b"cICP":
+            primaries, transfer = data[start], data[start + 1]
+        elif name == b"IEND" and announced and len(durations) != announced:
+            raise ValueError(f"an animation of {announced} frames has {len(durations)}")
+    times = tuple(durations) if announced else (0.0,)
+    return Header("png", width, height, times, turn, still_first, transfer=transfer, primaries=primaries)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
 
 from mobius_train.errors import MobiusError, without_secrets
 
+# More files than any data set has shards; expanding them takes a second.
+MAX_NAMES = 2**18
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -17,12 +22,20 @@ def expand_braces(source: str) -> list[str]:
     """Expand the braces of a source to paths, patterns or addresses.
 
     Raises:
-        MobiusError: the braces are unbalanced.
+        MobiusError: the braces are unbalanced, or stand for more than MAX_NAMES names.
     """
+    too_many = MobiusError(without_secrets(f"the braces in {source!r} stand for more than {MAX_NAMES} names"))
+    # braceexpand keeps a whole range in memory. A number of 9 digits or more is out of any range that is meant.
+    for ends in RANGE.findall(source):
+        if max(map(len, ends)) > 9 or abs(int(ends[1]) - int(ends[0])) >= MAX_NAMES:
+            raise too_many
     try:
-        return list(braceexpand(source))
-    except ValueError:
+        names = list(islice(braceexpand(source), MAX_NAMES + 1))
+    except (ValueError, RecursionError):
         raise MobiusError(without_secrets(f"the braces in {source!r} are unbalanced")) from None
+    if len(names) > MAX_NAMES:
+        raise too_many
+    return names
 
 
 def local_paths(source: str) -> list[Path]:
@@ -31,12 +44,12 @@ def local_paths(source: str) -> list[Path]:
     Raises:
         MobiusError: it is an address, the braces are unbalanced, or a pattern matches nothing.
     """
-    if Path(source).exists():
+    if os.path.exists(source):
         return [Path(source)]
     paths: list[Path] = []
     for pattern in expand_braces(source):
         refuse_address(pattern)
-        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f' (from {source})'}")
         paths += [Path(path) for path in matches]

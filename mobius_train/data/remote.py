@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 
 from mobius_train.data.patterns import expand_braces
 from mobius_train.data.shards import INDEX, Shard, check_whole, listed_shard
+from mobius_train.data.verified import remember_verified
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.files import publish, remove_killed, sha256
 
@@ -156,6 +157,8 @@ def fetch_shard(shard: Remote, progress: Callable[[int], object] = lambda count:
             raise MobiusError(f"{shard} is not a complete shard: {error}") from error
 
     fetch_file(shard, check, progress)
+    if expected is not None:
+        remember_verified(shard.path, expected.sha256)
 
 
 class _Refused(MobiusError):

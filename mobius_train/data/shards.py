@@ -1,28 +1,39 @@
 """webdataset shards: tar files in which the members `<key>.<suffix>` of one key form a sample.
 
-This module reads only headers and captions, with the standard library's tarfile; nothing is unpacked or run.
+This module reads only headers and captions; nothing is unpacked or run.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mobius_train.data.buckets import Shape
-from mobius_train.data.captions import MAX_CAPTION_BYTES, read_caption
+from mobius_train.data.captions import MAX_CAPTION_BYTES, caption_of, read_record
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.data.decode import SUFFIXES as CLIPS
 from mobius_train.data.entry import Entry
+from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
+from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.tar_members import DamagedTar, tar_members
+from mobius_train.data.texts import is_regular, legible_name, read_small_file
+from mobius_train.data.verified import differing_files
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
 
+logger = logging.getLogger(__name__)
+
 INDEX = "index.json"
-END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
+MAX_INDEX_BYTES = 2**28
+# Marks the .json of a clip whose width, height and num_frames are those of the file beside it. The fields of other
+# programs often tell of the video that the clip was cut from.
+MARK = {"prepared_by": "mobius-train"}
+MAX_SIDE = 2**31
 
 
 class Shard(NamedTuple):
@@ -43,44 +54,65 @@ class Span(NamedTuple):
 def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
     """The samples of all shards, in the order of the shards and of the samples in them.
 
-    If a shard's folder has an index.json that lists the shard, size and number of samples must match.
+    If a shard's folder has an index.json that lists the shard, size, sha256 and number of samples must match. Each
+    shard is hashed once per machine (see `mobius_train.data.verified`).
 
     Raises:
         MobiusError: a shard is missing, truncated, differs from its index or contains an incomplete sample, or no
             shard contains a clip.
     """
     entries: list[Entry] = []
+    left_out: list[str] = []
+    expected = {path: listed_shard(path) for path in paths}
+    for path, record in expected.items():
+        _check_size(path, record)
+    _check_hashes({path: record.sha256 for path, record in expected.items() if record is not None})
     for path in paths:
-        expected = listed_shard(path)
-        _check_size(path, expected)
-        samples = _samples(path)
-        if expected is not None and expected.samples != len(samples):
+        samples, others = _samples(path)
+        left_out += [f"{path}/{legible_name(name)}" for name in others]
+        record = expected[path]
+        if record is not None and record.samples != len(samples):
             raise MobiusError(
-                f"{path} contains {len(samples)} samples, but {INDEX} lists {expected.samples}: fetch it again"
+                f"{path} contains {len(samples)} samples, but {INDEX} lists {record.samples}: fetch it again"
             )
         with open(path, "rb") as file:
             for key, members in samples.items():
-                name = f"{path}/{key}"
+                name = legible_name(f"{path}/{key}")
                 clip, caption = (_only(members, kinds, name) for kinds in (CLIPS, CAPTIONS))
                 file.seek(members[caption].offset)
                 if members[caption].size > MAX_CAPTION_BYTES:
                     raise MobiusError(
                         f"the caption of {name} has {members[caption].size} bytes; the limit is {MAX_CAPTION_BYTES}"
                     )
-                data = file.read(members[caption].size)
-                words = read_caption(data, caption, name, caption_language)
-                shape = _shape(data) if caption == ".json" else None
-                entries.append(Entry(key, words, path, *members[clip], clip, name + clip, shape))
+                said = read_record(file.read(members[caption].size), caption, name)
+                words = caption_of(said, name, caption_language)
+                entries.append(Entry(legible_name(key), words, path, *members[clip], clip, name + clip, _shape(said)))
     if not entries:
         raise MobiusError(f"no clip in {len(paths)} shards (the first is {paths[0]}): all are empty")
+    if left_out:
+        text = f"{len(left_out)} members of shards belong to no sample and are left out"
+        warn_once(logger, f"{text}; the first is {left_out[0]}")
     return entries
 
 
-def _shape(data: bytes) -> Shape | None:
-    """The clip's shape in a valid .json, as `tools/prepare_data.py` writes it; None if it has none."""
-    record = json.loads(data)
-    sizes = [record.get(field) for field in Shape._fields] if isinstance(record, dict) else []
-    valid = [size for size in sizes if type(size) is int and size > 0]
+def _check_hashes(hashes: dict[Path, str]) -> None:
+    try:
+        differing = differing_files(hashes)
+    except OSError as error:
+        raise MobiusError(f"cannot read {error.filename}: {error.strerror}") from error
+    if differing:
+        raise MobiusError(
+            f"{len(differing)} of {len(hashes)} shards differ from their sha256 in {INDEX}; the first is"
+            f" {differing[0]}: fetch them again"
+        )
+
+
+def _shape(record: Any) -> Shape | None:
+    """The clip's shape in a .json of `tools/prepare_data.py`; None in any other."""
+    if not isinstance(record, dict) or any(record.get(field) != value for field, value in MARK.items()):
+        return None
+    sizes = [record.get(field) for field in Shape._fields]
+    valid = [size for size in sizes if type(size) is int and 0 < size < MAX_SIDE]
     return Shape(*valid) if len(valid) == len(Shape._fields) else None
 
 
@@ -98,53 +130,37 @@ def _only(members: dict[str, Span], kinds: Sequence[str], name: str) -> str:
     return suffixes[0]
 
 
-def _samples(path: Path) -> dict[str, dict[str, Span]]:
-    """The position of every member, by key and suffix; also checks the end of the tar (`ends_at`)."""
+def _samples(path: Path) -> tuple[dict[str, dict[str, Span]], list[str]]:
+    """The position of every member, by key and suffix; and the names of members that belong to no sample."""
     samples: dict[str, dict[str, Span]] = defaultdict(dict)
+    left_out: list[str] = []
     try:
         size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise MobiusError(f"{path} contains {member.name}, which is not a regular file: rewrite the shard")
-                if member.offset_data + member.size > size:
-                    raise MobiusError(f"{path} is truncated inside {member.name}: fetch or rewrite it")
-                name = PurePosixPath(member.name)
-                stem, dot, suffix = name.name.partition(".")
-                if not stem or not dot:  # hidden files and names without a suffix do not belong to a sample
-                    continue
-                key, suffix = str(name.with_name(stem)), f".{suffix.lower()}"
-                if suffix in samples[key]:
-                    raise MobiusError(f"{path} contains {member.name} more than once: keys must be unique")
-                samples[key][suffix] = Span(member.offset_data, member.size)
-            end = tar.offset
-        if not ends_at(path, end):
-            raise MobiusError(
-                f"{path} is truncated or damaged at byte {end}, after {len(samples)} samples: fetch or rewrite it"
-            )
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        for member in tar_members(path):
+            if member.isdir():
+                continue
+            shown = legible_name(member.name)
+            if not member.isreg() or member.issparse():
+                raise MobiusError(f"{path} contains {shown}, which is not a regular file: rewrite the shard")
+            if member.offset_data + member.size > size:
+                raise MobiusError(f"{path} is truncated inside {shown}: fetch or rewrite it")
+            name = PurePosixPath(member.name)
+            stem, dot, suffix = name.name.partition(".")
+            if not stem or not dot:  # hidden files and names without a suffix do not belong to a sample
+                left_out.append(member.name)
+                continue
+            key, suffix = str(name.with_name(stem)), f".{suffix.lower()}"
+            if suffix in samples[key]:
+                raise MobiusError(f"{path} contains {shown} more than once: keys must be unique")
+            samples[key][suffix] = Span(member.offset_data, member.size)
+    except DamagedTar as error:
         raise MobiusError(
-            f"{path} is not a complete, uncompressed tar ({error}): fetch or rewrite it; decompress a .gz, which does"
-            " not support random access"
+            f"{path}, after {len(samples)} samples: {error}. Fetch or rewrite it; decompress a .gz, which does not"
+            " support random access"
         ) from error
     except OSError as error:
         raise MobiusError(f"cannot read {path}: {error}") from error
-    return dict(samples)
-
-
-def ends_at(path: Path, end: int) -> bool:
-    """True if a tar is complete. `tarfile` treats a broken or missing header as the end of the archive.
-
-    A complete tar has two blocks of zeros after the last member's data.
-
-    Args:
-        end: byte offset at which `tarfile` stopped.
-    """
-    with path.open("rb") as file:
-        file.seek(end)
-        return file.read(len(END_OF_ARCHIVE)) == END_OF_ARCHIVE
+    return dict(samples), left_out
 
 
 def check_whole(path: Path) -> None:
@@ -157,12 +173,23 @@ def check_whole(path: Path) -> None:
 
 def _index(folder: Path) -> dict[str, Any]:
     """The "shards" of the folder's index.json; {} if there is none or it is of another program."""
+    path = folder / INDEX
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        status = path.stat()
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise MobiusError(f"cannot read {folder / INDEX}: {error}") from error
+    except OSError as error:
+        raise MobiusError(f"cannot read {path}: {error}") from error
+    return _parsed_index(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _parsed_index(path: Path, mtime: int, size: int) -> dict[str, Any]:
+    """mtime, size: of the file; an index that has changed is read again."""
+    try:
+        content = json.loads(read_small_file(path, MAX_INDEX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise MobiusError(f"cannot read {path}: {error}") from error
     shards = content.get("shards") if isinstance(content, dict) else None
     return shards if isinstance(shards, dict) else {}
 
@@ -170,10 +197,15 @@ def _index(folder: Path) -> dict[str, Any]:
 def listed_shard(path: Path) -> Shard | None:
     """The shard's record in the index.json of its folder; None if there is none."""
     record = _index(path.parent).get(path.name)
+    if record is None:
+        return None
     try:
-        return None if record is None else Shard(**record)
-    except TypeError as error:
-        raise MobiusError(f"{path.parent / INDEX} does not list bytes, sha256 and samples of {path.name}") from error
+        shard = Shard(**record)
+        if isinstance(shard.bytes, int) and isinstance(shard.sha256, str) and isinstance(shard.samples, int):
+            return shard
+    except TypeError:
+        pass
+    raise MobiusError(f"{path.parent / INDEX} does not list bytes, sha256 and samples of {path.name}")
 
 
 def _check_size(path: Path, expected: Shard | None) -> None:
@@ -181,13 +213,15 @@ def _check_size(path: Path, expected: Shard | None) -> None:
         size = os.path.getsize(path)
     except OSError as error:
         raise MobiusError(f"cannot read {path}: {error}") from error
+    if not is_regular(path):
+        raise MobiusError(f"{path} is not a file but a folder, a pipe or a device")
     if expected is not None and size != expected.bytes:
         raise MobiusError(f"{path} has {size} bytes, but {INDEX} lists {expected.bytes}: fetch it again")
 
 
 def describe_shard(path: Path) -> Shard:
     """The shard's record for an index.json."""
-    return Shard(path.stat().st_size, sha256(path), len(_samples(path)))
+    return Shard(path.stat().st_size, sha256(path), len(_samples(path)[0]))
 
 
 def verify_shards(folder: Path) -> int:

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mobius_train.data.buckets import Shape
 from mobius_train.data.clips import open_clips
-from mobius_train.data.decode import (
-    PICTURE_LIMITS,
-    VIDEO_LIMITS,
-    VIDEOS,
-    decode_clip,
-    packet_times,
-    picture_frames,
-)
+from mobius_train.data.decode import decode_clip, frame_durations, limits_of
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
-from mobius_train.prepare.timing import as_browsers, frame_rate
 
 
 class EvaluatedClip(NamedTuple):
@@ -94,7 +85,7 @@ class Clips:
         """
         entry = self.entries[number]
         frames = self.frames(number, self.shapes[number])
-        return EvaluatedClip(entry.key, entry.captions[0].text, frames, _frames_per_second(entry, len(frames)))
+        return EvaluatedClip(entry.key, entry.captions[0].text, frames, _frames_per_second(entry))
 
     def frames(self, number: int, shape: Shape) -> Tensor:
         """Decode a clip to a shape: evenly spaced frames, scaled and centre-cropped, as in training.
@@ -115,11 +106,7 @@ def _choose(keys: Sequence[str], only: Sequence[str], source: str) -> list[int]:
     return [number for number, key in enumerate(keys) if not only or any(fnmatchcase(key, p) for p in only)]
 
 
-def _frames_per_second(entry: Entry, num_frames: int) -> float:
-    """The rate of the median frame, as in preparation."""
-    if entry.suffix in VIDEOS:
-        times = packet_times(entry.read(), VIDEOS[entry.suffix], VIDEO_LIMITS)
-        durations = [1000 * (after - before) for before, after in pairwise(times) if after > before]
-        return frame_rate(as_browsers(durations or [0.0]))
-    frames = picture_frames(entry.read(), range(num_frames), PICTURE_LIMITS)
-    return frame_rate(as_browsers([duration for _, duration in frames]))
+def _frames_per_second(entry: Entry) -> float:
+    """The rate at which the clip's frames, taken evenly over its length, are shown."""
+    durations = frame_durations(entry.read(), limits_of(entry.suffix))
+    return 1000 * len(durations) / sum(durations)

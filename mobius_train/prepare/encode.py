@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from mobius_train.data.shards import MARK
 from mobius_train.media.video import encode_video
 from mobius_train.prepare.candidate import Candidate, Dropped
 from mobius_train.prepare.recipe import OutputConfig
@@ -42,6 +43,7 @@ def encode_sample(clip: Candidate, output: OutputConfig) -> dict[str, Any]:
             frames, container="mp4", codec="libx264", pixel_format="yuv420p", fps=fps, options={"crf": str(output.crf)}
         )
     description = {
+        **MARK,
         "caption": captions,
         "num_frames": len(frames),
         "fps": round(fps, 4),

@@ -18,6 +18,7 @@ from webdataset import TarWriter
 
 from mobius_train.data.captions import MAX_CAPTION_BYTES, read_captions
 from mobius_train.data.entry import Entry
+from mobius_train.data.texts import REPLACED, clean_text
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, publish_lines, read_lines
 from mobius_train.prepare import frame_store
@@ -127,6 +128,8 @@ def _first(reference: Reference, number: int) -> Candidate:
         clip.place = reference.entry()
         try:
             clip.captions = _captions(reference)
+            if any(REPLACED in words for words in clip.captions.values()):
+                clip.notes.append(f"invalid UTF-8 in the caption: replaced by {REPLACED}")
         except Dropped as dropped:
             drop_clip(clip, SOURCE, dropped)
     return clip
@@ -149,7 +152,7 @@ def _captions(reference: Reference) -> dict[str, str]:
     captions = caption if isinstance(caption, dict) else {"en": caption}
     if not all(isinstance(words, str) and words.strip() for words in captions.values()) or not captions:
         raise Dropped("empty caption")
-    return {str(language): words.strip() for language, words in captions.items()}
+    return {clean_text(str(language)): clean_text(words.strip()) for language, words in captions.items()}
 
 
 def _write_frames(path: Path, clips: Iterable[Candidate]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import struct
 from PIL import Image
 
 from mobius_train.data.headers import read_header
+from mobius_train.data.limits import Limits
 
 METHOD = 6  # slowest, smallest output
 
@@ -27,7 +28,7 @@ def encode_webp(frames: list[Image.Image], duration: int, quality: int) -> bytes
         minimize_size=False,
     )
     data = buffer.getvalue()
-    if read_header(data, len(frames) * first.width * first.height).num_frames == len(frames):
+    if read_header(data, Limits()).num_frames == len(frames):
         return data
     # The encoder merged frames that look the same: encode each frame separately and join them.
     return _join([_still(frame, quality) for frame in frames], first.size, duration)

@@ -17,6 +17,7 @@ from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.data.decode import shape_of
 from mobius_train.data.loader import heldout_batches, training_batches
 from mobius_train.data.order import BucketOrder, caption_of
+from mobius_train.data.shards import MARK
 from mobius_train.errors import MobiusError
 
 LONG, WIDE, TALL, STILL = Shape(8, 32, 32), Shape(4, 64, 32), Shape(4, 32, 64), Shape(1, 64, 64)
@@ -70,9 +71,10 @@ def test_what_is_enlarged_or_made_a_still_is_said() -> None:
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".webp", "WEBP"), (".gif", "GIF"), (".mp4", ""), (".webm", "")])
-def test_a_clip_is_measured_without_decoding(suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_is_measured_by_its_headers(suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = animation(5, kind, (48, 32)) if kind else video(5, suffix, (48, 32))
     monkeypatch.setattr("mobius_train.data.decode.video_frames", None)
+    monkeypatch.setattr("mobius_train.data.decode.picture_frames", None)
     monkeypatch.setattr("PIL.Image.Image.load", None)
     assert shape_of(data, suffix, "clip") == (5, 48, 32)
     with pytest.raises(MobiusError, match="clip"):
@@ -266,14 +268,16 @@ def test_the_identity_follows_the_buckets_that_clips_are_in(mixed: Path) -> None
 
 
 def test_what_a_shard_says_of_its_clips_saves_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"caption": "dog", "num_frames": 5, "width": 64, "height": 32}
+    said = {"caption": "dog", "num_frames": 5, "width": 64, "height": 32, **MARK}
     members = {"a.json": json.dumps(said).encode(), "a.webp": animation(5, size=(64, 32))}
-    partly = {"caption": "dog", "num_frames": 5, "width": 64, "height": "32"}
+    partly = {"caption": "dog", "num_frames": 5, "width": 64, "height": "32", **MARK}
     members |= {"b.json": json.dumps(partly).encode(), "b.webp": animation(4, size=(32, 32))}
+    others = {"caption": "dog", "num_frames": 240, "width": 1920, "height": 1080}  # of the original video
+    members |= {"c.json": json.dumps(others).encode(), "c.webp": animation(4, size=(32, 32))}
     clips = open_clips(str(write_tar(tmp_path / "a.tar", members)), num_frames=4, resolution=16)
-    assert clips.measure(0, 1) == [Shape(5, 64, 32), Shape(4, 32, 32)]
+    assert clips.measure(0, 1) == [Shape(5, 64, 32), Shape(4, 32, 32), Shape(4, 32, 32)]
     monkeypatch.setattr("mobius_train.data.clips.shape_of", None)
-    assert clips.measure(0, 2) == [Shape(5, 64, 32)]
+    assert clips.measure(0, 3) == [Shape(5, 64, 32)]
     with pytest.raises(TypeError):
         clips.measure(1, 2)
 

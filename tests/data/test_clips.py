@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
-from clip_files import animation, numbers, shard, video, write_tar
+from clip_files import animation, numbers, pictures, shard, video, write_tar
 from torch.utils.data import DataLoader
 
+from mobius_train.data import verified
 from mobius_train.data.clips import Clip, ClipDataset, open_clips
+from mobius_train.data.kinds import CLIP_SUFFIXES, ENDINGS, VIDEO_ENDINGS
 from mobius_train.data.shards import describe_shard, read_shards, verify_shards
 from mobius_train.errors import MobiusError
+from mobius_train.files import sha256
 
 EMOJI = Path(__file__).parents[2] / "assets" / "fluent-emoji" / "64"
 
@@ -204,6 +209,71 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
         verify_shards(tmp_path)
 
 
+def test_an_archive_that_ends_before_its_file_is_refused(tmp_path: Path) -> None:
+    """`tarfile` takes zeros for the end of an archive: what follows would be left out without a word."""
+    path = shard(tmp_path / "a.tar", ["k", "l", "m"])
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        header = tar.getmember("l.json").offset
+    zeroed = whole[:header] + bytes(1024) + whole[header + 1024 :]
+    for damaged in (zeroed, whole + shard(tmp_path / "b.tar", ["n"]).read_bytes(), whole + b"x"):
+        path.write_bytes(damaged)
+        with tarfile.open(path) as tar:
+            assert set(tar.getnames()) <= {"k.json", "k.webp", "l.json", "l.webp", "m.json", "m.webp"}
+        refused(path, r"a\.tar, after [13] samples: it ends at byte \d+, but other data follow")
+    path.write_bytes(whole + bytes(3 * 10240))  # padding
+    assert len(opened(path)) == 3
+
+
+def test_a_flipped_bit_is_found_when_shards_are_opened(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shard(tmp_path / f"{name}.tar", [name, f"{name}2"])
+    write_index(tmp_path)
+    assert len(opened(tmp_path / "*.tar")) == 4
+    data = bytearray((tmp_path / "b.tar").read_bytes())
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        data[tar.getmember("b.webp").offset_data + 60] ^= 1
+    (tmp_path / "b.tar").write_bytes(data)
+    refused(tmp_path / "*.tar", r"1 of 2 shards differ from their sha256 in index\.json; the first is .*b\.tar")
+    (tmp_path / "index.json").unlink()
+    assert len(opened(tmp_path / "*.tar")) == 4  # the control: nothing else tells
+
+
+def test_large_shards_are_hashed_once_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(verified, "sha256", counted)
+    monkeypatch.setattr(verified, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(verified, "RECORDED_BYTES", 1)
+    path = shard(tmp_path / "a.tar", ["k", "l"])
+    write_index(tmp_path)
+    for _ in range(3):
+        assert len(opened(path)) == 2
+    assert hashed == ["a.tar"]
+    times = path.stat()
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1  # inside the first caption
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    refused(path, r"a\.tar")
+    assert hashed == ["a.tar", "a.tar"]
+    # Without a place for the record, every start verifies.
+    monkeypatch.setattr(verified, "CACHE", path / "cache")
+    refused(path, r"a\.tar")
+    verified.remember_verified(path, "0")
+
+
+def test_members_without_a_sample_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"k.webp": animation(4), "k.txt": b"dog", "README": b"x", ".hidden.webp": animation(4)}
+    assert opened(write_tar(tmp_path / "a.tar", members)).keys == ["k"]
+    assert "2 members of shards belong to no sample and are left out; the first is" in caplog.text
+    assert "a.tar/README" in caplog.text
+
+
 # Folders
 
 
@@ -224,6 +294,68 @@ def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     assert all(numbers(clips[number].frames) == [0, 1, 2, 3] for number in range(5))
     (tmp_path / "b.txt").unlink()
     refused(tmp_path, r"\b1 of 5\b.*b\.txt.*b\.webp")
+
+
+def test_every_suffix_of_preparation_is_trained_on(tmp_path: Path) -> None:
+    for number, suffix in enumerate(CLIP_SUFFIXES):
+        kind = next(kind for kind, suffixes in ENDINGS.items() if suffix in suffixes)
+        if kind in VIDEO_ENDINGS:
+            data = video(4, {"mov": ".mp4", "matroska": ".webm", "avi": ".avi"}[kind])
+        elif kind == "jpeg":
+            buffer = io.BytesIO()
+            pictures(1)[0].save(buffer, "JPEG")
+            data = buffer.getvalue()
+        else:
+            data = animation(4, kind.upper())
+        (tmp_path / f"{number:02d}{suffix.upper()}").write_bytes(data)
+        (tmp_path / f"{number:02d}.TXT").write_text("a dog")
+    clips = open_clips(str(tmp_path), num_frames=1, resolution=16)
+    assert len(clips) == len(CLIP_SUFFIXES)
+    assert {clips[number].caption for number in range(len(clips))} == {"a dog"}
+
+
+def test_linked_folders_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on clusters, where clips lie in a store. Links may lead back."""
+    data, store = tmp_path / "data", tmp_path / "store"
+    for folder, names in ((data, ["a"]), (store, ["b", "c"]), (store / "deep", ["d"])):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.webp").write_bytes(animation(4))
+            (folder / f"{name}.txt").write_text(name)
+    (data / "linked").symlink_to(store)
+    assert opened(data).keys == ["a", "linked/b", "linked/c", "linked/deep/d"]
+    assert not caplog.text
+    (data / "again").symlink_to(store / "deep")
+    (store / "back").symlink_to(data)
+    (store / "deep" / "loop").symlink_to(store / "deep")
+    keys = opened(data).keys
+    assert sorted(Path(key).name for key in keys) == ["a", "b", "c", "d"]
+    assert "linked folders that were already read" in caplog.text
+    (data / "metadata.jsonl").write_text('{"file_name": "linked/b.webp", "text": "bee"}\n')
+    assert opened(data).keys == ["linked/b"]
+    assert re.search(r"\d clips that metadata\.jsonl does not list", caplog.text)
+
+
+def test_what_is_left_out_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.webp").write_bytes(animation(4))
+    for name in ("a.txt", "alone.txt", "note.docx", "b.docx", "LICENSE", ".a.webp"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone.webp").symlink_to(tmp_path / "nowhere")
+    assert opened(tmp_path).keys == ["a"]
+    for part in (
+        "2 .docx files (b.docx, …)",
+        "1 files without suffix (LICENSE)",
+        "1 captions without a clip (alone.txt)",
+        "1 hidden files (.a.webp)",
+        "1 broken links, pipes and devices (gone.webp)",
+    ):
+        assert part in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    opened(tmp_path)
+    assert not caplog.text
 
 
 def test_metadata_names_the_clips(tmp_path: Path) -> None:
@@ -268,11 +400,15 @@ def test_an_empty_folder_says_what_it_holds(tmp_path: Path) -> None:
     refused(tmp_path, r"\b1 \.tar\b.*\*\.tar")
 
 
-def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_clips_of_one_name_are_clips_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in preparation. A file that is listed twice is an error."""
     (tmp_path / "a.gif").write_bytes(animation(4, "GIF"))
     (tmp_path / "a.webp").write_bytes(animation(4))
     (tmp_path / "a.txt").write_text("x")
-    refused(tmp_path, r"\ba\b.*a\.gif, .*a\.webp")
+    assert opened(tmp_path).keys == ["a-gif", "a-webp"]
+    assert "2 clips share a name and a caption" in caplog.text
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.gif", "text": "x"}\n' * 2)
+    refused(tmp_path, r"\ba\b.*a\.gif, .*a\.gif")
 
 
 def test_a_short_clip_is_named_when_it_is_read(tmp_path: Path) -> None:

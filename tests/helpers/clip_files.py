@@ -27,7 +27,8 @@ def animation(frames: int, kind: str = "WEBP", size: tuple[int, int] = (16, 16))
 
 
 def video(frames: int, suffix: str = ".mp4", size: tuple[int, int] = (32, 32)) -> bytes:
-    kind, codec = {".mp4": ("mp4", "mpeg4"), ".mov": ("mov", "mpeg4"), ".webm": ("webm", "libvpx")}[suffix]
+    kinds = {".mp4": ("mp4", "mpeg4"), ".mov": ("mov", "mpeg4"), ".avi": ("avi", "mpeg4"), ".webm": ("webm", "libvpx")}
+    kind, codec = kinds[suffix]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=10)

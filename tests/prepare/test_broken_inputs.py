@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.preparation import prepare_data
+from mobius_train.prepare.sources import archives
 
 
 def _gif_bomb() -> bytes:
@@ -130,6 +132,7 @@ def prepared(tmp_path: Path) -> Prepared:
     (folder / "escape.webp").symlink_to(outside)
     (folder / "broken_link.webp").symlink_to(folder / "nowhere.webp")
     (folder / "linked_folder").symlink_to(tmp_path)
+    (folder / "loop.webp").symlink_to(folder / "loop.webp")
     os.mkfifo(folder / "pipe.webp")
     (folder / "folder.webp").mkdir()
     (folder / os.fsdecode(b"name-\xff.webp")).write_bytes(made.animation(made.moving(seed=61)))
@@ -145,7 +148,6 @@ def prepared(tmp_path: Path) -> Prepared:
 def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
     _, rows, report = prepared
     expected = {name: why for name, (_, why) in FILES.items() if why} | {
-        "latin1.webp": ("source", "bad caption"),
         "blank.webp": ("source", "empty caption"),
         "bare.webp": ("source", "no caption"),
         "orphan.txt": ("source", "missing member"),
@@ -153,6 +155,7 @@ def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
         "escape.webp": ("source", "link"),
         "broken_link.webp": ("source", "link"),
         "linked_folder": ("source", "link"),
+        "loop.webp": ("source", "link"),
         "pipe.webp": ("source", "no file"),
     }
     assert {name: (rows[name]["stage"], rows[name]["reason"]) for name in expected} == expected
@@ -162,12 +165,14 @@ def test_every_broken_file_is_named_with_its_reason(prepared: Prepared) -> None:
 
 def test_odd_but_whole_files_become_clips(prepared: Prepared) -> None:
     _, rows, report = prepared
-    whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "name-\\xff.webp"]
+    whole = [name for name, (_, why) in FILES.items() if why is None] + ["bom.webp", "latin1.webp", "name-\\xff.webp"]
     assert {name: rows[name]["reason"] for name in whole} == dict.fromkeys(whole)
     assert rows["webp_named.gif"]["notes"] == ["wrong extension: webp named .gif"]
     assert rows["zero_duration.gif"]["notes"] == ["zero duration"]
     assert rows["growing.gif"]["notes"] == ["canvas changes"]
     assert rows["bom.webp"]["captions"] == {"en": "words"}
+    assert rows["latin1.webp"]["captions"] == {"en": "caf\ufffd"}
+    assert rows["latin1.webp"]["notes"] == ["invalid UTF-8 in the caption: replaced by \ufffd"]
     for note, name in {
         "wrong extension": "webp_named",
         "zero duration": "zero_dur",
@@ -271,6 +276,69 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MobiusError, match="unpacks to more than 1000000 bytes"):
             prepare_data(made.recipe(tmp_path / "out", source))
         assert not [found for found in tmp_path.rglob("*") if found.is_file() and found.suffix not in (".gz", ".zip")]
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+def test_a_bomb_is_refused_with_the_default_limit(tmp_path: Path, ending: str) -> None:
+    """By its ratio: clips hardly compress. Nothing of it stays."""
+    bomb = tmp_path / f"bomb.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("bomb.webp", bytes(archives.BOMB_BYTES + 1))
+    else:
+        with tarfile.open(bomb, "w:gz", compresslevel=1) as tar:
+            member = tarfile.TarInfo("bomb.webp")
+            member.size = archives.BOMB_BYTES + 1
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    start = time.process_time()
+    with pytest.raises(MobiusError, match=rf"bomb\.{ending} of \d+ bytes unpacks to more than 268435456 bytes"):
+        prepare_data(made.recipe(tmp_path / "out", {"kind": "archive", "path": str(bomb)}))
+    assert time.process_time() - start < 4
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [bomb]
+
+
+def test_a_damaged_member_of_a_zip_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "heap.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad.webp", b"x" * 3000)
+        archive.writestr("good.webp", GOOD)
+        archive.writestr("good.txt", "words")
+    path.write_bytes(path.read_bytes().replace(b"x" * 10, b"y" * 10, 1))
+    config = made.recipe(tmp_path / "out", {"kind": "archive", "path": str(path)})
+    open_inputs(config, tmp_path / "out" / "work")
+    [unpacked] = (tmp_path / "out" / "work").glob("unpacked-*")
+    assert unpacked.stat().st_size == len(GOOD) + len("words")
+    prepare_data(config)
+    assert {row["origin"].partition("!")[2]: row["reason"] for row in made.rows(tmp_path / "out")} == {
+        "bad.webp": "damaged",
+        "good.webp": None,
+    }
+
+
+@pytest.mark.parametrize("kind", ["list", "metadata", "archive", "webdataset"])
+def test_a_pipe_instead_of_a_source_does_not_block(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MobiusError, match=r"pipe is not a file|1 inputs .*no file"):
+        prepare_data(made.recipe(tmp_path / "out", {"kind": kind, "path": str(tmp_path / "pipe")}))
+
+
+def test_metadata_of_scrapers_is_read(tmp_path: Path) -> None:
+    """Invalid UTF-8, lone surrogates, numbers that Python does not read, names that no file has."""
+    folder = made.heap(tmp_path / "heap", 3)
+    lines = [
+        b'{"file_name": "clip000.webp", "text": "caf\xe9", "labels": ["\\ud800"], "group": "\\udfff"}',
+        b'{"file_name": "clip001.webp", "text": "\\ud83d dog"}',
+        b'{"file_name": "clip002.webp", "text": "dog", "n": ' + b"1" * 5000 + b"}",
+        b'{"file_name": "\\ud800.webp", "text": "dog"}',
+        b'{"file_name": "a\\u0000.webp", "text": "dog"}',
+    ]
+    (folder / "metadata.jsonl").write_bytes(b"\n".join(lines))
+    prepare_data(made.recipe(tmp_path / "out", {"kind": "metadata", "path": str(folder / "metadata.jsonl")}))
+    rows = made.rows(tmp_path / "out")
+    assert [row["reason"] for row in rows] == [None, None, "damaged", "unreadable", "unreadable"]
+    assert [row["captions"] for row in rows[:2]] == [{"en": "caf\ufffd"}, {"en": "\ufffd dog"}]
+    assert rows[0]["labels"] == ["\ufffd"]
+    assert all("invalid UTF-8" in row["notes"][0] for row in rows[:2])
 
 
 def test_encrypted_and_traversing_members_of_a_zip_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mobius_train.data.decode import decode_clip
+from mobius_train.data.timing import as_browsers, displayed_frames, frame_rate
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.frame_store import pack, unpack
 from mobius_train.prepare.stages.buckets import Buckets
@@ -24,7 +25,6 @@ from mobius_train.prepare.stages.shots import Shots
 from mobius_train.prepare.stages.stage import Stage
 from mobius_train.prepare.stages.static import Static
 from mobius_train.prepare.stages.text import Text
-from mobius_train.prepare.timing import as_browsers, displayed_frames, frame_rate
 
 
 def _one(stage: Stage, clip: made.Candidate) -> made.Candidate:

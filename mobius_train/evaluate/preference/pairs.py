@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobius_train.data.decode import VIDEOS
 from mobius_train.data.entry import Entry
 from mobius_train.data.folder import METADATA, read_folder
+from mobius_train.data.kinds import VIDEO_SUFFIXES
 from mobius_train.errors import MobiusError
 from mobius_train.media.clip_files import prompt_in_name
 
 # The first that both folders have is compared. GIF is the last, since it has 256 colours and merges equal frames.
-FORMATS = (*VIDEOS, ".webp", ".gif")
+FORMATS = (*VIDEO_SUFFIXES, ".webp", ".gif")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Literal
 from pydantic import Field
 
 from mobius_train.config import Section
+from mobius_train.data.kinds import CLIP_SUFFIXES
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.emoji import names as emoji
 from mobius_train.prepare.sources import archives
-from mobius_train.prepare.sources.reference import CLIPS, STAGE, Reference
+from mobius_train.prepare.sources.reference import STAGE, Reference
 
 CACHE = Path("~/.cache/mobius-train/fluent-emoji")
 VERSION = "1.0.0"
@@ -52,7 +53,7 @@ class FluentEmoji(Section):
 
     def _named(self, reference: Reference) -> Reference:
         name = Path(reference.origin)
-        if reference.problem is None and name.suffix in CLIPS:
+        if reference.problem is None and name.suffix in CLIP_SUFFIXES:
             reference.key, reference.group = name.stem, emoji.family(name.stem)
             reference.labels = [reference.group]
             reference.caption = emoji.names(name.stem)

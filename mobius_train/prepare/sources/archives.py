@@ -22,12 +22,16 @@ from pydantic import Field
 
 from mobius_train.config import Section
 from mobius_train.data.patterns import local_paths
-from mobius_train.data.shards import ends_at
+from mobius_train.data.tar_members import DamagedTar, tar_members
+from mobius_train.data.texts import is_regular
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
 
 MAX_UNPACKED = 2**36  # total bytes of the members of one compressed archive
+# Clips are compressed already. An archive that unpacks to more than these bytes, and to more than this multiple of its
+# size, is a bomb.
+BOMB_BYTES, BOMB_RATIO = 2**28, 50
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # Damaged archives raise errors of zlib, lzma and the archive formats, which have no common class.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
@@ -72,6 +76,8 @@ def paths_of(pattern: str) -> list[Path]:
 
 def references(path: Path, work: Path, max_bytes: int, shards: bool = False) -> list[Reference]:
     """The clips of one archive. If it is damaged, the last reference describes the problem."""
+    if not is_regular(path):
+        return [refused_input(path.name, str(path), "no file", "a folder, a pipe or a device")]
     try:
         opened = _opener(path)
         if zipfile.is_zipfile(path):
@@ -97,22 +103,16 @@ def _broken(name: str, path: Path, error: object) -> Member:
 
 def _tar(path: Path, name: str) -> Iterator[Member]:
     """The members; a damaged archive yields one more, named `name`, with the problem."""
-    size, end = path.stat().st_size, 0
+    size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                problem = _problem(member)
-                if problem is None and not member.isdir() and member.offset_data + member.size > size:
-                    problem = Drop(STAGE, "truncated", "the archive ends inside this member")
-                if problem is not None or not member.isdir():
-                    yield Member(member.name, path, member.offset_data, member.size, problem)
-                end = tar.offset
-            end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        for member in tar_members(path):
+            problem = _problem(member)
+            if problem is None and not member.isdir() and member.offset_data + member.size > size:
+                problem = Drop(STAGE, "truncated", "the archive ends inside this member")
+            if problem is not None or not member.isdir():
+                yield Member(member.name, path, member.offset_data, member.size, problem)
+    except DamagedTar as error:
         yield _broken(name, path, error)
-        return
-    if not ends_at(path, end):
-        yield _broken(name, path, f"truncated or damaged at byte {end}")
 
 
 def _problem(member: tarfile.TarInfo) -> Drop | None:
@@ -134,7 +134,7 @@ def _compressed_tar(path: Path, opened: Callable[[Path], Any], work: Path, max_b
     problem: object = None
     with _unpacked(path, work).open("wb") as file, opened(path) as packed:
         try:
-            _copy(packed, file, max_bytes)
+            _copy(packed, file, _limit(path, max_bytes))
         except _TooLarge as error:
             raise _too_large_error(path, max_bytes) from error
         except DAMAGED as error:
@@ -150,6 +150,8 @@ def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
     target.touch()
     try:
         with zipfile.ZipFile(path) as archive, target.open("wb") as file:
+            if sum(member.file_size for member in archive.infolist()) > _limit(path, max_bytes):
+                raise _too_large_error(path, max_bytes)
             for member in archive.infolist():
                 problem = _traversal(member.filename)
                 if member.flag_bits & 1:
@@ -158,12 +160,14 @@ def _zip(path: Path, work: Path, max_bytes: int) -> list[Member]:
                 if problem is None and not member.is_dir():
                     try:
                         with archive.open(member) as contents:
-                            _copy(contents, file, max_bytes - start)
+                            _copy(contents, file, _limit(path, max_bytes) - start)
                     except _TooLarge as error:
                         raise _too_large_error(path, max_bytes) from error
                     except (*DAMAGED, NotImplementedError) as error:
                         _raise_disk_error(error)
                         problem = Drop(STAGE, "damaged", str(error))
+                        file.seek(start)
+                        file.truncate()
                 if problem is not None or not member.is_dir():
                     members.append(Member(member.filename, target, start, file.tell() - start, problem))
     except DAMAGED as error:
@@ -189,8 +193,15 @@ class _TooLarge(Exception):
     """An archive unpacks to more bytes than allowed."""
 
 
+def _limit(path: Path, max_bytes: int) -> int:
+    """The bytes that an archive may unpack to."""
+    return min(max_bytes, max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size))
+
+
 def _too_large_error(path: Path, max_bytes: int) -> MobiusError:
-    return MobiusError(f"{path} unpacks to more than {max_bytes} bytes: raise max_unpacked_bytes")
+    limit = _limit(path, max_bytes)
+    way = "raise max_unpacked_bytes" if limit == max_bytes else "it is no archive of clips; remove it, or unpack it"
+    return MobiusError(f"{path} of {path.stat().st_size} bytes unpacks to more than {limit} bytes: {way}")
 
 
 def _raise_disk_error(error: BaseException) -> None:

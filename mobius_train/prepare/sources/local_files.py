@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -13,9 +10,13 @@ from typing import Any, Literal
 
 from mobius_train.config import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
+from mobius_train.data.metadata import BadLine, metadata_records
+from mobius_train.data.texts import clean_text, legible_name, read_small_file
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
-from mobius_train.prepare.sources.reference import STAGE, Member, Reference, legible_name, pair_captions, refused_input
+from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
+
+MAX_LIST_BYTES = 2**29
 
 
 class Folder(Section):
@@ -47,7 +48,7 @@ class Metadata(Section):
         Raises:
             MobiusError: the file cannot be read.
         """
-        return [_listed(self.path, where, record) for where, record in _records(self.path)]
+        return [_listed(self.path, where, record) for where, record in metadata_records(self.path)]
 
 
 class FileList(Section):
@@ -62,7 +63,8 @@ class FileList(Section):
         Raises:
             MobiusError: the list cannot be read.
         """
-        names = [os.fsdecode(line) for line in _bytes(self.path).splitlines() if line.strip()]
+        lines = read_small_file(self.path, MAX_LIST_BYTES).splitlines()
+        names = [os.fsdecode(line) for line in lines if line.strip()]
         members = [_member(self.path.parent / name, name) for name in names]
         listed, captions = set(names), []
         for member in members:
@@ -78,30 +80,38 @@ class FileList(Section):
 def _walk(folder: Path) -> Iterator[Member]:
     """Yield the files sorted by name. A link to outside the folder is a problem; linked folders are not entered."""
     real = folder.resolve()
-    for where, folders, names in os.walk(folder):
+    unreadable: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if os.path.islink(os.path.join(where, f)))]):
             path = Path(where, name)
             member = _member(path, str(path.relative_to(folder)))
-            if path.is_symlink() and not path.resolve().is_relative_to(real):
+            # realpath, since resolve raises on loops of links.
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real):
                 member = member._replace(problem=Drop(STAGE, "link", "it points outside the folder"))
             yield member
+    for error in unreadable:
+        path = Path(error.filename)
+        problem = Drop(STAGE, "unreadable", f"a folder: {error.strerror}")
+        yield Member(str(path.relative_to(folder)), path, 0, 0, problem)
 
 
 def _member(path: Path, name: str) -> Member:
     try:
         status = path.stat()
-    except OSError as error:
-        reason = "link" if path.is_symlink() else "unreadable"
-        return Member(name, path, 0, 0, Drop(STAGE, reason, error.strerror or str(error)))
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot have
+        reason = "link" if isinstance(error, OSError) and path.is_symlink() else "unreadable"
+        detail = error.strerror if isinstance(error, OSError) else None
+        return Member(name, path, 0, 0, Drop(STAGE, reason, detail or str(error)))
     if not stat.S_ISREG(status.st_mode):
         return Member(name, path, 0, 0, Drop(STAGE, "no file", "a folder, a pipe or a device"))
     return Member(name, path, 0, status.st_size)
 
 
 def _listed(metadata: Path, where: str, record: Any) -> Reference:
-    if isinstance(record, Drop):
-        return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=record)
+    if isinstance(record, BadLine):
+        problem = Drop(STAGE, "damaged", record.reason)
+        return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=problem)
     name = record.get("file_name") if isinstance(record, dict) else None
     if not isinstance(name, str) or not name:
         return refused_input(where, where, "missing member", 'the line has no "file_name"')
@@ -110,14 +120,14 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError) as error:  # a name with a zero byte
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a zero byte, a loop of links
         return refused_input(name, origin, "unreadable", str(error))
     if not inside:
         return refused_input(name, origin, "path traversal", "the name points outside the folder")
     [reference] = pair_captions([_member(path, name)], f"{folder}/", listed=True)
     reference.caption = record.get("caption", record.get("text"))
     reference.labels = _labels(record.get("labels", record.get("label")))
-    reference.group = str(record.get("group") or "")
+    reference.group = clean_text(str(record.get("group") or ""))
     return reference
 
 
@@ -125,34 +135,4 @@ def _labels(value: Any) -> list[str]:
     """Labels from a list, or from comma-separated text in a .csv."""
     if isinstance(value, str):
         value = value.split(",")
-    return [str(label).strip() for label in value if str(label).strip()] if isinstance(value, list) else []
-
-
-def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        text = _bytes(metadata).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MobiusError(f"{metadata} is not valid UTF-8: {error}") from error
-    if metadata.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            for record in reader:
-                yield f"{metadata} line {reader.line_num}", record
-        except csv.Error as error:
-            yield f"{metadata} line {reader.line_num}", Drop(STAGE, "damaged", f"invalid CSV from this line: {error}")
-        return
-    # splitlines would also split at characters that may occur in a caption.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{metadata} line {number}"
-            try:
-                yield where, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield where, Drop(STAGE, "damaged", f"invalid JSON: {error}")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MobiusError(f"cannot read {path}: {error.strerror}") from error
+    return [clean_text(str(label).strip()) for label in value if str(label).strip()] if isinstance(value, list) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -12,20 +11,11 @@ from typing import Any, NamedTuple
 
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
+from mobius_train.data.kinds import CLIP_SUFFIXES
+from mobius_train.data.texts import legible_name
 from mobius_train.prepare.candidate import Drop
 
 STAGE = "source"
-# Suffixes of each kind; videos have the name of their FFmpeg demuxer.
-ENDINGS = {
-    "gif": (".gif",),
-    "webp": (".webp",),
-    "png": (".png", ".apng"),
-    "jpeg": (".jpg", ".jpeg"),
-    "mov": (".mp4", ".m4v", ".mov"),
-    "matroska": (".webm", ".mkv"),
-    "avi": (".avi",),
-}
-CLIPS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 MAX_KEY = 150  # characters; a file name has at most 255 bytes
 
 
@@ -75,12 +65,6 @@ class Reference:
         return cls(**content, caption_at=at and tuple(at), problem=problem and Drop(*problem))
 
 
-def legible_name(text: str) -> str:
-    """Escape invalid UTF-8 and control characters, so that a name can be printed and stored."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
-
-
 def safe_key(name: str) -> str:
     """A key of letters, digits, `_` and single `-`. Shards split names at dots and slashes; `--` precedes a shot."""
     return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_-]+", "_", legible_name(name)))[:MAX_KEY].strip("_-") or "clip"
@@ -114,7 +98,7 @@ def pair_captions(members: Iterable[Member], place: str, shards: bool = False, l
             names[member.name] = member
             groups[_stem(member.name, shards)].append(member)
     for stem, inside in groups.items():
-        clips = [member for member in inside if member.suffix in CLIPS]
+        clips = [member for member in inside if member.suffix in CLIP_SUFFIXES]
         captions = sorted((m for m in inside if m.suffix in CAPTIONS), key=lambda m: CAPTIONS.index(m.suffix))
         for member in inside:
             origin = f"{place}{legible_name(member.name)}"

@@ -1,0 +1,371 @@
+"""Files are decoded as viewers show them, by training and preparation alike."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from mobius_train.data.colour import HLG, PQ, to_srgb
+from mobius_train.data.decode import decode_clip, shape_of
+from mobius_train.data.entry import Entry
+from mobius_train.data.limits import Limits, Undecodable
+from mobius_train.data.orientation import turn_of_matrix
+from mobius_train.data.timing import evenly_spaced
+from mobius_train.data.videos import video_size
+from mobius_train.prepare.candidate import Candidate
+from mobius_train.prepare.stages.decode import Decode
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quarters(width: int = 96, height: int = 64) -> np.ndarray:
+    """Red, green above blue, black."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[: height // 2, : width // 2] = RED
+    frame[: height // 2, width // 2 :] = GREEN
+    frame[height // 2 :, : width // 2] = BLUE
+    return frame
+
+
+def film(
+    frames: Sequence[np.ndarray],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    container: str = "mp4",
+    *,
+    options: dict[str, str] | None = None,
+    setup: Callable[[Any], None] = lambda stream: None,
+    times: Sequence[int] | None = None,
+    layout: str = "rgb24",
+) -> bytes:
+    """times: start of each frame in ms; by default 8 frames a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=8 if times is None else 1000)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt, stream.options = pix_fmt, options or {}
+        setup(stream)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format=layout)
+            if layout != pix_fmt:
+                frame = frame.reformat(format=pix_fmt)
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """The .mp4 with this display matrix in its track header."""
+    at = data.index(b"tkhd")
+    at += 8 + (32 if data[at + 4] else 20) + 16
+    one = 1 << 16
+    return data[:at] + struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30) + data[at + 36 :]
+
+
+def trained(data: bytes, suffix: str, frames: int = 1) -> np.ndarray:
+    """(F, H, W, 3) at the size that buckets are chosen by."""
+    shape = shape_of(data, suffix, "clip")
+    size = (shape.width, shape.height)
+    return decode_clip(data, suffix, "clip", num_frames=frames, resolution=size).permute(0, 2, 3, 1).numpy()
+
+
+def prepared(data: bytes, suffix: str, tmp_path: Path) -> Candidate:
+    path = tmp_path / f"clip{suffix}"
+    path.write_bytes(data)
+    place = Entry("clip", (), path, 0, len(data), suffix, str(path))
+    clip = Candidate("clip", str(path), "clip", place=place)
+    Decode(name="decode", more_frames_than=0).process(clip)
+    return clip
+
+
+def corners(frame: np.ndarray) -> list[tuple[int, ...]]:
+    """The colours of the corners, rounded to 0 or 255: top left, top right, bottom left, bottom right."""
+    height, width = frame.shape[:2]
+    places = [(y, x) for y in (3, height - 4) for x in (3, width - 4)]
+    return [tuple(255 * (frame[place] > 127).astype(int)) for place in places]
+
+
+UPRIGHT = corners(quarters())
+
+
+# The stored quarters are R G / B K. What each EXIF orientation, or matrix, makes of them, by ImageOps.exif_transpose.
+@pytest.mark.parametrize(
+    ("orientation", "matrix", "shown"),
+    [
+        (1, (1, 0, 0, 1), "RGBK"),
+        (2, (-1, 0, 0, 1), "GRKB"),
+        (3, (-1, 0, 0, -1), "KBGR"),
+        (4, (1, 0, 0, -1), "BKRG"),
+        (5, (0, 1, 1, 0), "RBGK"),
+        (6, (0, 1, -1, 0), "BRKG"),
+        (7, (0, -1, -1, 0), "KGBR"),
+        (8, (0, -1, 1, 0), "GKRB"),
+    ],
+)
+def test_turned_files_are_shown_upright(
+    tmp_path: Path, orientation: int, matrix: tuple[int, int, int, int], shown: str
+) -> None:
+    colours = {"R": RED, "G": GREEN, "B": BLUE, "K": (0, 0, 0)}
+    expected = [colours[letter] for letter in shown]
+    size = (64, 96) if orientation > 4 else (96, 64)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    files = {".mp4": with_matrix(film([quarters()] * 8), *matrix)}
+    for kind, suffix in (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp")):
+        buffer = io.BytesIO()
+        Image.fromarray(quarters()).save(buffer, kind, exif=exif)
+        files[suffix] = buffer.getvalue()
+    for suffix, data in files.items():
+        shape = shape_of(data, suffix, "clip")
+        assert (shape.width, shape.height) == size, suffix
+        assert corners(trained(data, suffix)[0]) == expected, suffix
+        assert corners(prepared(data, suffix, tmp_path).pixels[0]) == expected, suffix
+
+
+def test_a_matrix_of_another_angle_is_refused() -> None:
+    assert turn_of_matrix([0, 65530, 0, -65530, 3, 0, 0, 0, 1 << 30]) == (True, True, False)
+    with pytest.raises(Undecodable, match="odd angle"):
+        turn_of_matrix([46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30])
+
+
+@pytest.mark.parametrize(("aspect", "size"), [((2, 1), (96, 64)), ((1, 2), (48, 128)), ((1, 1), (48, 64))])
+def test_a_circle_stays_a_circle(tmp_path: Path, aspect: tuple[int, int], size: tuple[int, int]) -> None:
+    """Pixels that are not square: one side is enlarged."""
+    width = aspect[0] / aspect[1]
+    y, x = np.mgrid[:64, :48]
+    circle = ((x - 24) * width) ** 2 + (y - 32) ** 2 < (20 * min(1, width)) ** 2
+    frame = np.repeat(255 * circle[..., None].astype(np.uint8), 3, axis=2)
+
+    def setup(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
+
+    data = film([frame] * 8, setup=setup)
+    shape = shape_of(data, ".mp4", "clip")
+    assert (shape.width, shape.height) == size
+    for pixels in (trained(data, ".mp4")[0], prepared(data, ".mp4", tmp_path).pixels[0]):
+        bright = pixels[..., 0] > 127
+        assert abs(int(bright.any(0).sum()) - int(bright.any(1).sum())) <= 3
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "container", "suffix", "options"),
+    [
+        ("qtrle", "argb", "mov", ".mov", {}),
+        ("prores_ks", "yuva444p10le", "mov", ".mov", {}),
+        ("png", "rgba", "mov", ".mov", {}),
+        ("ffv1", "yuva420p", "matroska", ".mkv", {}),
+        ("libvpx-vp9", "yuva420p", "webm", ".webm", {"auto-alt-ref": "0", "crf": "10", "b": "0"}),
+        ("libvpx", "yuva420p", "webm", ".webm", {"auto-alt-ref": "0"}),
+    ],
+)
+def test_transparent_parts_of_videos_are_white(
+    tmp_path: Path, codec: str, pix_fmt: str, container: str, suffix: str, options: dict[str, str]
+) -> None:
+    frame = np.zeros((64, 64, 4), np.uint8)
+    frame[16:48, 16:48] = (*RED, 255)
+    data = film([frame] * 8, codec, pix_fmt, container, options=options, layout="rgba")
+    frames = [*trained(data, suffix, 2), *prepared(data, suffix, tmp_path).pixels]
+    assert len(frames) == 10
+    for pixels in frames:
+        assert corners(pixels) == [WHITE] * 4
+        assert corners(pixels[16:48, 16:48]) == [RED] * 4
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt"), [("ffv1", "yuv420p10le"), ("ffv1", "gray16le"), ("ffv1", "gbrp16le"), ("ffv1", "yuv444p12le")]
+)
+def test_deep_videos_keep_their_brightness(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    data = film([np.full((64, 64, 3), 180, np.uint8)] * 8, codec, pix_fmt, "matroska")
+    for pixels in (trained(data, ".mkv")[0], prepared(data, ".mkv", tmp_path).pixels[0]):
+        assert pixels.mean() == pytest.approx(180, abs=2)
+
+
+def chunk(name: bytes, contents: bytes) -> bytes:
+    return struct.pack(">I", len(contents)) + name + contents + struct.pack(">I", zlib.crc32(name + contents))
+
+
+def test_dark_sixteen_bit_pictures_stay_dark() -> None:
+    """Values up to 255 of 65535 are black; taken for 8 bits, they would span all of it."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 200, np.uint16)).save(buffer, "PNG")
+    assert trained(buffer.getvalue(), ".png").max() == 0
+    clear = buffer.getvalue()
+    at = clear.index(b"IDAT") - 4
+    clear = clear[:at] + chunk(b"tRNS", struct.pack(">H", 200)) + clear[at:]
+    assert trained(clear, ".png").min() == 255
+
+
+def apng(default: Any, frames: Sequence[np.ndarray], **options: Any) -> bytes:
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    if default is None:
+        first.save(buffer, "PNG", save_all=True, append_images=rest, duration=100, **options)
+    else:
+        Image.fromarray(default).save(
+            buffer, "PNG", save_all=True, default_image=True, append_images=[first, *rest], duration=100, **options
+        )
+    return buffer.getvalue()
+
+
+def test_the_hidden_picture_of_an_apng_is_not_a_frame(tmp_path: Path) -> None:
+    frames = []
+    for number in range(4):
+        frame = np.zeros((16, 16, 4), np.uint8)
+        frame[4 * number : 4 * number + 4] = (*RED, 255)
+        frames.append(frame)
+    hidden = np.full((16, 16, 4), (0, 0, 255, 255), np.uint8)
+    data = apng(hidden, frames, blend=1, disposal=1)
+    assert shape_of(data, ".png", "clip").num_frames == 4
+    clip = prepared(data, ".png", tmp_path)
+    assert clip.notes == ["hidden picture: the one before the animation is left out"]
+    for pixels in (trained(data, ".png", 4), clip.pixels):
+        assert len(pixels) == 4
+        for number, frame in enumerate(pixels):
+            rows = [tuple(frame[4 * row + 1, 5]) for row in range(4)]
+            assert rows == [RED if row == number else WHITE for row in range(4)]
+    control = apng(None, frames, blend=1, disposal=1)
+    assert shape_of(control, ".png", "clip").num_frames == 4
+    assert prepared(control, ".png", tmp_path).notes == []
+
+
+@pytest.mark.parametrize("disposal", [0, 1, 2, 3])
+def test_what_a_gif_does_not_cover_is_white(tmp_path: Path, disposal: int) -> None:
+    """Frames that cover a part of the canvas, with a background colour (blue) that browsers ignore."""
+    palette = bytes([*BLUE, *RED, *GREEN, 0, 0, 0])
+    data = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0x81, 0, 0) + palette
+    for left, colour in ((0, RED), (8, GREEN)):
+        buffer = io.BytesIO()
+        Image.new("P", (8, 8)).save(buffer, "GIF")
+        alone = buffer.getvalue()
+        pixels = alone[alone.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 8, 8)) + 10 : -1]
+        data += b"\x21\xf9\x04" + bytes([disposal << 2, 10, 0, 0, 0])
+        data += b"\x2c" + struct.pack("<HHHHB", left, 0, 8, 8, 0x80) + bytes([*colour, *colour]) + pixels
+    data += b";"
+    kept = disposal in (0, 1)
+    for first, second in (trained(data, ".gif", 2), prepared(data, ".gif", tmp_path).pixels):
+        assert [tuple(first[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED, WHITE, WHITE]
+        assert [tuple(second[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED if kept else WHITE, GREEN, WHITE]
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_hdr_is_tone_mapped(tmp_path: Path, transfer: int) -> None:
+    """ITU-R BT.2408: the reference white of 203 cd/m2 has the code 58% in PQ, 75% in HLG."""
+    white = 0.58 if transfer == PQ else 0.75
+    codes = (np.array([[[0] * 3, [white] * 3, [1.0] * 3, [white / 2] * 3]]) * 65535).astype(np.uint16)
+    black, reference, peak, grey = to_srgb(codes, transfer, 9)[0].astype(int)
+    assert black.max() == 0
+    assert 210 < reference.min() < 250
+    assert peak.min() >= 254
+    assert 20 < grey.min() < 130
+    assert np.ptp(reference) <= 1
+
+    def setup(stream: Any) -> None:
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = transfer, 9
+        stream.codec_context.colorspace = 9
+
+    frame = np.full((64, 64, 3), round(255 * white), np.uint8)
+    data = film([frame] * 8, "libx264", "yuv420p10le", setup=setup)
+    clip = prepared(data, ".mp4", tmp_path)
+    assert clip.notes == ["HDR or wide gamut: converted to sRGB"]
+    for pixels in (trained(data, ".mp4")[0], clip.pixels[0]):
+        assert pixels.mean() == pytest.approx(reference.mean(), abs=4)
+
+
+def test_colour_profiles_are_applied() -> None:
+    """A profile with red and green exchanged, made from sRGB's; sRGB itself changes nothing."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tXYZ", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"tXYZ", b"gXYZ", 1)
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "oRGB".encode("utf-16-be"))
+    for profile, colour in ((srgb, RED), (swapped, GREEN)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), RED).save(buffer, "PNG", icc_profile=profile)
+        assert corners(trained(buffer.getvalue(), ".png")[0]) == [colour] * 4
+
+
+def test_frames_are_taken_evenly_over_time(tmp_path: Path) -> None:
+    """The first picture stays for 3 s of 3.28 s; by number it would be one of four."""
+    pictures = [np.full((64, 64, 3), RED, np.uint8)]
+    pictures += [np.full((64, 64, 3), (0, 30 * number, 200), np.uint8) for number in range(7)]
+    buffer = io.BytesIO()
+    images = [Image.fromarray(picture) for picture in pictures]
+    durations = [3000] + [40] * 7
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations)
+    webp = io.BytesIO()
+    images[0].save(webp, "WEBP", save_all=True, append_images=images[1:], duration=durations)
+    video = film(pictures, times=[0] + [3000 + 40 * number for number in range(7)])
+    for suffix, data in ((".gif", buffer.getvalue()), (".webp", webp.getvalue()), (".mp4", video)):
+        frames = trained(data, suffix, 4)
+        assert [corners(frame)[0] == RED for frame in frames] == [True] * 4, suffix
+        assert [corners(frame)[0] == RED for frame in trained(data, suffix, 8)] == [True] * 8, suffix
+
+
+@pytest.mark.parametrize(
+    ("durations", "count", "expected"),
+    [
+        ([40] * 10, 4, [0, 2, 5, 7]),
+        ([33, 34, 33, 33, 34, 33, 33], 3, [0, 2, 4]),  # the rounding of a container is no variable rate
+        ([300, 100, 100, 100], 4, [0, 0, 1, 2]),
+        ([100, 100, 100, 300], 4, [0, 1, 3, 3]),
+        ([0, 100, 100], 2, [1, 2]),
+        ([0, 0], 2, [0, 1]),
+    ],
+)
+def test_even_spacing(durations: list[float], count: int, expected: list[int]) -> None:
+    assert evenly_spaced(durations, count) == expected
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
+    """A container whose first stream is a cover picture, as music and podcast tools write them."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        cover: Any = output.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        stream: Any = output.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        for _ in range(8):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(quarters(), format="rgb24")))
+        output.mux(cover.encode(None))
+        output.mux(stream.encode(None))
+    data = buffer.getvalue()
+    assert shape_of(data, ".mp4", "clip") == (8, 96, 64)
+    assert corners(trained(data, ".mp4")[0]) == UPRIGHT
+
+
+def test_limits_hold_for_the_size_as_shown() -> None:
+    def setup(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+
+    data = film([quarters()] * 4, setup=setup)
+    assert video_size(data, "mov", Limits(max_frame_pixels=192 * 64)) == (192, 64)
+    with pytest.raises(Undecodable, match=r"192x64"):
+        video_size(data, "mov", Limits(max_frame_pixels=192 * 64 - 1))
+
+
+@pytest.mark.parametrize(("width", "height", "matrix"), [(1280, 720, "ITU709"), (640, 480, "ITU601")])
+def test_the_matrix_of_untagged_videos_is_guessed_as_players_do(width: int, height: int, matrix: str) -> None:
+    """ITU-R BT.709 for HD, BT.601 below; with the other one, this green would be off by 20."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        stream: Any = output.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        pixels = np.full((height, width, 3), (30, 200, 60), np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+        frame.colorspace = 2  # unspecified
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    shown = decode_clip(buffer.getvalue(), ".mkv", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
+    assert shown.tolist() == pytest.approx([30, 200, 60], abs=3)
