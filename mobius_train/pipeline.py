@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from mobius_train.diffusion.sampler import (
     denoise_latents,
     guided_prediction,
     initial_noise,
+    is_flow,
     prompt_generator,
     sampling_scheduler,
 )
@@ -40,6 +41,7 @@ from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
 
 INDEX = "model_index.json"
+SCHEDULER = DDIMScheduler.config_name
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
 
@@ -117,6 +119,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         settings = read_json(folder / INDEX)
         text = load_text_encoder(str(folder), torch.device("cpu"), settings.get("max_text_tokens"))
+        schedule = find_model(folder, "scheduler", SCHEDULER)
         kind = class_name(folder / "unet")
         image_or_video_model: Any = video_models().get(kind)
         parts: dict[str, Any] = {
@@ -126,7 +129,10 @@ class TextToVideoPipeline(DiffusionPipeline):
             "unet": load_diffusers(family_of(kind).image_model, folder / "unet")
             if image_or_video_model is None
             else image_or_video_model.from_pretrained(folder / "unet"),
-            "scheduler": load_object(DDIMScheduler, find_model(folder, "scheduler", DDIMScheduler.config_name)),
+            "scheduler": load_object(
+                FlowMatchEulerDiscreteScheduler if is_flow(read_json(schedule.folder / SCHEDULER)) else DDIMScheduler,
+                schedule,
+            ),
         }
         check_fit(as_denoiser(parts["unet"]), parts["vae"].config, text, str(folder / "text_encoder"))
         dtype = options.pop("torch_dtype", None)

@@ -6,7 +6,8 @@ Legend: B clips, C latent channels, F frames, h, w latent size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -32,6 +33,11 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
         # Sampling must start at the last timestep, the only one with pure noise (arXiv 2305.08891).
         changes["timestep_spacing"] = "trailing"
     return DDIMScheduler.from_config(scheduler.config, **changes)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """The saved configuration of a scheduler is that of a flow-matching model."""
+    return config.get("_class_name") == FlowMatchEulerDiscreteScheduler.__name__
 
 
 def prompt_generator(seed: int, prompt: str) -> torch.Generator:
