@@ -17,6 +17,9 @@ from mobius_train.errors import MobiusError
 
 # Bytes. Hashing and writing in parts releases the interpreter to the training thread.
 PART = 16 * 2**20
+# Permissions that the user gives to new files. The safetensors library writes files that only their owner can read.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 # Prefix of temporary names, followed by the node, the process and the final name.
 TEMPORARY = ".tmp-"
 
@@ -122,6 +125,7 @@ def finished_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         yield temporaries
         for temporary in temporaries:
+            _permit(temporary)
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
@@ -236,6 +240,7 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
     for folder, _, names in os.walk(temporary):
         for path in (Path(folder, name) for name in names):
             if path.is_file():
+                _permit(path)
                 sync(path)
         sync(Path(folder))
     old = _moved_away(destination) if replace and destination.exists() else None
@@ -243,6 +248,11 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
     sync(destination.parent)
     if old is not None:
         _remove(old)
+
+
+def _permit(path: Path) -> None:
+    """Give a file the permissions that the umask allows."""
+    path.chmod(path.stat().st_mode | 0o666 & ~_UMASK)
 
 
 def remove_folder(folder: Path) -> None:
