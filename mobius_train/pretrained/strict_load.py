@@ -66,8 +66,8 @@ def find_model(name_or_path: str | Path, part: str = "", config_name: str = CONF
     check_local(name)
     folder, is_hub = local_folder(name), not Path(name).is_dir()
     choices = list(dict.fromkeys((part, "")))
-    for subfolder in choices if folder is not None else ():
-        if (folder / subfolder / config_name).is_file():
+    for subfolder in choices:
+        if folder is not None and (folder / subfolder / config_name).is_file():
             read_json(folder / subfolder / config_name)
             return Place(name, subfolder, folder / subfolder, is_hub)
     if is_hub and not is_offline_mode():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,12 @@ from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 
-OPTIONS = {"num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "d o g", "output_type": "latent"}
+OPTIONS: dict[str, Any] = {
+    "num_inference_steps": 3,
+    "guidance_scale": 4.0,
+    "negative_prompt": "d o g",
+    "output_type": "latent",
+}
 
 
 def noise(frames: int) -> torch.Tensor:
