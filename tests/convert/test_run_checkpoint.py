@@ -41,7 +41,7 @@ def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["parallel", "serial", "full"])
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
 def test_a_run_in_16_bits_is_converted(run: Run, tmp_path: Path, mode: str) -> None:
     output = run(
         mode=mode,
