@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.yaml_files import parse_yaml
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
 Mode = Literal["parallel", "serial", "full"]
@@ -32,10 +33,44 @@ RING_OPTIONS = (
 )
 
 
+# Letters of a wrong value in an error.
+MOST_SHOWN = 200
+
+
 class Section(BaseModel):
     """A section of the configuration. It is immutable and rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_words(cls, values: Any) -> Any:
+        """Accept a single text for a list of texts: report_to=tensorboard."""
+        if not isinstance(values, dict):
+            return values
+        listed = {name for name, field in cls.model_fields.items() if _is_list_of_texts(field.annotation)}
+        return {name: (one,) if name in listed and isinstance(one, str) else one for name, one in values.items()}
+
+
+def _is_list_of_texts(annotation: Any) -> bool:
+    if get_origin(annotation) is tuple:
+        element = get_args(annotation)[0]
+        return element is str or get_origin(element) is Literal
+    return any(_is_list_of_texts(one) for one in get_args(annotation))
+
+
+def _with_switches(value: Any) -> Any:
+    """Turn the words yes, no, on and off into switches, in values whose type is not known here."""
+    if isinstance(value, dict):
+        return {name: _with_switches(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_switches(inner) for inner in value]
+    return SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
+
+
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+# The configuration of a model, which the model's class checks.
+Configuration = Annotated[dict[str, Any], BeforeValidator(_with_switches)]
 
 
 Recipe = TypeVar("Recipe", bound=Section)
@@ -191,9 +226,9 @@ class RunConfig(Section):
         description="text encoder to use instead: folder, hub name, or package:NAME for one in a Python package",
     )
     max_text_tokens: int | None = Field(None, ge=1, description="tokens per caption; default: the tokenizer's maximum")
-    unet_config: dict[str, Any] | None = Field(None, description="configuration of a new UNet2DConditionModel")
-    vae_config: dict[str, Any] | None = Field(None, description="configuration of a new AutoencoderKL")
-    scheduler_config: dict[str, Any] | None = Field(
+    unet_config: Configuration | None = Field(None, description="configuration of a new UNet2DConditionModel")
+    vae_config: Configuration | None = Field(None, description="configuration of a new AutoencoderKL")
+    scheduler_config: Configuration | None = Field(
         None,
         description="configuration of a DDPMScheduler, or with _class_name of a FlowMatchEulerDiscreteScheduler;"
         " default: the pretrained scheduler",
@@ -376,11 +411,11 @@ def load_as(kind: type[Recipe], path: Path, overrides: list[str] | tuple[str, ..
         MobiusError: the file is missing or not a YAML mapping, a key is unknown, or a value is invalid.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise MobiusError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MobiusError(f"the recipe {path} is not YAML: {error}") from error
+    except ValueError as error:
+        raise MobiusError(f"the recipe {path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise MobiusError(f"the recipe {path} must be a mapping of keys to values")
     for override in overrides:
@@ -399,13 +434,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *sections, name = key.split(".")
     target: Any = values
     try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise MobiusError(without_secrets(f"override {override!r}: the value is not valid YAML: {error}")) from error
+    try:
         for section in sections:
             target = target[_place(target, section)] if isinstance(target, list) else target.setdefault(section, {})
-        # YAML 1.1 reads 1e-4 as a string.
-        value = yaml.safe_load(text)
-        target[_place(target, name)] = _number(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
-        raise MobiusError(without_secrets(f"override {override!r}: the value is not valid YAML")) from error
+        target[_place(target, name)] = value
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise MobiusError(without_secrets(f"override {override!r}: the recipe has no such field")) from error
 
@@ -413,13 +448,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _place(target: Any, name: str) -> Any:
     """Return a section's key as it is, or a list's index as a number."""
     return int(name) if isinstance(target, list) else name
-
-
-def _number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _listed(overrides: list[str] | tuple[str, ...]) -> str:
@@ -432,7 +460,9 @@ def _explain(problem: Any, kind: type[Section]) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]), n=1)
         return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
-    return without_secrets(f"{where}: {message} (got {problem['input']!r})") if where else message
+    got = repr(problem["input"])
+    got = got if len(got) <= MOST_SHOWN else f"{got[:MOST_SHOWN]}…"
+    return without_secrets(f"{where}: {message} (got {got})") if where else message
 
 
 def _fields(kind: type[Section], location: tuple[Any, ...]) -> list[str]:

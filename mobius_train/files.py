@@ -25,6 +25,9 @@ from mobius_train.errors import MobiusError
 
 # Bytes. Hashing and writing in parts releases the interpreter to the training thread.
 PART = 16 * 2**20
+# Permissions that the user gives to new files. The safetensors library writes files that only their owner can read.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 # Prefix of temporary names, followed by the node, the process, a mark and the final name.
 TEMPORARY = ".tmp-"
 # Of the process. Process numbers repeat: in other containers of the same name, and after a restart.
@@ -183,6 +186,7 @@ def finished_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         yield temporaries
         for temporary in temporaries:
+            _permit(temporary)
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
@@ -296,6 +300,7 @@ def publish_folder(temporary: Path, destination: Path, replace: bool = False) ->
     for folder, _, names in os.walk(temporary):
         for path in (Path(folder, name) for name in names):
             if path.is_file():
+                _permit(path)
                 sync(path)
         sync(Path(folder))
     old = None
@@ -314,6 +319,11 @@ def _swap(first: Path, second: Path) -> bool:
     if function is None:
         return False
     return bool(function(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
+
+
+def _permit(path: Path) -> None:
+    """Give a file the permissions that the umask allows."""
+    path.chmod(path.stat().st_mode | 0o666 & ~_UMASK)
 
 
 def remove_folder(folder: Path) -> None:

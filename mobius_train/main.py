@@ -9,7 +9,11 @@ import os
 import sys
 
 # When this file runs as a script, Python puts its folder first on the path, where its modules shadow others.
-if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
+_HERE = os.path.dirname(os.path.realpath(__file__))
+if sys.path and os.path.realpath(sys.path[0]) == _HERE:
+    sys.path[0] = os.path.join(os.path.dirname(_HERE), "tools")
+    import _environment  # noqa: F401
+
     del sys.path[0]
 
 import argparse

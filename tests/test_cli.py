@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ import pytest
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_output_folder
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def fail(error: Exception) -> None:
@@ -66,3 +69,23 @@ def test_a_rank_leaves_with_what_it_printed_and_without_a_shutdown(body: str, co
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (code, out, err)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("script", ["tools/sample.py", "tools/convert_checkpoint.py", "mobius_train/main.py"])
+@pytest.mark.parametrize("missing", ["mobius_train", "yaml"])
+def test_a_missing_package_is_told_with_the_environment_that_has_it(script: str, missing: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
+    # -S: without any installed package, as the system's Python.
+    options, path = ([], f"{tmp_path}:{ROOT}") if missing == "yaml" else (["-S"], "")
+    result = subprocess.run(
+        [sys.executable, *options, str(ROOT / script)],
+        env={"PYTHONPATH": path, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"error: the Python package {missing} is missing")
+    assert "Traceback" not in result.stderr
+    assert ".venv/bin/python" in result.stderr

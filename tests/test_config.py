@@ -1,5 +1,6 @@
 """The configuration: what it accepts, what it refuses, and that it says why."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,77 @@ def test_a_recipe_that_version_0_1_0_wrote_is_read(tmp_path: Path) -> None:
     assert "allow_shell_commands" not in load(path).dump()
     with pytest.raises(MobiusError, match=r"data.allow_shell_commands: no such key"):
         load(path, ["data.allow_shell_commands=true"])
+
+
+@pytest.mark.parametrize("word", ["no", "No", "yes", "on", "OFF", "y", "n", "2024-01-01", "nan", "12:30:x"])
+def test_words_are_words_in_fields_of_text(recipe: Path, word: str) -> None:
+    values = MINIMAL | {"data": {"train": "clips", "caption_language": "WORD"}, "validation": {"prompts": ["WORD"]}}
+    recipe.write_text(yaml.safe_dump(values).replace("WORD", word))
+    in_the_file = load(recipe)
+    overridden = load(recipe, [f"data.caption_language={word}", f"validation.prompts=[{word}]"])
+    for config in (in_the_file, overridden):
+        assert config.data.caption_language == word
+        assert config.validation.prompts == (word,)
+        assert load(recipe, [f"validation.negative_prompt={word}"]).validation.negative_prompt == word
+
+
+def test_no_is_a_precision_and_a_switch(recipe: Path) -> None:
+    for word, switch in (("no", False), ("yes", True), ("off", False), ("on", True), ("true", True), ("false", False)):
+        config = load(recipe, [f"use_ema={word}", f"unet_config={{a: [{word}], b: none}}"])
+        assert (config.use_ema, config.unet_config) == (switch, {"a": [switch], "b": "none"})
+    recipe.write_text(yaml.safe_dump(MINIMAL) + "mixed_precision: no\nlearning_rate: 1e-5\nuse_ema: on\n")
+    config = load(recipe, ["max_train_steps=1e3"])
+    assert (config.mixed_precision, config.learning_rate, config.use_ema) == ("no", 1e-5, True)
+    assert config.max_train_steps == 1000
+    assert load(recipe, ["mixed_precision=no"]).mixed_precision == "no"
+
+
+def test_one_word_is_a_list_of_one(recipe: Path) -> None:
+    config = load(recipe, ["report_to=tensorboard", "validation.prompts=a dog, running", "data.subset=a dog"])
+    assert config.report_to == ("tensorboard",)
+    assert config.validation.prompts == ("a dog, running",)
+    assert config.data.subset == ("a dog",)
+    assert load(recipe, ["report_to=[]"]).report_to == ()
+    with pytest.raises(MobiusError, match=r"report_to.*'tensorboard'.*wandb"):
+        load(recipe, ["report_to=wandb"])
+
+
+def bomb(reference: str) -> str:
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{n}: &a{n} {reference.replace('*', f'*a{n - 1}')}" for n in range(1, 30)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb("[*, *, *, *, *, *, *, *, *]"),
+        bomb("{p: *, q: *, r: *}"),
+        bomb("{<<: [*, *, *, *]}"),
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "[" * 100_000,
+        "{a: " * 100_000,
+        "- " * 5_000,
+        "unet_config: " + "[" * 60 + "]" * 60,
+    ],
+    ids=["lists", "mappings", "merges", "itself", "itself in a mapping", "deep", "deep mapping", "deep block", "60"],
+)
+def test_yaml_that_explodes_is_refused_within_a_second(recipe: Path, text: str) -> None:
+    started = time.process_time()
+    recipe.write_text(yaml.safe_dump(MINIMAL) + text)
+    with pytest.raises(MobiusError, match=recipe.name):
+        load(recipe)
+    if "\n" not in text:
+        recipe.write_text(yaml.safe_dump(MINIMAL))
+        with pytest.raises(MobiusError, match="override"):
+            load(recipe, [f"unet_config={text.removeprefix('unet_config: ').removeprefix('a: ')}"])
+    assert time.process_time() - started < 1
+
+
+def test_anchors_are_allowed_and_wrong_values_are_cut(recipe: Path) -> None:
+    recipe.write_text(yaml.safe_dump(MINIMAL) + "seed: &n 7\ngradient_accumulation_steps: *n\n")
+    assert load(recipe).gradient_accumulation_steps == 7
+    with pytest.raises(MobiusError) as refused:
+        load(recipe, [f"seed=[{'1, ' * 9999}]"])
+    assert len(str(refused.value).split("\n  - ")[1]) < 400

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mobius_train import files
 from mobius_train.errors import MobiusError
@@ -192,3 +192,14 @@ def test_the_library_reads_every_dtype_at_its_place(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(data)
     read = load_file(tmp_path / "a.safetensors")
     assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_published_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    with files.finished_folder(tmp_path / "folder") as folder:
+        (folder / "part").mkdir()
+        save_file({"a": torch.ones(1)}, folder / "part" / "file.safetensors")
+    files.publish(tmp_path / "file.safetensors", lambda path: save_file({"a": torch.ones(1)}, path))
+    for path in (tmp_path / "folder" / "part" / "file.safetensors", tmp_path / "file.safetensors"):
+        assert path.stat().st_mode == plain.stat().st_mode

@@ -6,6 +6,9 @@ does for mode=serial.
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 import json
 import sys

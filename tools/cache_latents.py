@@ -7,6 +7,9 @@ Training with the same recipe uses the cache. With data.cache_required=true it f
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -5,6 +5,9 @@ Writes a report as JSON, and as an HTML page beside it. A figure that was not me
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack

@@ -5,6 +5,9 @@ No tensor is loaded and nothing is unpickled. The exit code is 1 if something is
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 import json
 from pathlib import Path

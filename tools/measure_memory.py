@@ -5,6 +5,9 @@ On a GPU it measures the allocator's peaks, on a CPU the exact bytes saved for t
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 import json
 from pathlib import Path

@@ -6,6 +6,9 @@ first, and then the unfinished parts of other shares.
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
+
+# isort: split
 import argparse
 
 from mobius_train.plan.step_time import Interconnect, Workload, step_seconds

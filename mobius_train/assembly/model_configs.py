@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
@@ -16,6 +15,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models.families import DEFAULT, parts, video_models
 from mobius_train.pretrained.model_files import read_json
 from mobius_train.pretrained.model_names import resolve_package
+from mobius_train.yaml_files import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, 
     """The `unet_config` or `vae_config` of the recipe whose run writes this folder."""
     for path in sorted(recipe.parent.glob("*.yaml")) if recipe is not None else ():
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+            values = parse_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
         if isinstance(values, dict) and values.get(f"{part}_config") and "output_dir" in values:
             folder = Path(str(values["output_dir"]))

@@ -126,6 +126,13 @@ class SerialUNet(Composite):
         model = cls(unet, temporal)
         return model.to(unet3d.device, unet3d.dtype).train(unet3d.training)
 
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but frozen 2D layers stay in evaluation mode: dropout there would change the backbone."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.unet.parameters()):
+            self.unet.eval()
+        return self
+
     @property
     def trained(self) -> nn.Module:
         return self

@@ -59,24 +59,23 @@ def class_name(folder: Path, config_name: str = CONFIG) -> str:
     return name
 
 
-def check_weight_files(folder: Path, variant: str | None, complete: bool) -> list[Path]:
+def check_weight_files(folder: Path, variant: str | None) -> list[Path]:
     """Check the headers of the files that contain a model's weights, and return the files.
 
     Args:
         variant: such as fp16 in diffusion_pytorch_model.fp16.safetensors; None: the files without one.
-        complete: refuse a folder without weights.
 
     Raises:
-        MobiusError: a file is missing, damaged or contains code, or an index and its files do not match; names the
-            file.
+        MobiusError: there are none, a file is missing, damaged or contains code, or an index and its files do not
+            match; names the file.
     """
     index, files = _find_weights(folder, variant)
-    if complete and not files:
-        raise MobiusError(
-            f"{folder} contains no weights: there is no {WEIGHTS[0]} or another of {', '.join(WEIGHTS[1:])}"
-        )
+    if not files:
+        raise MobiusError(f"{folder} contains no weights: it has none of {', '.join(WEIGHTS)}")
     found = {path: tensor_names(path) for path in files}
-    for path, names in found.items() if index is not None else ():
+    if index is None:
+        return files
+    for path, names in found.items():
         listed = {name for name, place in read_json(index)["weight_map"].items() if place == path.name}
         if listed != names:
             name = min(listed ^ names)

@@ -66,8 +66,8 @@ def find_model(name_or_path: str | Path, part: str = "", config_name: str = CONF
     check_local(name)
     folder, is_hub = local_folder(name), not Path(name).is_dir()
     choices = list(dict.fromkeys((part, "")))
-    for subfolder in choices if folder is not None else ():
-        if (folder / subfolder / config_name).is_file():
+    for subfolder in choices:
+        if folder is not None and (folder / subfolder / config_name).is_file():
             read_json(folder / subfolder / config_name)
             return Place(name, subfolder, folder / subfolder, is_hub)
     if is_hub and not is_offline_mode():
@@ -143,11 +143,12 @@ def load_object(kind: type[Any], place: Place, **options: Any) -> Any:
 
 
 def _load_weights(kind: type[Any], place: Place, options: dict[str, Any], problems_of: Any) -> Any:
-    # The weights of a hub model may not have been downloaded yet.
-    if options.get("variant") is None and (variant := None if place.is_hub else only_variant(place.folder)):
-        logger.warning("%s has only %s weights: these are loaded", place.folder, variant)
-        options = options | {"variant": variant}
-    check_weight_files(place.folder, options.get("variant"), complete=not place.is_hub)
+    if not place.is_hub or is_offline_mode():
+        variant = only_variant(place.folder) if options.get("variant") is None else None
+        if variant is not None:
+            logger.warning("%s has only %s weights: these are loaded", place.folder, variant)
+            options = options | {"variant": variant}
+        check_weight_files(place.folder, options.get("variant"))
     try:
         model, info = kind.from_pretrained(
             place.name,
@@ -159,12 +160,14 @@ def _load_weights(kind: type[Any], place: Place, options: dict[str, Any], proble
         )
     except Exception as error:  # damaged and hostile files raise all kinds of errors
         raise _not_loaded(kind, place, error) from error
-    files = check_weight_files(place.folder, options.get("variant"), complete=True)
+    # A download can have brought another revision than that in the cache before.
+    folder = place.folder if not place.is_hub else Path(local_folder(place.name) or "", place.subfolder)
+    files = check_weight_files(folder, options.get("variant"))
     problems = problems_of(model, info)
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise MobiusError(
-            f"{', '.join(map(str, files))} and {place.folder / CONFIG} do not match: {'; '.join(problems[:SHOWN])}"
+            f"{', '.join(map(str, files))} and {folder / CONFIG} do not match: {'; '.join(problems[:SHOWN])}"
             f"{more}. Copy or download the model again"
         )
     return model

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,19 @@ from video_models import moved, parallel, save_final, serial
 
 from mobius_train.config import RunConfig
 from mobius_train.convert.compare import SAMPLING_TOLERANCE, distance
-from mobius_train.convert.to_diffusers import to_diffusers
+from mobius_train.convert.components import load_components
+from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 
-OPTIONS = {"num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "d o g", "output_type": "latent"}
+OPTIONS: dict[str, Any] = {
+    "num_inference_steps": 3,
+    "guidance_scale": 4.0,
+    "negative_prompt": "d o g",
+    "output_type": "latent",
+}
 
 
 def noise(frames: int) -> torch.Tensor:
@@ -68,6 +75,21 @@ def test_an_image_model_of_ours_is_stable_diffusion(stable_diffusion: dict[str, 
     stock = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(stock) is StableDiffusionPipeline
     assert weights_hash(stock.unet) == weights_hash(unet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_16_bits_passes_its_own_check(
+    stable_diffusion: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = stable_diffusion["sd15"]
+    for name, model in (
+        ("parallel", parallel(source)),
+        ("image", moved(UNet2DConditionModel.from_pretrained(source / "unet"))),
+    ):
+        pipeline = TextToVideoPipeline(unet=model.to(dtype), **load_components(source))
+        report = write_pipeline(pipeline, source, tmp_path / name)
+        assert any("hash" in check for check in report.checks)
+        assert not report.problems
 
 
 def test_a_serial_model_that_diffusers_cannot_express_is_refused(

@@ -138,3 +138,18 @@ def test_bfloat16(autocast: bool) -> None:
         prediction = model(*batch).sample
     assert prediction.dtype == torch.bfloat16
     assert (prediction.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(("mode", "same"), [("serial", True), ("full", False)])
+def test_dropout_is_only_active_in_layers_that_are_trained(mode: Mode, same: bool) -> None:
+    model: Any = build_denoiser(tiny_unet("emoji", dropout=0.5), "text-to-video", mode)
+    assert isinstance(model, SerialUNet)
+    batch = batch_for(model)
+    for module in (model, model.train()):
+        torch.manual_seed(0)
+        first = module(*batch).sample
+        torch.manual_seed(1)
+        assert torch.equal(module(*batch).sample, first) == same
+    assert model.temporal.training
+    assert model.unet.training != same
+    assert not model.eval().unet.training
