@@ -167,8 +167,8 @@ def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.O
 
     try:
         planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
-    except MobiusError as reason:
-        planned = f"this recipe cannot be planned: {reason}"
+    except MobiusError as problem:
+        planned = f"this recipe cannot be planned: {problem}"
     lower = "set train_batch_size lower and gradient_accumulation_steps higher"
     if config.train_batch_size == 1:
         lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
