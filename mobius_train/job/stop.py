@@ -34,6 +34,8 @@ class Stop:
         self._folder: Path | None = None
         self._looks = False
         self._signalled, self._interrupts, self._pid = False, True, os.getpid()
+        # Held while the file becomes a signal, which without a handler would kill the process.
+        self._raising = threading.Lock()
 
     def watch(self, folder: Path, looks: bool) -> None:
         """Mark a stop in this folder. One rank `looks` for a file named `stop` there, too.
@@ -75,7 +77,8 @@ class Stop:
         try:
             yield
         finally:
-            self._interrupts = False
+            with self._raising:
+                self._interrupts = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -97,8 +100,10 @@ class Stop:
     def _poll(self) -> None:
         while self._interrupts:
             if self._file_exists():
-                # The handler runs in the main thread, and wakes it.
-                signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
+                with self._raising:
+                    if self._interrupts:
+                        # The handler runs in the main thread, and wakes it.
+                        signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
                 return
             threading.Event().wait(POLL)
 
