@@ -7,6 +7,7 @@ end.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -25,6 +26,9 @@ FILE = "stop"
 # Marks a requested stop for scripts. Exit codes are not reliable, because srun kills the other ranks after the first.
 MARK = "stopped"
 POLL = 0.5  # seconds
+
+
+logger = logging.getLogger(__name__)
 
 
 class Stop:
@@ -61,9 +65,14 @@ class Stop:
 
     def done(self, step: int) -> None:
         """Mark the run as stopped and remove the request, which would stop the next run too."""
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        try:
             replace_file(self._folder / MARK, f"{step}\n")
             (self._folder / FILE).unlink(missing_ok=True)
+        except OSError as error:
+            # The checkpoint is saved all the same.
+            logger.error("%s: %s; scripts cannot see that the run was asked to stop", self._folder, error.strerror)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
