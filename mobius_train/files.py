@@ -6,6 +6,7 @@ import ctypes
 import errno
 import glob
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mobius_train.errors import MobiusError
 
@@ -83,7 +84,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises:

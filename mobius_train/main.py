@@ -22,6 +22,7 @@ from pathlib import Path
 from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run_rank
 from mobius_train.config import load
 from mobius_train.job import environment
+from mobius_train.job.stop import Stop
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,13 +43,15 @@ def main() -> None:
     arguments = parse_arguments()
     ds_path = deepspeed_json(arguments)
     config = load(arguments.config, arguments.overrides)
-    launch = environment.prepare()
-    # Heavy imports follow the cheap checks and the environment variables that they read.
-    from mobius_train.engine.spread import spread_of
-    from mobius_train.run import check_nodes, dry_run, train
+    # A request to stop ends the imports, too, which take long from a shared file server.
+    with Stop().listening():
+        launch = environment.prepare()
+        # Heavy imports follow the cheap checks and the environment variables that they read.
+        from mobius_train.engine.spread import spread_of
+        from mobius_train.run import check_nodes, dry_run, train
 
-    act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
-    act(config, spread_of(arguments.engine, ds_path, launch))
+        act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
+        act(config, spread_of(arguments.engine, ds_path, launch))
 
 
 if __name__ == "__main__":

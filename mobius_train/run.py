@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import Interrupted, MobiusError
-from mobius_train.files import replace_file
+from mobius_train.files import read_lines, replace_file
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
@@ -79,7 +78,7 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
         if distributed.is_main:
-            replace_file(output_dir / "config.yaml", identity.config)
+            _write_config(output_dir / "config.yaml", identity.config)
         distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
@@ -167,8 +166,8 @@ def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.O
 
     try:
         planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
-    except MobiusError as reason:
-        planned = f"this recipe cannot be planned: {reason}"
+    except MobiusError as problem:
+        planned = f"this recipe cannot be planned: {problem}"
     lower = "set train_batch_size lower and gradient_accumulation_steps higher"
     if config.train_batch_size == 1:
         lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
@@ -199,15 +198,27 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
     )
 
 
+def _write_config(path: Path, config: str) -> None:
+    try:
+        replace_file(path, config)
+    except OSError as error:
+        raise MobiusError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    lines: list[dict[str, float]] = []
+    # A full disk leaves the last line incomplete, and later ones missing.
+    with suppress(ValueError):
+        for line in read_lines(output_dir / "metrics.jsonl"):
+            lines.append(line)
     print(f"\nDone in {seconds / 60:.1f} minutes, peak memory {memory_gb:.2f} GB.")
     for name, meaning in ((HELDOUT_LOSS, "held-out loss"), (HELDOUT_MOTION, "its motion part")):
         values = [line[name] for line in lines if name in line]
         if values:
             print(f"  {meaning:<18} {values[0]:.5f} before, {values[-1]:.5f} after")
     changes = [line for line in lines if "weight_change/all" in line]
-    print(f"  weights            changed by {changes[-1]['weight_change/all']:.1%} of their norm")
+    if changes:
+        print(f"  weights            changed by {changes[-1]['weight_change/all']:.1%} of their norm")
     for name, meaning in FIGURES.items():
         values = [f"{shown.figures[name + s]:.2f} {text}" for s, text in SOURCES.items() if name + s in shown.figures]
         if values:

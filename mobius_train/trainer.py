@@ -254,12 +254,18 @@ class Trainer:
     def _sinks(self) -> Any:
         if not self.distributed.is_main:
             return _Silent()
-        return Sinks(
-            self.output_dir,
-            self.progress.step,
-            self.config.max_train_steps,
-            tensorboard="tensorboard" in self.config.report_to,
-        )
+        try:
+            return Sinks(
+                self.output_dir,
+                self.progress.step,
+                self.config.max_train_steps,
+                tensorboard="tensorboard" in self.config.report_to,
+            )
+        except OSError as error:
+            where = error.filename or self.output_dir
+            raise MobiusError(
+                f"cannot write {where}: {error.strerror or error}: free space, or choose another output_dir"
+            ) from error
 
 
 class _Silent:

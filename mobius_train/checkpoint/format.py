@@ -24,7 +24,8 @@ from mobius_train.errors import MobiusError
 from mobius_train.files import File, open_regular
 
 FORMAT = 1
-Count, Positive = Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 Kind = TypeVar("Kind")
 NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"

@@ -7,6 +7,7 @@ end.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -27,6 +28,9 @@ MARK = "stopped"
 POLL = 0.5  # seconds
 
 
+logger = logging.getLogger(__name__)
+
+
 class Stop:
     """The stop request of this rank. The trainer combines the requests of all ranks once per step."""
 
@@ -34,6 +38,8 @@ class Stop:
         self._folder: Path | None = None
         self._looks = False
         self._signalled, self._interrupts, self._pid = False, True, os.getpid()
+        # Held while the file becomes a signal, which without a handler would kill the process.
+        self._raising = threading.Lock()
 
     def watch(self, folder: Path, looks: bool) -> None:
         """Mark a stop in this folder. One rank `looks` for a file named `stop` there, too.
@@ -59,9 +65,14 @@ class Stop:
 
     def done(self, step: int) -> None:
         """Mark the run as stopped and remove the request, which would stop the next run too."""
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        try:
             replace_file(self._folder / MARK, f"{step}\n")
             (self._folder / FILE).unlink(missing_ok=True)
+        except OSError as error:
+            # The checkpoint is saved all the same.
+            logger.error("%s: %s; scripts cannot see that the run was asked to stop", self._folder, error.strerror)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,7 +86,8 @@ class Stop:
         try:
             yield
         finally:
-            self._interrupts = False
+            with self._raising:
+                self._interrupts = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -97,8 +109,10 @@ class Stop:
     def _poll(self) -> None:
         while self._interrupts:
             if self._file_exists():
-                # The handler runs in the main thread, and wakes it.
-                signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
+                with self._raising:
+                    if self._interrupts:
+                        # The handler runs in the main thread, and wakes it.
+                        signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
                 return
             threading.Event().wait(POLL)
 

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 
 from mobius_train.cli import run_rank
+from mobius_train.errors import Interrupted
 from mobius_train.job import environment
 
 
@@ -38,6 +39,8 @@ def main() -> None:
                 distributed.watch.enter("", "step 7, in a collective")
                 with distributed.watch.beside("save", "writing checkpoint-3"):
                     asleep()
+            if how == "stop":
+                raise Interrupted("signal SIGTERM")
             if how == "leave late":
                 time.sleep(6)
             else:

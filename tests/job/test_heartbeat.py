@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +82,19 @@ def test_a_rank_that_lives_but_makes_no_progress_ends_all_with_their_stacks(
         # The stacks, with the lines where the ranks are.
         assert ("in asleep" if rank == who else "in barrier") in output, output
         assert rank == who or f"rank {rank} on node{rank}: step 7, in a collective" in output, output
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_stop_before_the_first_step_on_one_rank_ends_all_with_the_code_of_a_stop(who: int) -> None:
+    processes = _start("stop", who, ranks=2)
+    try:
+        told = {rank: process.communicate(timeout=90)[0] for rank, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert {process.returncode for process in processes.values()} == {os.EX_TEMPFAIL}, told
+    assert f"rank {who} on node{who} was asked to stop" in told[1 - who]
 
 
 @pytest.mark.distributed

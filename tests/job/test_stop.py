@@ -53,7 +53,7 @@ def test_before_the_first_step_a_request_ends_the_run_at_once(
 ) -> None:
     output, started = tmp_path / "out", time.monotonic()
 
-    def slow(*arguments: object) -> None:
+    def slow() -> None:
         if how == "file":
             output.mkdir(exist_ok=True)
             (output / "stop").touch()
@@ -63,7 +63,12 @@ def test_before_the_first_step_a_request_ends_the_run_at_once(
             time.sleep(60)
 
     before = getattr(mobius_train.run, when)
-    monkeypatch.setattr(mobius_train.run, when, lambda *arguments: (slow(*arguments), before(*arguments))[1])
+
+    def slowed(*arguments: Any) -> Any:
+        slow()
+        return before(*arguments)
+
+    monkeypatch.setattr(mobius_train.run, when, slowed)
     with pytest.raises(Interrupted):
         run(resume_from_checkpoint="auto", max_train_steps=1)
     assert time.monotonic() - started < 30
