@@ -22,6 +22,7 @@ from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.orientation import turn_of_matrix
 from mobius_train.data.timing import evenly_spaced
 from mobius_train.data.videos import video_size
+from mobius_train.media.video import encode_video
 from mobius_train.prepare.candidate import Candidate
 from mobius_train.prepare.stages.decode import Decode
 
@@ -369,3 +370,13 @@ def test_the_matrix_of_untagged_videos_is_guessed_as_players_do(width: int, heig
         output.mux(stream.encode(None))
     shown = decode_clip(buffer.getvalue(), ".mkv", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
     assert shown.tolist() == pytest.approx([30, 200, 60], abs=3)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("size", [(1280, 720), (64, 64)])
+def test_written_videos_are_read_with_the_same_colours(codec: str, size: tuple[int, int]) -> None:
+    """The matrix is stated in the file; below HD, a guess would be another one."""
+    frames = np.full((3, size[1], size[0], 3), (30, 200, 60), np.uint8)
+    data = encode_video(frames, container="mp4", codec=codec, pixel_format="yuv420p", fps=8, options={})
+    shown = decode_clip(data, ".mp4", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
+    assert shown.tolist() == pytest.approx([30, 200, 60], abs=4)
