@@ -260,6 +260,35 @@ def test_what_a_gif_does_not_cover_is_white(tmp_path: Path, disposal: int) -> No
         assert [tuple(second[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED if kept else WHITE, GREEN, WHITE]
 
 
+@pytest.mark.parametrize("alpha", [0, 0x10])
+@pytest.mark.parametrize("disposal", [0, 1])
+def test_what_a_webp_does_not_cover_is_white(tmp_path: Path, alpha: int, disposal: int) -> None:
+    """With and without the flag that it has alpha, and with a background colour (blue) that browsers ignore."""
+
+    def part(name: bytes, contents: bytes) -> bytes:
+        return name + struct.pack("<I", len(contents)) + contents + bytes(len(contents) % 2)
+
+    def uint24(*numbers: int) -> bytes:
+        return b"".join(number.to_bytes(3, "little") for number in numbers)
+
+    parts = part(b"VP8X", bytes([0b10 | alpha, 0, 0, 0]) + uint24(15, 15)) + part(
+        b"ANIM", bytes([255, 0, 0, 255, 0, 0])
+    )
+    for left, colour in ((0, RED), (8, GREEN)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(buffer, "WEBP", lossless=True)
+        head = uint24(left // 2, 0, 7, 7, 100) + bytes([disposal])
+        parts += part(b"ANMF", head + buffer.getvalue()[12:])
+    data = b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
+    for first, second in (trained(data, ".webp", 2), prepared(data, ".webp", tmp_path).pixels):
+        assert [tuple(first[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED, WHITE, WHITE]
+        assert [tuple(second[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [
+            WHITE if disposal else RED,
+            GREEN,
+            WHITE,
+        ]
+
+
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_tone_mapped(tmp_path: Path, transfer: int) -> None:
     """ITU-R BT.2408: the reference white of 203 cd/m2 has the code 58% in PQ, 75% in HLG."""
