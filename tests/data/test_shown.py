@@ -137,6 +137,7 @@ def test_turned_files_are_shown_upright(
 
 def test_a_matrix_of_another_angle_is_refused() -> None:
     assert turn_of_matrix([0, 65530, 0, -65530, 3, 0, 0, 0, 1 << 30]) == (True, True, False)
+    assert turn_of_matrix([0] * 9) == (False, False, False)
     with pytest.raises(Undecodable, match="odd angle"):
         turn_of_matrix([46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30])
 
