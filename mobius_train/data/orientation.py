@@ -67,6 +67,8 @@ def turn_of_matrix(matrix: Sequence[int]) -> Turn:
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if not any((a, b, c, d)):  # broken writers leave it zero
+        return UPRIGHT
     rest, main = sorted((straight, crossed))
     if main == 0 or rest > main / 100:
         raise Undecodable("odd angle", f"the display matrix is {a} {b} {c} {d}")

@@ -55,6 +55,9 @@ def picture_frames(data: bytes, numbers: Iterable[int], header: Header) -> Itera
 
 
 def _by_pillow(data: bytes, numbers: Iterable[int], header: Header) -> Iterator[Image.Image]:
+    if header.kind == "webp" and data[12:16] == b"VP8X":
+        # Say that there is alpha: Pillow would drop it where frames leave the canvas uncovered.
+        data = data[:20] + bytes([data[20] | 0x10]) + data[21:]
     with Image.open(io.BytesIO(data), formats=("WEBP", "PNG", "JPEG")) as image:
         for number in numbers:
             image.seek(number)

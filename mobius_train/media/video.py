@@ -11,10 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mobius_train.media.pixels import CLIP_SIDE, enlarge_frames, to_arrays
+
+BT709 = 1  # in ITU-T H.273, of matrix, primaries and transfer
 
 
 def encode_video(
@@ -43,8 +46,13 @@ def encode_video(
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixel_format
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         stream.codec_context.thread_count = 1
-        for frame in frames:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        if not av.VideoFormat(pixel_format).is_rgb:
+            # Stated, since players guess the matrix of other files by their size.
+            stream.codec_context.colorspace = stream.codec_context.color_primaries = BT709
+            stream.codec_context.color_trc = BT709
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            output.mux(stream.encode(frame.reformat(format=pixel_format, dst_colorspace=Colorspace.ITU709, threads=1)))
         output.mux(stream.encode(None))
     return buffer.getvalue()
 

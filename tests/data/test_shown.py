@@ -22,6 +22,7 @@ from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.orientation import turn_of_matrix
 from mobius_train.data.timing import evenly_spaced
 from mobius_train.data.videos import video_size
+from mobius_train.media.video import encode_video
 from mobius_train.prepare.candidate import Candidate
 from mobius_train.prepare.stages.decode import Decode
 
@@ -136,6 +137,7 @@ def test_turned_files_are_shown_upright(
 
 def test_a_matrix_of_another_angle_is_refused() -> None:
     assert turn_of_matrix([0, 65530, 0, -65530, 3, 0, 0, 0, 1 << 30]) == (True, True, False)
+    assert turn_of_matrix([0] * 9) == (False, False, False)
     with pytest.raises(Undecodable, match="odd angle"):
         turn_of_matrix([46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30])
 
@@ -259,6 +261,35 @@ def test_what_a_gif_does_not_cover_is_white(tmp_path: Path, disposal: int) -> No
         assert [tuple(second[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED if kept else WHITE, GREEN, WHITE]
 
 
+@pytest.mark.parametrize("alpha", [0, 0x10])
+@pytest.mark.parametrize("disposal", [0, 1])
+def test_what_a_webp_does_not_cover_is_white(tmp_path: Path, alpha: int, disposal: int) -> None:
+    """With and without the flag that it has alpha, and with a background colour (blue) that browsers ignore."""
+
+    def part(name: bytes, contents: bytes) -> bytes:
+        return name + struct.pack("<I", len(contents)) + contents + bytes(len(contents) % 2)
+
+    def uint24(*numbers: int) -> bytes:
+        return b"".join(number.to_bytes(3, "little") for number in numbers)
+
+    parts = part(b"VP8X", bytes([0b10 | alpha, 0, 0, 0]) + uint24(15, 15)) + part(
+        b"ANIM", bytes([255, 0, 0, 255, 0, 0])
+    )
+    for left, colour in ((0, RED), (8, GREEN)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(buffer, "WEBP", lossless=True)
+        head = uint24(left // 2, 0, 7, 7, 100) + bytes([disposal])
+        parts += part(b"ANMF", head + buffer.getvalue()[12:])
+    data = b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
+    for first, second in (trained(data, ".webp", 2), prepared(data, ".webp", tmp_path).pixels):
+        assert [tuple(first[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [RED, WHITE, WHITE]
+        assert [tuple(second[y, x]) for y, x in ((3, 3), (3, 12), (12, 3))] == [
+            WHITE if disposal else RED,
+            GREEN,
+            WHITE,
+        ]
+
+
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_tone_mapped(tmp_path: Path, transfer: int) -> None:
     """ITU-R BT.2408: the reference white of 203 cd/m2 has the code 58% in PQ, 75% in HLG."""
@@ -369,3 +400,13 @@ def test_the_matrix_of_untagged_videos_is_guessed_as_players_do(width: int, heig
         output.mux(stream.encode(None))
     shown = decode_clip(buffer.getvalue(), ".mkv", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
     assert shown.tolist() == pytest.approx([30, 200, 60], abs=3)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("size", [(1280, 720), (64, 64)])
+def test_written_videos_are_read_with_the_same_colours(codec: str, size: tuple[int, int]) -> None:
+    """The matrix is stated in the file; below HD, a guess would be another one."""
+    frames = np.full((3, size[1], size[0], 3), (30, 200, 60), np.uint8)
+    data = encode_video(frames, container="mp4", codec=codec, pixel_format="yuv420p", fps=8, options={})
+    shown = decode_clip(data, ".mp4", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
+    assert shown.tolist() == pytest.approx([30, 200, 60], abs=4)
