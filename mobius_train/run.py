@@ -220,9 +220,9 @@ def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) ->
     if changes:
         print(f"  weights            changed by {changes[-1]['weight_change/all']:.1%} of their norm")
     for name, meaning in FIGURES.items():
-        values = [f"{shown.figures[name + s]:.2f} {text}" for s, text in SOURCES.items() if name + s in shown.figures]
-        if values:
-            print(f"  {meaning:<18} {', '.join(values)}")
+        texts = [f"{shown.figures[name + s]:.2f} {text}" for s, text in SOURCES.items() if name + s in shown.figures]
+        if texts:
+            print(f"  {meaning:<18} {', '.join(texts)}")
     if "motion_correlation/clips" in shown.figures:
         print(f"                     (the motion of {shown.figures['motion_correlation/clips']:.0f} training clips)")
     for path in shown.paths:
