@@ -42,9 +42,9 @@ def run_rank(main: Callable[[], object]) -> NoReturn:
     except BaseException:
         # Before anything else: data workers ignore SIGTERM, and the interpreter would wait for them for ever.
         traceback.print_exc()
+        _end_workers()
         code = 1
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    _end_workers()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -57,10 +57,17 @@ def _exit_code(main: Callable[[], object]) -> int:
         main()
     except MobiusError as error:
         print(f"error: {error}", file=sys.stderr)
+        _end_workers()
         return 1
     except Stopped:
         return os.EX_TEMPFAIL
     return 0
+
+
+def _end_workers() -> None:
+    """Kill data workers. After an error, a loader would wait 5 s for each one that is busy."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

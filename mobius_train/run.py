@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -206,7 +207,7 @@ def _write_config(path: Path, config: str) -> None:
 
 
 def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
-    lines: list[dict[str, float]] = []
+    lines: list[dict[str, Any]] = []
     # A full disk leaves the last line incomplete, and later ones missing.
     with suppress(ValueError):
         for line in read_lines(output_dir / "metrics.jsonl"):

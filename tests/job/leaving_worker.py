@@ -9,6 +9,7 @@ import sys
 import time
 
 from mobius_train.cli import run_rank
+from mobius_train.errors import MobiusError
 
 
 class Numbers:
@@ -34,6 +35,8 @@ def main() -> None:
     next(batches)
     print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
     how = sys.argv[1]
+    if how == "refuse":
+        raise MobiusError("of the input")
     if how == "raise":
         raise RuntimeError("of a step")
     if how == "exit":

@@ -17,6 +17,7 @@ WORKER = Path(__file__).parent / "leaving_worker.py"
 @pytest.mark.parametrize(
     ("how", "code", "text"),
     [
+        ("refuse", 1, "error: of the input"),
         ("raise", 1, "RuntimeError: of a step"),
         ("kill a worker", 1, "is killed by signal"),
         ("interrupt", 130, "interrupted"),
