@@ -23,7 +23,7 @@ from mobius_train.files import sha256
 logger = logging.getLogger(__name__)
 
 CACHE = Path("~/.cache/mobius-train/verified")
-RECORDED_BYTES = 2**26  # hashing a smaller file costs less than a tenth of a second: it is not recorded
+RECORDED_BYTES = 2**26  # hashing a smaller file takes a fraction of a second: it is not recorded
 THREADS = 4
 
 
