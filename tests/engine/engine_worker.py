@@ -41,7 +41,7 @@ from mobius_train.job.distributed import Distributed
 # DeepSpeed lets only CPUs with fp16 instructions use fp16; torch computes in it on any.
 type(get_accelerator()).is_fp16_supported = lambda self: True
 
-IDENTITY = Identity("", 8, "hash", "source", {})
+IDENTITY = Identity("seed: 0\n", 8, "hash", "source", {})
 # From 2^16 the first steps would be those that the loss scaler skips.
 SCALE_POWER = 8
 FSDP = {
