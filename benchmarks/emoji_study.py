@@ -1,0 +1,216 @@
+"""Compare models from the paper's ring to the serial model on the embedded data: error, time, FLOPs and memory.
+
+    python benchmarks/emoji_study.py --folder runs/study --record benchmarks/emoji_study.json
+
+Every member trains in a process of its own on the same clips, in the same order and with the same noise; seeds change
+all three. `--steps` are optimizer steps of configs/emoji.yaml; overrides change the recipe of all members. Results that
+exist in the folder are not computed again, so an interrupted study continues. Times are valid only on an otherwise
+idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from tqdm import tqdm
+
+from mobius_train.cli import REPOSITORY, run, run_rank
+from mobius_train.config import load
+from mobius_train.errors import MobiusError
+from mobius_train.files import replace_file
+from mobius_train.job import environment
+
+RECIPE = REPOSITORY / "configs" / "emoji.yaml"
+TAIL = "tail_temporal_layers=true"
+MEMBERS: dict[str, list[str]] = {
+    "serial": ["mode=serial"],
+    "full": ["mode=full"],
+    "paper": ["ring_width=1"],
+    "half": ["ring_width=0.5"],
+    "quarter": ["ring_width=0.25"],
+    "half-1": ["ring_width=0.5", "fusion_depth=1"],
+    "half-2": ["ring_width=0.5", "fusion_depth=2"],
+    "half-1-tail": ["ring_width=0.5", "fusion_depth=1", TAIL],
+    "half-2-tail": ["ring_width=0.5", "fusion_depth=2", TAIL],
+    "quarter-2-tail": ["ring_width=0.25", "fusion_depth=2", TAIL],
+    "tail-1": ["ring_width=0", "fusion_depth=1", TAIL],
+    "tail-2": ["ring_width=0", "fusion_depth=2", TAIL],
+    "tail-3": ["ring_width=0", "fusion_depth=3", TAIL],
+}
+# Motion is decided at high noise.
+QUANTILE = 0.85
+# Share of the steps after which the error on the training clips is measured.
+CHECKS = (1 / 3, 2 / 3, 1.0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for the results of each member and seed")
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=list(MEMBERS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="override a field for all members")
+    parser.add_argument("--record", type=Path, help="the JSON to write; a PNG with the same name is drawn")
+    # One member, in its own process.
+    parser.add_argument("--member", choices=MEMBERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.member:
+        run_rank(lambda: _write_one(arguments))
+    run(lambda: _study(arguments))
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    if arguments.record and find_spec("matplotlib") is None:
+        raise MobiusError("the record has a picture, which requires matplotlib: pip install 'mobius-train[plot]'")
+    runs = [(member, seed) for seed in arguments.seeds for member in arguments.members]
+    for member, seed in tqdm(runs, unit="run"):
+        if not _result(arguments.folder, member, seed).is_file():
+            _start(arguments, member, seed)
+    results = [json.loads(_result(arguments.folder, *run).read_text()) for run in runs]
+    _print(results)
+    if arguments.record:
+        from mobius_train.job.versions import versions
+
+        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "system": platform.platform()}
+        record = {"steps": arguments.steps, "set": arguments.set, "machine": machine, "versions": versions()}
+        replace_file(arguments.record, json.dumps(record | {"results": results}, indent=1) + "\n")
+        _draw(results, arguments.record.with_suffix(".png"))
+
+
+def _result(folder: Path, member: str, seed: int) -> Path:
+    return folder / f"{member}-{seed}.json"
+
+
+def _start(arguments: argparse.Namespace, member: str, seed: int) -> None:
+    command = [sys.executable, __file__, "--member", member, "--seeds", str(seed), "--steps", str(arguments.steps)]
+    command += ["--folder", str(arguments.folder), *(["--set", *arguments.set] if arguments.set else [])]
+    log = arguments.folder / f"{member}-{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise MobiusError(f"{member} with seed {seed} ended with exit code {code}: see {log}")
+
+
+def _write_one(arguments: argparse.Namespace) -> None:
+    (seed,) = arguments.seeds
+    result = {"member": arguments.member, "seed": seed} | train(
+        [*MEMBERS[arguments.member], f"seed={seed}", *arguments.set], arguments.steps, arguments.folder / "samples"
+    )
+    replace_file(_result(arguments.folder, arguments.member, seed), json.dumps(result, indent=1) + "\n")
+
+
+def train(overrides: list[str], steps: int, samples: Path) -> dict[str, Any]:
+    """Train one member and measure it."""
+    launch = environment.prepare()
+    from mobius_train.engine.choose import choose_engine
+    from mobius_train.engine.spread import spread_of
+    from mobius_train.job.distributed import Distributed
+    from mobius_train.job.quiet import quiet_libraries
+    from mobius_train.learning_rate import learning_rates
+    from mobius_train.tasks.build_task import build_task
+    from mobius_train.trainer import micro_batch
+
+    quiet_libraries()
+    quantiles = "validation.timestep_quantiles=[0.1,0.3,0.5,0.7,0.85,0.95]"
+    config = load(RECIPE, [f"output_dir={samples}", f"max_train_steps={steps}", quantiles, *overrides])
+    spread = spread_of("deepspeed", REPOSITORY / "ds_configs" / "zero2.json", launch)
+    checks = {round(share * steps) for share in CHECKS}
+    with Distributed(spread.launch) as distributed:
+        make_engine = choose_engine(config, spread)
+        task: Any = build_task(config, distributed)
+        costs = _costs(task, config, spread)
+        engine = make_engine(task.trained, task.units, distributed)
+        task.prepare_data()
+        learning_rate, batches = learning_rates(config, 1), task.training_batches(0)
+        weights: Callable[[], Any] = engine.averaged_weights if config.use_ema else engine.weights
+        seconds: list[float] = []
+        curve = []
+        for step in tqdm(range(steps), mininterval=10):
+            started = perf_counter()
+            micro_batch(task, engine, next(batches))
+            engine.step(learning_rate(step))
+            seconds.append(perf_counter() - started)
+            if step + 1 in checks:
+                errors = _means(task.errors("train", weights()))
+                curve.append({"step": step + 1, "seconds": sum(seconds), **errors})
+        final = weights()
+        shown = task.show(final, samples / "-".join(overrides).replace("=", ""))
+        return {
+            "overrides": overrides,
+            "trained_parameters": sum(p.numel() for p in task.trained.parameters() if p.requires_grad),
+            **costs,
+            "step_seconds": median(seconds),
+            "memory_gb": distributed.peak_memory_gb(),
+            "curve": curve,
+            "heldout": _means(task.heldout_losses(final)),
+            "figures": shown.figures,
+        }
+
+
+def _means(totals: dict[str, Any]) -> dict[str, float]:
+    return {name: total.sum / total.count for name, total in totals.items()}
+
+
+def _costs(task: Any, config: Any, spread: Any) -> dict[str, Any]:
+    """FLOPs of a micro-batch and bytes saved for its backward pass, simulated; kept and recomputed."""
+    from mobius_train.plan.planner import plan
+
+    found: dict[str, Any] = {}
+    for name, recompute in (("", False), ("_recomputed", True)):
+        planned = plan(config.model_copy(update={"gradient_checkpointing": recompute}), spread)
+        found[f"gflop{name}"] = sum(planned.flops.values()) / 1e9
+        found[f"saved_mib{name}"] = sum(planned.saved.values()) / 2**20
+    return found
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    print(f"{'member':<16}{'GFLOP':>8}{'saved':>8}{'recomp.':>8}{'s/step':>8}  motion error at each check; corr, r")
+    for r in results:
+        errors = " ".join(f"{point[f'train_motion/{QUANTILE}']:.4f}" for point in r["curve"])
+        figures = r["figures"]
+        print(
+            f"{r['member']}-{r['seed']:<{15 - len(r['member'])}}{r['gflop']:8.1f}{r['saved_mib']:8.0f}"
+            f"{r['saved_mib_recomputed']:8.1f}{r['step_seconds']:8.2f}  {errors};"
+            f" {figures.get('motion_correlation/samples', 0):.2f}, {figures.get('neighbour_ratio/samples', 0):.2f}"
+        )
+
+
+def _draw(results: list[dict[str, Any]], path: Path) -> None:
+    """The error against time and against FLOPs, a line for each member and seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    members = list(dict.fromkeys(r["member"] for r in results))
+    for r in results:
+        errors = [point[f"train_motion/{QUANTILE}"] for point in r["curve"]]
+        work = [point["step"] * r["gflop"] / 1e3 for point in r["curve"]]
+        first = r is next(other for other in results if other["member"] == r["member"])
+        style = {"color": f"C{members.index(r['member']) % 10}", "marker": "o", "markersize": 3}
+        style["linestyle"] = "-" if members.index(r["member"]) < 10 else "--"
+        axes[0].plot([p["seconds"] for p in r["curve"]], errors, label=r["member"] if first else None, **style)
+        axes[1].plot(work, errors, **style)
+    axes[0].set(xlabel="seconds of training", ylabel=f"motion error at timestep {QUANTILE:g} T, training clips")
+    axes[1].set(xlabel="TFLOP")
+    figure.legend(loc="outside right upper")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
