@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from leaving_worker import Numbers
 from recipes import Run, losses
 
 import mobius_train.run
@@ -127,24 +128,10 @@ def _signal_itself(number: signal.Signals, stop: Stop) -> None:
     os._exit(1 if stop.asked() else 0)
 
 
-class _Numbers:
-    def __init__(self) -> None:
-        self.keys = ["a", "b"]
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def read(self, index: int, caption: int) -> int:
-        return index
-
-
 @pytest.mark.distributed
 def test_a_data_worker_outlives_the_signals_of_a_step() -> None:
     batches = training_batches(
-        _Numbers(), list, batch_size=1, seed=0, rank=0, world_size=1, samples_seen=0, num_workers=1
+        Numbers(), list, batch_size=1, seed=0, rank=0, world_size=1, samples_seen=0, num_workers=1
     )
     first = next(batches)
     (worker,) = multiprocessing.active_children()
