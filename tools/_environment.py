@@ -1,4 +1,4 @@
-"""Every command imports this module first: it says what to do if a package is missing, instead of a traceback."""
+"""Every command imports this module first. A missing package then ends it with the remedy, not a traceback."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Detection of a process that lives but makes no progress: asleep in a loader, in a collective, or at a dead disk.
 
 Each activity has a limit of seconds. At the limit the process prints the stacks of all its threads and of its data
-workers, tells the other ranks, and ends. Time is counted in ticks of this process, so a suspended job is unaffected.
+workers, reports to the other ranks, and ends. Time is counted in ticks of this process, so a suspended job is not
+affected.
 """
 
 from __future__ import annotations

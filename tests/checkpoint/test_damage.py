@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: passed over by `latest`, refused by name, and each time the file is told."""
+"""Damaged and hostile checkpoints: `latest` passes over them, a name is refused, and each error names the file."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_ends_before_its_file_is_refused(tmp_path: Path) -> None:
-    """`tarfile` takes zeros for the end of an archive: what follows would be left out without a word."""
+    """`tarfile` takes zeros for the end of an archive, and ignores what follows."""
     path = shard(tmp_path / "a.tar", ["k", "l", "m"])
     whole = path.read_bytes()
     with tarfile.open(path) as tar:

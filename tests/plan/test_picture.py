@@ -1,4 +1,4 @@
-"""What keeps a picture of a plan from being written is told before the planning."""
+"""A picture of a plan that cannot be written is an error before the planning."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_mistakes_leave_the_output_folder_alone(
     assert sample_here(monkeypatch, str(run_folder), *filled, *output) == 1
     error = capsys.readouterr().err
     assert "error: " in error
-    assert "1/1" not in error, "nothing is sampled before the mistake is told"
+    assert "1/1" not in error, "nothing is sampled before the error"
     assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
