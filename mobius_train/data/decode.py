@@ -5,6 +5,7 @@ The cost of a file is bounded before its pixels are decoded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from mobius_train.data.headers import read_header
 from mobius_train.data.kinds import CLIP_SUFFIXES, VIDEO_ENDINGS, VIDEO_SUFFIXES, kind_of
 from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.pictures import picture_frames, picture_notes
+from mobius_train.data.rank_zero import warn_once
 from mobius_train.data.timing import as_browsers, evenly_spaced
 from mobius_train.data.videos import open_video, video_durations, video_frames, video_size
 from mobius_train.errors import MobiusError
@@ -43,6 +45,10 @@ DAMAGED = (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# Oddities of training clips that this process has named.
+_noted: set[str] = set()
 
 
 class Timeline(NamedTuple):
@@ -112,7 +118,8 @@ def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolut
         resolution: pixels: the side of a square, or (width, height).
 
     Returns:
-        (F, 3, height, width) uint8. Frames that already have this size are not resampled.
+        (F, 3, height, width) uint8. Frames that already have this size are not resampled. A warning names the first
+        clip of each oddity, such as interlaced video.
 
     Raises:
         MobiusError: the clip has too few frames, is too large, damaged, or of an unknown kind; names the clip.
@@ -130,7 +137,11 @@ def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolut
         return evenly_spaced(timeline.durations, num_frames)
 
     with _named(name):
-        frames, _ = decode_frames(data, limits, choose, lambda image: np.asarray(crop_to_size(image, size)))
+        frames, notes = decode_frames(data, limits, choose, lambda image: np.asarray(crop_to_size(image, size)))
+    for note in notes:
+        if note not in _noted:
+            _noted.add(note)
+            warn_once(logger, f"{name}: {note}. Other clips with this property are not named")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -11,6 +11,7 @@ from mobius_train.assembly.parts import autoencoder_of, build_parts, load_parts
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
 from mobius_train.dtypes import Dtypes
+from mobius_train.files import check_writable
 from mobius_train.job.distributed import Distributed
 from mobius_train.tasks.autoencoder import AutoencoderTask
 from mobius_train.tasks.denoising import DiffusionTask
@@ -21,10 +22,13 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     """Build the task of `config.stage`, with its models on this rank's device and its data open.
 
     Raises:
-        MobiusError: a model or data folder is missing, or the parts do not fit each other.
+        MobiusError: a model or data folder is missing, the latent cache cannot be written, or the parts do not fit each
+            other.
     """
     # Check only names and sizes now; read and fetch data after the models are known to fit.
     describe_data(config.data)
+    if config.data.cache_dir is not None and not config.data.cache_required:
+        check_writable(config.data.cache_dir)
     weights, device = Pretrained(), distributed.device
     if config.stage == "autoencoder":
         vae = autoencoder_of(config, weights, device)

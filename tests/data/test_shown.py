@@ -410,3 +410,15 @@ def test_written_videos_are_read_with_the_same_colours(codec: str, size: tuple[i
     data = encode_video(frames, container="mp4", codec=codec, pixel_format="yuv420p", fps=8, options={})
     shown = decode_clip(data, ".mp4", "clip", num_frames=1, resolution=16)[0, :, 8, 8]
     assert shown.tolist() == pytest.approx([30, 200, 60], abs=4)
+
+
+def test_training_names_the_first_clip_of_each_oddity(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mobius_train.data.decode._noted", set())
+    plain = film([quarters()] * 4)
+    interlaced = film([quarters()] * 4, options={"x264-params": "interlaced=1"})
+    for name, data in (("plain.mp4", plain), ("first.mp4", interlaced), ("second.mp4", interlaced)):
+        decode_clip(data, ".mp4", name, num_frames=2, resolution=16)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "first.mp4: interlaced" in message

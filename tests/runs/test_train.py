@@ -176,6 +176,8 @@ def test_bad_input_is_refused_and_no_output_folder_is_made(run: Run, tmp_path: P
     _refused(run, r"resolution=30\b.*\b4\b", data={"resolution": 30})
     _refused(run, r"\b4\b.*num_frames", data={"num_frames": 9})
     _refused(run, "resume_from_checkpoint=latest", resume_from_checkpoint="latest")
+    (tmp_path / "file").touch()
+    _refused(run, r"file\b", data={"cache_dir": str(tmp_path / "file" / "cache")})
     empty = tmp_path / "empty"
     empty.mkdir()
     _refused(run, "empty", data={"train": str(empty)})
