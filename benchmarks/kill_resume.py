@@ -3,9 +3,10 @@
     python benchmarks/kill_resume.py --config recipe.yaml --kills 50 --ranks 2 --record benchmarks/kill_resume.json \
         checkpointing_steps=1 max_train_steps=400
 
-All ranks receive SIGKILL at once: a third of the kills during a checkpoint write, a few during the start, the others
-after a random time. After each kill the run must resume from the last or last-but-one complete checkpoint. At the end,
-losses and final weights must be bit-identical to the uninterrupted run. Exits 1 on any deviation.
+A third of the kills come during a checkpoint write, a few during the start, the others after a random time. Half of
+them hit all ranks at once, the others one rank, and the others must end by themselves. After each kill the run must
+resume from the last or last-but-one complete checkpoint. At the end, losses and final weights must be bit-identical to
+the uninterrupted run. Exits 1 on any deviation. `kill_export.py` has the kills during the export and the cache.
 """
 
 from __future__ import annotations
@@ -16,17 +17,14 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from killed_job import Job, add_job_arguments
 
 from mobius_train.checkpoint.folders import TEMPORARY, checkpoints
 from mobius_train.checkpoint.format import step_of
@@ -35,20 +33,11 @@ from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.job.versions import versions
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESUMED = re.compile(r"resumed from \S*checkpoint-(\d+)")
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe")
-    parser.add_argument("--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json")
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    add_job_arguments(parser)
     parser.add_argument("--longest", type=float, default=3.0, help="seconds from a start's first step to its kill")
-    parser.add_argument("--record", type=Path, required=True, help="the JSON to write")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_args()
 
 
@@ -62,63 +51,11 @@ class Kill:
     save_was_on_its_way: bool
     whole_checkpoints: list[int]
     damaged_checkpoints: list[int]
+    rank: int | None
+    """The killed rank; None for all."""
+    seconds_to_the_end: float
+    """Until the last rank had ended."""
     resumed_from: int | None = None
-
-
-class Job:
-    """The ranks of one start, each in its own session, so that no process survives a kill."""
-
-    def __init__(self, arguments: argparse.Namespace, output: Path, *overrides: str) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        self.log = output.with_suffix(".log")
-        self.started = time.monotonic()
-        self._processes = []
-        main = [str(REPOSITORY / "mobius_train" / "main.py"), "--config", str(arguments.config)]
-        values = [*arguments.overrides, f"output_dir={output}", *overrides]
-        for rank in range(arguments.ranks):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(arguments.ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            with self.log.open("w" if rank == 0 else "a") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *main, "--deepspeed", str(arguments.deepspeed), *values],
-                        stdout=log,
-                        stderr=log,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                )
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def check_running(self) -> None:
-        if any(process.poll() is not None for process in self._processes):
-            codes = [process.poll() for process in self._processes]
-            raise MobiusError(f"the run ended by itself (exit codes {codes}):\n{self.log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        for process in self._processes:
-            os.killpg(process.pid, signal.SIGKILL)
-        for process in self._processes:
-            process.wait()
-
-    def finish(self) -> None:
-        codes = [process.wait() for process in self._processes]
-        if any(codes):
-            raise MobiusError(f"the run failed (exit codes {codes}):\n{self.log.read_text()[-3000:]}")
-
-    def resumed_from(self) -> int | None:
-        found = RESUMED.search(self.log.read_text())
-        return int(found[1]) if found else None
 
 
 def lines(output: Path) -> list[str]:
@@ -133,8 +70,10 @@ def wait_for_step(job: Job, output: Path, taken: int) -> None:
         time.sleep(0.01)
 
 
-def kill_once(job: Job, output: Path, begun: int, chance: random.Random, longest: float, startup: float) -> Kill:
-    """Kill the job after a random time."""
+def kill_once(
+    job: Job, output: Path, begun: int, chance: random.Random, arguments: argparse.Namespace, startup: float
+) -> Kill:
+    """Kill all ranks or one after a random time."""
     when = chance.choices(["saving", "running", "starting"], [0.35, 0.55, 0.1])[0]
     if when == "starting":
         until = chance.uniform(0.2, 1.0) * startup
@@ -143,7 +82,7 @@ def kill_once(job: Job, output: Path, begun: int, chance: random.Random, longest
             time.sleep(0.005)
     else:
         wait_for_step(job, output, begun)
-        until = job.seconds + chance.uniform(0, longest)
+        until = job.seconds + chance.uniform(0, arguments.longest)
         while job.seconds < until:
             job.check_running()
             time.sleep(0.002)
@@ -153,10 +92,12 @@ def kill_once(job: Job, output: Path, begun: int, chance: random.Random, longest
             time.sleep(chance.choice([0, 0.001, 0.005, 0.02]))
     on_its_way = bool(list(output.glob(TEMPORARY)))
     seconds = job.seconds
-    job.kill()
+    rank = chance.choice([None, chance.randrange(arguments.ranks)])
+    ending = job.kill(None if rank is None else [rank])
     damaged = [folder for folder in checkpoints(output) if problems(folder)]
     whole = [step_of(folder) for folder in checkpoints(output) if folder not in damaged]
-    return Kill(when, round(seconds, 3), _last_step(output), on_its_way, whole, [step_of(f) for f in damaged])
+    broken = [step_of(folder) for folder in damaged]
+    return Kill(when, round(seconds, 3), _last_step(output), on_its_way, whole, broken, rank, round(ending, 3))
 
 
 def interrupted(arguments: argparse.Namespace, output: Path, startup: float) -> list[Kill]:
@@ -175,7 +116,7 @@ def interrupted(arguments: argparse.Namespace, output: Path, startup: float) -> 
                 job.finish()
                 _resumed(kills, job)
                 return kills
-            kill = kill_once(job, output, begun, chance, arguments.longest, startup)
+            kill = kill_once(job, output, begun, chance, arguments, startup)
         except BaseException:
             job.kill()
             raise
@@ -220,6 +161,8 @@ def main() -> None:
         resumed = [kill for kill in kills if kill.resumed_from is not None]
         results = {
             "kills": len(kills),
+            "kills_of_one_rank": sum(kill.rank is not None for kill in kills),
+            "longest_until_the_others_had_ended_s": max((kill.seconds_to_the_end for kill in kills), default=0.0),
             "kills_with_a_save_on_its_way": sum(kill.save_was_on_its_way for kill in kills),
             "kills_before_the_first_checkpoint": sum(not kill.whole_checkpoints for kill in kills),
             "damaged_checkpoints_under_a_good_name": sum(len(kill.damaged_checkpoints) for kill in kills),
@@ -235,7 +178,7 @@ def main() -> None:
             "final_weights_equal": bool(final) and _hashes(parts) == final,
         }
         record = {
-            "what": "random SIGKILLs of all ranks against an uninterrupted run",
+            "what": "random SIGKILLs of ranks against an uninterrupted run",
             "results": results,
             "ranks": arguments.ranks,
             "steps": len(_losses(whole)),

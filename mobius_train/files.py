@@ -26,6 +26,8 @@ from mobius_train.errors import MobiusError
 
 # Bytes. Hashing and writing in parts releases the interpreter to the training thread.
 PART = 16 * 2**20
+# Bytes. More than any configuration has that people or models bring.
+SMALL = 64 * 2**20
 # Permissions that the user gives to new files. The safetensors library writes files that only their owner can read.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -96,6 +98,39 @@ def open_regular(path: Path) -> io.BufferedReader:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(descriptor, "rb")
+
+
+def read_small(path: Path, most: int = SMALL) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: the file cannot be read, is larger, or is a pipe, a device, a socket or a folder.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size} bytes; the limit is {most}", str(path))
+        return file.read()
+
+
+def read_small_json(path: Path) -> Any:
+    """
+    Raises:
+        OSError: see `read_small`.
+        ValueError: the file is not UTF-8 or JSON, or is nested too deeply.
+    """
+    return decode_json(read_small(path))
+
+
+def decode_json(content: bytes) -> Any:
+    """
+    Raises:
+        ValueError: the content is not UTF-8 or JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256(path: Path) -> str:

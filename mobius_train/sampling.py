@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mobius_train.errors import MobiusError
-from mobius_train.files import check_output_folder, check_writable
+from mobius_train.files import check_output_folder, check_writable, read_small
 from mobius_train.media.clip_files import check_fps
 from mobius_train.pipeline import TextToVideoPipeline
 
@@ -49,7 +49,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         try:
             # Some editors begin a file with a byte-order mark. A prompt can contain U+2028, where splitlines would
             # split it.
-            lines = arguments.prompts_file.read_text(encoding="utf-8-sig").split("\n")
+            lines = read_small(arguments.prompts_file).decode("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]

@@ -43,8 +43,9 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not YAML, is nested too deeply, contains itself, or has aliases that multiply its contents.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -54,7 +55,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _count(node: yaml.Node, counts: dict[yaml.Node, int | None], level: int) -> int:

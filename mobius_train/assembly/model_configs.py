@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from mobius_train.assembly.known_models import KNOWN
 from mobius_train.config import RunConfig
 from mobius_train.errors import MobiusError
+from mobius_train.files import read_small
 from mobius_train.models.families import DEFAULT, parts, video_models
 from mobius_train.pretrained.model_files import read_json
 from mobius_train.pretrained.model_names import resolve_package
@@ -108,7 +109,7 @@ def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, 
     """The `unet_config` or `vae_config` of the recipe whose run writes this folder."""
     for path in sorted(recipe.parent.glob("*.yaml")) if recipe is not None else ():
         try:
-            values = parse_yaml(path.read_text(encoding="utf-8"))
+            values = parse_yaml(read_small(path).decode("utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(values, dict) and values.get(f"{part}_config") and "output_dir" in values:

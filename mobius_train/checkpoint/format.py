@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mobius_train.engine.contents import Contents
 from mobius_train.errors import MobiusError
-from mobius_train.files import File, open_regular
+from mobius_train.files import File, read_small_json
 
 FORMAT = 1
 Count = Annotated[int, Field(ge=0)]
@@ -143,8 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MobiusError: the file cannot be read, or is not a JSON object.
     """
     try:
-        with open_regular(path) as file:
-            values = json.loads(file.read().decode())
+        values = read_small_json(path)
     except OSError as error:
         raise MobiusError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import safe_open
 from torch import Tensor
 
@@ -16,7 +15,8 @@ from mobius_train.checkpoint.format import CONFIG, State, random_file, read_json
 from mobius_train.checkpoint.verify import Range, index, problems
 from mobius_train.engine.protocol import Piece
 from mobius_train.errors import MobiusError
-from mobius_train.files import open_regular
+from mobius_train.files import read_small
+from mobius_train.yaml_files import parse_yaml
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -51,9 +51,8 @@ class Checkpoint:
         """
         path = self.folder / CONFIG
         try:
-            with open_regular(path) as file:
-                values = yaml.safe_load(file.read().decode())
-        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            values = parse_yaml(read_small(path).decode())
+        except (OSError, ValueError) as error:
             raise MobiusError(f"{path}: not YAML ({str(error)[:500]})") from error
         if not isinstance(values, dict):
             raise MobiusError(f"{path}: not a YAML mapping")

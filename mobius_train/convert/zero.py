@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mobius_train.convert.lazy_weights import Weights
 from mobius_train.errors import MobiusError
+from mobius_train.files import read_small
 from mobius_train.pretrained.pickles import UNREADABLE, load_tensors
 
 
@@ -59,7 +60,7 @@ def find_tag(folder: Path, tag: str | None = None) -> Path | None:
         return folder
     latest = folder / "latest"
     if tag is None and latest.is_file():
-        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        tag = read_small(latest).decode("utf-8", "replace").strip()
         if not TAG.fullmatch(tag):
             raise MobiusError(
                 f"{latest} contains {tag[:80]!r}, which is not a folder name: give the right one with --tag"

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
-from mobius_train.files import open_regular, publish, remove_any, remove_killed, replace_file
+from mobius_train.files import open_regular, publish, read_small_json, remove_any, remove_killed, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def open_built(
     remedy = "Run tools/cache_latents.py with this recipe, or set data.cache_required=false"
     if folder.is_dir():
         if damaged := check_parts(folder, keys, identity, share, shares):
-            listed = "\n".join(f"  - {_part(folder, number)}: {problem}" for number, problem in damaged.items())
+            listed = "\n".join(f"  - {part_path(folder, number)}: {problem}" for number, problem in damaged.items())
             raise MobiusError(f"{len(damaged)} parts of the latent cache are damaged. {remedy}:\n{listed}")
         return open_checked(root, name, identity, keys)
     parts = differing(root, name, identity)
@@ -92,14 +92,14 @@ def differing(root: Path, name: str, identity: Identity) -> list[str]:
 def _read(path: Path, kind: type[Any]) -> Any:
     """Read a JSON file of the cache; None if it is missing or damaged."""
     try:
-        with open_regular(path) as file:
-            values = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        values = read_small_json(path)
+    except (OSError, ValueError):
         return None
     return values if isinstance(values, kind) else None
 
 
-def _part(folder: Path, number: int) -> Path:
+def part_path(folder: Path, number: int) -> Path:
+    """The file of a part."""
     return folder / f"part-{number:06d}.safetensors"
 
 
@@ -110,7 +110,7 @@ def check_parts(
     started, size, found = time.perf_counter(), 0, {}
     numbers = range(share, -(-len(keys) // PART), shares)
     for number in numbers:
-        path = _part(folder, number)
+        path = part_path(folder, number)
         problem = _problem(path, number, identity)
         if problem is not None:
             found[number] = problem
@@ -176,7 +176,7 @@ def build(
         missing = check_parts(folder, keys, identity, share, shares, name)
         for number, problem in missing.items():
             if problem:
-                logger.warning("%s: %s; its clips are encoded again", _part(folder, number), problem)
+                logger.warning("%s: %s; its clips are encoded again", part_path(folder, number), problem)
         with tqdm(
             total=sum(min(PART, len(keys) - number * PART) for number in missing),
             desc=f"encoding {name}",
@@ -188,7 +188,7 @@ def build(
                 for index in range(number * PART, min((number + 1) * PART, len(keys))):
                     tensors |= _tensors_of(index, encode(index))
                     bar.update()
-                path = _part(folder, number)
+                path = part_path(folder, number)
                 if path.is_dir():
                     remove_any(path)
                 publish(path, partial(_save, tensors, {SHA256: _hash(tensors, number, identity)}))
@@ -224,9 +224,9 @@ class LatentCache:
         self.folder = folder
         keys = _read(folder / KEYS, list)
         if keys is None or not all(isinstance(key, str) for key in keys):
-            raise MobiusError(f"the latent cache {folder} is incomplete: restart to build the rest")
+            raise MobiusError(f"the latent cache has no good {folder / KEYS}: restart to build the rest")
         self.keys: list[str] = keys
-        absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := _part(folder, n)).exists()]
+        absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := part_path(folder, n)).exists()]
         if absent:
             raise MobiusError(
                 f"the latent cache lacks {absent[0]} and {len(absent) - 1} more files: restart to build them"
@@ -247,7 +247,7 @@ class LatentCache:
 
     def _part(self, number: int) -> Any:
         if number not in self._open:
-            self._open[number] = safe_open(_part(self.folder, number), framework="pt")
+            self._open[number] = safe_open(part_path(self.folder, number), framework="pt")
         return self._open[number]
 
     def __getitem__(self, index: int) -> EncodedClip:
@@ -265,5 +265,5 @@ class LatentCache:
             mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))
             conditions = {name: part.get_tensor(f"{index}.{name}{ending}") for name in self._conditions}
         except (OSError, SafetensorError) as error:
-            raise MobiusError(f"{_part(self.folder, index // PART)}: {error}: restart to build it again") from error
+            raise MobiusError(f"{part_path(self.folder, index // PART)}: {error}: restart to build it again") from error
         return EncodedClip(self.keys[index], mean, std, Conditions(conditions))

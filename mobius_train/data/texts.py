@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import read_small
 
 REPLACED = "\ufffd"  # stands for what is not valid UTF-8
 
@@ -28,14 +29,10 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
         MobiusError: the file is missing, no regular file, or larger than `max_bytes`.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise MobiusError(f"{path} is not a file but a folder, a pipe or a device: remove it")
-        if status.st_size > max_bytes:
-            raise MobiusError(f"{path} has {status.st_size} bytes; the limit is {max_bytes}")
-        return path.read_bytes()
+        return read_small(path, max_bytes)
     except (OSError, ValueError) as error:
-        raise MobiusError(f"cannot read {legible_name(str(path))}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MobiusError(f"cannot read {legible_name(str(path))}: {reason}") from error
 
 
 def encoding_of(head: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mobius_train.engine.ds_keys import (
 )
 from mobius_train.engine.settings import EngineSettings
 from mobius_train.errors import MobiusError
+from mobius_train.files import read_small_json
 
 # Elements. Larger communication buckets are no faster, and DeepSpeed allocates each in full, some twice.
 LARGEST_BUCKET = 50_000_000
@@ -34,7 +34,7 @@ def read_ds_json(path: Path) -> dict[str, Any]:
         MobiusError: the file cannot be read, or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_small_json(path)
     except OSError as error:
         raise MobiusError(f"cannot read the DeepSpeed configuration {path}: {error.strerror}") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mobius_train.errors import MobiusError
 from mobius_train.evaluate.dimension import Better
-from mobius_train.files import replace_file
+from mobius_train.files import read_small, replace_file
 
 
 class _Record(BaseModel):
@@ -112,8 +112,8 @@ def read_report(path: Path) -> Report:
         MobiusError: the file is missing or not a report.
     """
     try:
-        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+        return Report.model_validate_json(read_small(path))
     except OSError as error:
         raise MobiusError(f"cannot read the report {path}: {error.strerror or error}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
         raise MobiusError(f"{path} is not a report of tools/evaluate.py: {error}") from error

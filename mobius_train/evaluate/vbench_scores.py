@@ -5,7 +5,6 @@ The ranges and weights are those of VBench's scripts/constant.py and scripts/cal
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mobius_train.errors import MobiusError
 from mobius_train.evaluate.report import Report, VBenchResult
+from mobius_train.files import read_small_json
 
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
 
@@ -92,7 +92,7 @@ def merge_results(report: Report, paths: list[Path]) -> None:
 def _read_results(path: Path) -> dict[str, tuple[float, dict[str, float]]]:
     """The value, and the values by file name, of each dimension."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_small_json(path)
         unknown = sorted(set(content) - set(SCALES))
         if unknown:
             raise MobiusError(f"{path} has dimensions that VBench does not have: {', '.join(unknown)}")

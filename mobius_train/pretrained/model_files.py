@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mobius_train.errors import MobiusError
+from mobius_train.files import decode_json, read_small
 from mobius_train.pretrained.pickles import UNREADABLE, load_tensors, unreadable_file
 
 # Names of weight files, in the order in which diffusers and transformers look for them.
@@ -31,14 +31,12 @@ def read_json(path: Path) -> dict[str, Any]:
         MobiusError: the file is missing, is not UTF-8 or JSON, or does not contain a mapping; names the file.
     """
     try:
-        text = path.read_bytes()
-        if text.startswith(POINTER):
+        content = read_small(path)
+        if content.startswith(POINTER):
             raise _pointer(path)
-        values = json.loads(text.decode("utf-8"))
+        values = decode_json(content)
     except OSError as error:
         raise MobiusError(f"cannot read {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise MobiusError(f"{path} is nested too deeply to be a model's configuration") from error
     except ValueError as error:
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise MobiusError(f"{path} is not {kind}: {error}. It is damaged, or of another kind") from error

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from mobius_train.config import Section
 from mobius_train.errors import MobiusError
+from mobius_train.files import read_small
 
 Question = Literal["text_alignment", "frame_quality", "motion_quality"]
 # The aspects that people compared for Vchitect-2.0, arXiv 2501.08453.
@@ -111,7 +112,7 @@ def read_ballot(path: Path, key: Key) -> Ballot:
 
 def _read(kind: type[Record], path: Path, contents: str) -> Record:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_small(path))
     except OSError as error:
         raise MobiusError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
