@@ -64,6 +64,10 @@ def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
     entries: list[Entry] = []
     left_out: list[str] = []
     expected = {path: listed_shard(path) for path in paths}
+    unlisted = [path for path, record in expected.items() if record is None and path.with_name(INDEX).is_file()]
+    if unlisted:
+        text = f"{len(unlisted)} shards are not in the {INDEX} of their folder, so their contents are not verified"
+        warn_once(logger, f"{text}; the first is {unlisted[0]}")
     for path, record in expected.items():
         _check_size(path, record)
     _check_hashes({path: record.sha256 for path, record in expected.items() if record is not None})

@@ -209,6 +209,18 @@ def test_the_index_is_compared(tmp_path: Path) -> None:
         verify_shards(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"shards": {"b.tar": {}}}'])
+def test_an_index_without_the_shard_is_reported(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = shard(tmp_path / "a.tar", ["k", "l"])
+    write_index(tmp_path)
+    assert len(opened(path)) == 2
+    assert not caplog.records
+    (tmp_path / "index.json").write_text(content)
+    assert len(opened(path)) == 2
+    assert "not verified; the first is" in caplog.text
+    assert str(path) in caplog.text
+
+
 def test_an_archive_that_ends_before_its_file_is_refused(tmp_path: Path) -> None:
     """`tarfile` takes zeros for the end of an archive, and ignores what follows."""
     path = shard(tmp_path / "a.tar", ["k", "l", "m"])
