@@ -63,13 +63,23 @@ def _spread(total: int, count: int) -> Iterator[int]:
     return (number * total // count for number in range(count))
 
 
-def _damages(content: bytes, flips: int, cuts: int) -> Iterator[bytes]:
+def _damages(path: Path, flips: int, cuts: int) -> Iterator[None]:
+    """Damage the file, yield, and undo the damage, once for each bit and length."""
+    content = path.read_bytes()
     for bit in _spread(8 * len(content), flips):
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        yield bytes(damaged)
+        place = bit // 8
+        with path.open("r+b", buffering=0) as file:
+            for byte in (content[place] ^ 1 << bit % 8, content[place]):
+                file.seek(place)
+                file.write(bytes([byte]))
+                if byte != content[place]:
+                    yield
     for length in _spread(len(content), cuts):
-        yield content[:length]
+        os.truncate(path, length)
+        yield
+        with path.open("r+b") as file:
+            file.seek(length)
+            file.write(content[length:])
 
 
 def _refusal(check: Callable[[], object]) -> str:
@@ -113,12 +123,10 @@ def count(files: dict[Path, Check], read: Callable[[], object], flips: int, cuts
     """
     results = {}
     for path, check in files.items():
-        content = path.read_bytes()
         if problem := check():
             raise MobiusError(f"the undamaged copy is refused: {problem}")
-        expected, counted = read(), Counted(len(content))
-        for damaged in tqdm(list(_damages(content, flips, cuts)), path.name, leave=False):
-            path.write_bytes(damaged)
+        expected, counted = read(), Counted(path.stat().st_size)
+        for _ in tqdm(_damages(path, flips, cuts), path.name, leave=False, mininterval=5):
             counted.made += 1
             reason = check()
             if reason:
@@ -127,7 +135,6 @@ def count(files: dict[Path, Check], read: Callable[[], object], flips: int, cuts
                 counted.without_effect += 1
             else:
                 counted.silent += 1
-        path.write_bytes(content)
         if problem := check():
             raise MobiusError(f"the restored copy is refused: {problem}")
         results[path.name] = counted
