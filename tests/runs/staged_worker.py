@@ -1,0 +1,38 @@
+"""Started on several ranks: the training command, which is killed before a step of a stage.
+
+    staged_worker.py <kill> <argument> ...
+
+<kill> is <number of the stage>:<steps done>, or - for none.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mobius_train.cli import run_rank
+from mobius_train.main import main
+from mobius_train.trainer import Trainer
+
+
+def kill_before_a_step(stage: str, step: int) -> None:
+    """Let each rank kill itself."""
+    step_of_trainer = Trainer._step
+
+    def killed(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
+        if trainer.output_dir.name.startswith(f"{stage}-") and trainer.progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step_of_trainer(trainer, batches)
+
+    Trainer._step = killed  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    kill = sys.argv.pop(1)
+    if kill != "-":
+        stage, _, step = kill.partition(":")
+        kill_before_a_step(stage, int(step))
+    run_rank(main)
