@@ -24,20 +24,23 @@ from mobius_train.stages.recipe import StageRecipe, Stages
 META = torch.device("meta")
 
 
-def check_stages(stages: Stages, spread: Spread, distributed: Distributed) -> None:
-    """Check engine, models, data and memory of every stage. Collective.
+def check_stages(stages: Stages, spread: Spread, distributed: Distributed, done: int = 0) -> None:
+    """Check engine, models, data and memory of every stage that will be trained. Collective.
 
     The models are built without weights, each from the one before it. On GPUs the memory is planned.
+
+    Args:
+        done: number of the first stages that are finished; their data may be gone.
 
     Raises:
         MobiusError: the message names the stage.
     """
-    for stage in stages.recipes:
+    for stage in stages.recipes[done:]:
         with naming(stage):
             choose_engine(stage.config, spread)
             check_device(stage.config, distributed.device)
     distributed.on_main(lambda: check_models(stages))
-    for stage in stages.recipes:
+    for stage in stages.recipes[done:]:
         with naming(stage):
             if distributed.is_main:
                 print(f"checking {stage}", flush=True)

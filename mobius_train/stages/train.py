@@ -43,7 +43,7 @@ def train_stages(stages: Stages, spread: Spread) -> None:
         stack.enter_context(marked(stop, output_dir, distributed.is_main))
         done = distributed.on_main(lambda: Record(output_dir).finished(stages))
         if done < len(stages.recipes):
-            check_stages(stages, spread, distributed)
+            check_stages(stages, spread, distributed, done)
         for stage in stages.recipes[done:]:
             if stage.number > done + 1:
                 stop.defer_no_more()
