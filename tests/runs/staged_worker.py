@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mobius_train.cli import run_rank
+from mobius_train.job.distributed import Distributed
 from mobius_train.main import main
+from mobius_train.stages import train
 from mobius_train.trainer import Trainer
 
 
@@ -30,7 +33,19 @@ def kill_before_a_step(stage: str, step: int) -> None:
     Trainer._step = killed  # type: ignore[method-assign]
 
 
+def tell_workers_left() -> None:
+    """Print after each stage how many of its data workers are left."""
+    release = train._release
+
+    def told(distributed: Distributed) -> None:
+        release(distributed)
+        print(f"workers left: {len(multiprocessing.active_children())}", flush=True)
+
+    train._release = told
+
+
 if __name__ == "__main__":
+    tell_workers_left()
     kill = sys.argv.pop(1)
     if kill != "-":
         stage, _, step = kill.partition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import subprocess
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import LAUNCHER_VARIABLES, launch
+from launching import LAUNCHER_VARIABLES, launch, python
 from recipes import DS_CONFIGS, losses
 from safetensors.torch import load_file
 from staged import GROWING, write_stages
@@ -38,7 +37,8 @@ def _weights(output: Path) -> dict[str, bytes]:
 def test_killed_at_a_random_step_of_each_stage_the_end_is_that_of_an_undisturbed_training(
     tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
-    path = write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING, use_ema=True, train_batch_size=1)
+    options = {"use_ema": True, "train_batch_size": 1, "data": {"dataloader_num_workers": 1}}
+    path = write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING, **options)
 
     def train(output: str, kill: str = "-", *overrides: str) -> subprocess.CompletedProcess[str]:
         arguments = ["--stages", str(path), "--deepspeed", str(DS_CONFIGS / "zero2.json")]
@@ -46,6 +46,7 @@ def test_killed_at_a_random_step_of_each_stage_the_end_is_that_of_an_undisturbed
 
     whole = train("whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
+    assert whole.stdout.count("workers left: 0") == 2 * 3
     chance = random.Random(15)
     for stage in (1, 2, 3):
         kill = f"{stage}:{chance.randrange(3)}"
@@ -68,6 +69,21 @@ def test_killed_at_a_random_step_of_each_stage_the_end_is_that_of_an_undisturbed
     assert refused.returncode == 1
     assert "stage short is finished, but was changed since: learning_rate was 0.001, now 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.distributed
+def test_the_memory_of_every_stage_is_planned_by_the_tool(
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
+) -> None:
+    path = write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING)
+    result = python("tools/plan_memory.py", "--stages", path, "--json", "stages.long.train_batch_size=8")
+    assert result.returncode == 0, result.stderr[-3000:]
+    plans = json.loads(result.stdout)
+    assert list(plans) == ["images", "short", "long"]
+    assert plans["short"]["peak"] < plans["long"]["peak"]
+    refused = python("tools/plan_memory.py", "--stages", path, "--gpu", "0.5", "--no-search")
+    assert refused.returncode == 1
+    assert "error: stage " in refused.stderr
 
 
 Staged = Callable[..., Path]
@@ -166,9 +182,7 @@ def test_weights_in_16_bits_are_not_what_the_next_stage_starts_from(
 def test_a_stop_in_the_middle_and_between_stages_goes_on_by_the_same_command(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = [stage | {"data": {"dataloader_num_workers": 0}} for stage in TWO]
-    whole = staged(stages, f"output_dir={tmp_path / 'whole'}")
-    assert multiprocessing.active_children() == []
+    whole = staged(TWO, f"output_dir={tmp_path / 'whole'}")
     output, step_of_trainer, export = tmp_path / "out", Trainer._step, Trainer._export
 
     def asked(trainer: Trainer, batches: Any) -> dict[str, float]:
@@ -183,27 +197,27 @@ def test_a_stop_in_the_middle_and_between_stages_goes_on_by_the_same_command(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_export", at_the_end)
         with pytest.raises(Interrupted):
-            staged(stages)
+            staged(TWO)
     assert (output / "stopped").read_text() == "0\n"
     assert sorted(path.name for path in output.iterdir()) == ["1-first", "stages.json", "stopped"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step", asked)
         with pytest.raises(Stopped):
-            staged(stages)
+            staged(TWO)
     assert (output / "stopped").read_text() == "1\n"
     assert not (output / "stop").exists()
     # A change that a resume accepts goes on, another is refused with what was changed.
     with pytest.raises(
         MobiusError, match=r"^stage second: (?s:.*)changed since the stage began: train_batch_size was 2"
     ):
-        staged(stages, "stages.second.train_batch_size=1")
-    staged(stages, "stages.second.max_train_steps=3")
+        staged(TWO, "stages.second.train_batch_size=1")
+    staged(TWO, "stages.second.max_train_steps=3")
     assert not (output / "stopped").exists()
     assert _weights(output) == _weights(whole)
     assert TextToVideoPipeline.from_pretrained(output / "final").unet is not None
     # All are finished: nothing is done again.
     before = (output / "stages.json").stat().st_mtime_ns
-    staged(stages)
+    staged(TWO)
     assert (output / "stages.json").stat().st_mtime_ns == before
 
 
