@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import LAUNCHER_VARIABLES, launch, python
+from launching import LAUNCHER_VARIABLES, launch
 from recipes import DS_CONFIGS, losses
 from safetensors.torch import load_file
 from staged import GROWING, write_stages
@@ -69,21 +69,6 @@ def test_killed_at_a_random_step_of_each_stage_the_end_is_that_of_an_undisturbed
     assert refused.returncode == 1
     assert "stage short is finished, but was changed since: learning_rate was 0.001, now 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-@pytest.mark.distributed
-def test_the_memory_of_every_stage_is_planned_by_the_tool(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
-) -> None:
-    path = write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING)
-    result = python("tools/plan_memory.py", "--stages", path, "--json", "stages.long.train_batch_size=8")
-    assert result.returncode == 0, result.stderr[-3000:]
-    plans = json.loads(result.stdout)
-    assert list(plans) == ["images", "short", "long"]
-    assert plans["short"]["peak"] < plans["long"]["peak"]
-    refused = python("tools/plan_memory.py", "--stages", path, "--gpu", "0.5", "--no-search")
-    assert refused.returncode == 1
-    assert "error: stage " in refused.stderr
 
 
 Staged = Callable[..., Path]

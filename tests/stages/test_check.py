@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,25 @@ def test_optimizer_state_is_kept_between_equal_parameters(
         stages = [{"name": name, "max_train_steps": 1, "mode": mode} for name in ("first", "second")]
         stages[1]["optimizer_state"] = "kept"
         check_models(read_stages(write_stages(tmp_path, tiny_pipeline, clips_folder, stages)))
+
+
+def test_the_tool_plans_the_memory_of_every_stage(
+    tmp_path: Path,
+    tiny_pipeline: Path,
+    clips_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool replaces it
+    from plan_memory import main
+
+    command = ["plan_memory.py", "--stages", str(write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING))]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", "stages.long.train_batch_size=8"])
+    main()
+    plans = json.loads(capsys.readouterr().out)
+    assert list(plans) == ["images", "short", "long"]
+    assert plans["short"]["peak"] < plans["long"]["peak"]
+    monkeypatch.setattr(sys, "argv", [*command, "--gpu", "0.5", "--no-search"])
+    with pytest.raises(MobiusError, match=r"^stage \w+ needs \d+ MiB more than"):
+        main()
+    assert capsys.readouterr().out.count("stage ") >= 3
