@@ -30,7 +30,7 @@ def kill_before_a_step(stage: str, step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return step_of_trainer(trainer, batches)
 
-    Trainer._step = killed  # type: ignore[method-assign]
+    Trainer._step = killed  # type: ignore[assignment, method-assign]
 
 
 def tell_workers_left() -> None:
