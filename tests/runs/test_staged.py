@@ -90,14 +90,15 @@ def staged(
         stages: list[dict[str, Any]],
         *overrides: str,
         act: Callable[..., None] = train_stages,
-        engine: str = "zero2",
+        fsdp: bool = False,
         **changes: Any,
     ) -> Path:
         monkeypatch.delenv("MASTER_PORT", raising=False)
         path = write_stages(tmp_path, tiny_pipeline, clips_folder, stages, **changes)
-        spread = spread_of("deepspeed", DS_CONFIGS / f"{engine}.json", environment.prepare())
-        if engine == "fsdp":
-            spread = spread_of("fsdp", None, environment.prepare())
+        launched = environment.prepare()
+        spread = spread_of("deepspeed", DS_CONFIGS / "zero2.json", launched)
+        if fsdp:
+            spread = spread_of("fsdp", None, launched)
         stages_read = read_stages(path, overrides)
         act(stages_read, spread)
         return stages_read.output_dir
@@ -154,9 +155,7 @@ def test_weights_in_16_bits_are_not_what_the_next_stage_starts_from(
     monkeypatch.setattr(Trainer, "train", noting)
     one = {"max_train_steps": 1}
     data = {"data": {"buckets": [{"num_frames": 2, "width": 16, "height": 16}], "validation": None}}
-    output = staged(
-        [TWO[0] | one | data, TWO[1] | one | data], mixed_precision="bf16", train_batch_size=1, engine="fsdp"
-    )
+    output = staged([TWO[0] | one | data, TWO[1] | one | data], mixed_precision="bf16", train_batch_size=1, fsdp=True)
     rounded = load_file(output / "1-first" / "final" / "unet" / "ring" / "diffusion_pytorch_model.safetensors")
     saved = dict(open_checkpoint(output / "1-first" / "checkpoint-1").weights())
     assert all(torch.equal(tensor, saved[name]) for name, tensor in starts[1].items())
