@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from mobius_train.cli import run
-from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
 from mobius_train.files import TEMPORARY
 from mobius_train.job.versions import versions
 from mobius_train.prepare.listing import OFFSETS
 from mobius_train.prepare.passes import passes
 from mobius_train.prepare.recipe import PrepareConfig
+from mobius_train.recipe_files import load_as
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("av", "pillow", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime", "webdataset")

@@ -6,16 +6,15 @@ Field names follow the Hugging Face training scripts.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mobius_train.errors import MobiusError, without_secrets
+from mobius_train.errors import MobiusError
+from mobius_train.recipe_files import load_as
 from mobius_train.ring_shape import RING_FIELDS, RingShape
-from mobius_train.yaml_files import parse_yaml
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
 Mode = Literal["parallel", "serial", "full"]
@@ -31,10 +30,6 @@ RING_OPTIONS = (
     "activation_memory_budget",
     "frozen_dtype",
 )
-
-
-# Letters of a wrong value in an error.
-MOST_SHOWN = 200
 
 
 class Section(BaseModel):
@@ -71,9 +66,6 @@ def _with_switches(value: Any) -> Any:
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 # The configuration of a model, which the model's class checks.
 Configuration = Annotated[dict[str, Any], BeforeValidator(_with_switches)]
-
-
-Recipe = TypeVar("Recipe", bound=Section)
 
 
 class BucketConfig(Section):
@@ -402,78 +394,3 @@ class RunConfig(Section):
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a training recipe; see `load_as`."""
     return load_as(RunConfig, path, overrides)
-
-
-def load_as(kind: type[Recipe], path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe of this kind and apply `key=value` overrides.
-
-    Raises:
-        MobiusError: the file is missing or not a YAML mapping, a key is unknown, or a value is invalid.
-    """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise MobiusError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise MobiusError(f"the recipe {path} cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise MobiusError(f"the recipe {path} must be a mapping of keys to values")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = "\n".join(f"  - {_explain(problem, kind)}" for problem in error.errors())
-        raise MobiusError(f"the configuration ({path}{_listed(overrides)}) is invalid:\n{problems}") from error
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise MobiusError(without_secrets(f"override {override!r} is not of the form key=value, such as seed=1"))
-    *sections, name = key.split(".")
-    target: Any = values
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise MobiusError(without_secrets(f"override {override!r}: the value is not valid YAML: {error}")) from error
-    try:
-        for section in sections:
-            target = target[_place(target, section)] if isinstance(target, list) else target.setdefault(section, {})
-        target[_place(target, name)] = value
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise MobiusError(without_secrets(f"override {override!r}: the recipe has no such field")) from error
-
-
-def _place(target: Any, name: str) -> Any:
-    """Return a section's key as it is, or a list's index as a number."""
-    return int(name) if isinstance(target, list) else name
-
-
-def _listed(overrides: list[str] | tuple[str, ...]) -> str:
-    return without_secrets(f" with {' '.join(overrides)}") if overrides else ""
-
-
-def _explain(problem: Any, kind: type[Section]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]), n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
-    message = problem["msg"].removeprefix("Value error, ")
-    got = repr(problem["input"])
-    got = got if len(got) <= MOST_SHOWN else f"{got[:MOST_SHOWN]}…"
-    return without_secrets(f"{where}: {message} (got {got})") if where else message
-
-
-def _fields(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
-    """Return the field names at this location; [] inside a list of discriminated unions.
-
-    The location does not identify the member of the union.
-    """
-    section: Any = kind
-    for part in location:
-        if part not in getattr(section, "model_fields", {}):
-            return []
-        annotation = section.model_fields[part].annotation
-        section = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), annotation)
-    return list(getattr(section, "model_fields", []))

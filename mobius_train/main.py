@@ -20,16 +20,19 @@ import argparse
 from pathlib import Path
 
 from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run_rank
-from mobius_train.config import load
+from mobius_train.config import RunConfig, load
 from mobius_train.job import environment
 from mobius_train.job.stop import Stop
+from mobius_train.stages.recipe import Stages, read_stages
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
     )
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    recipe = parser.add_mutually_exclusive_group()
+    recipe.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    recipe.add_argument("--stages", type=Path, help="train in the stages of this file (YAML; docs/stages.md)")
     add_engine_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="check all settings, run one micro-batch, write nothing")
     parser.add_argument("--preflight", action="store_true", help="compare and test the nodes without training")
@@ -42,16 +45,27 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     ds_path = deepspeed_json(arguments)
-    config = load(arguments.config, arguments.overrides)
+    config: RunConfig | Stages
+    if arguments.stages is None:
+        config = load(arguments.config, arguments.overrides)
+    else:
+        config = read_stages(arguments.stages, arguments.overrides)
     # A request to stop ends the imports, too, which take long from a shared file server.
     with Stop().listening():
         launch = environment.prepare()
         # Heavy imports follow the cheap checks and the environment variables that they read.
         from mobius_train.engine.spread import spread_of
-        from mobius_train.run import check_nodes, dry_run, train
 
-        act = check_nodes if arguments.preflight else dry_run if arguments.dry_run else train
-        act(config, spread_of(arguments.engine, ds_path, launch))
+        spread = spread_of(arguments.engine, ds_path, launch)
+        which = 0 if arguments.preflight else 1 if arguments.dry_run else 2
+        if isinstance(config, RunConfig):
+            from mobius_train.run import check_nodes, dry_run, train
+
+            (check_nodes, dry_run, train)[which](config, spread)
+        else:
+            from mobius_train.stages.train import check_nodes_of_stages, dry_run_stages, train_stages
+
+            (check_nodes_of_stages, dry_run_stages, train_stages)[which](config, spread)
 
 
 if __name__ == "__main__":

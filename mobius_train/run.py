@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mobius_train.assembly.weights import WeightSource
 from mobius_train.checkpoint.format import STATE
-from mobius_train.checkpoint.resume import find, resume
+from mobius_train.checkpoint.resume import find, how_to_go_on, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
+from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import Interrupted, MobiusError
 from mobius_train.files import read_lines, replace_file
@@ -38,6 +40,7 @@ FIGURES = {
     "frame_difference": "frame to frame",
     "half_clip_difference": "over half a clip",
 }
+Begin = Callable[[Engine], None]
 SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "after"}
 
 
@@ -50,22 +53,48 @@ def train(config: RunConfig, spread: Spread) -> None:
 
 
 def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
-    started = time.monotonic()
     quiet_libraries()
     if config.deterministic:
         be_deterministic()
     limits = config.time_limits.model_dump()
-    with Distributed(spread.launch, limits=limits) as distributed, ExitStack() as stack:
+    with Distributed(spread.launch, limits=limits) as distributed:
+        run_training(config, spread, distributed, stop)
+        # All ranks end together, because srun kills the others a few seconds after the first.
+        distributed.barrier()
+
+
+def run_training(
+    config: RunConfig,
+    spread: Spread,
+    distributed: Distributed,
+    stop: Stop,
+    weights: WeightSource | None = None,
+    begin: Begin | None = None,
+) -> None:
+    """Train a run to its end on ranks that have joined, and print the paths of the results. All ranks call it.
+
+    Args:
+        stop: marks a stop in the run's folder, unless it marks one in another folder already.
+        weights: the source of the models; default: the recipe's pretrained models.
+        begin: gives the engine of a run without a checkpoint further state.
+
+    Raises:
+        MobiusError: the run cannot be trained.
+        Stopped: a rank was asked to stop.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
         distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
-        output_dir, lock = _claim(config, distributed, stack)
-        stack.enter_context(_marked(stop, output_dir, distributed.is_main))
+        output_dir, lock = claim(config.output_dir, config.resume_from_checkpoint, distributed, stack)
+        if not stop.watches:
+            stack.enter_context(marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
             _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         distributed.watch.enter("start", "loading models and data")
-        task = build_task(config, distributed)
+        task = build_task(config, distributed, weights)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         engine = make_engine(task.trained, task.units, distributed)
@@ -75,6 +104,8 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
             progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
                 print(f"resumed from {folder}", flush=True)
+        elif begin is not None:
+            begin(engine)
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
@@ -88,10 +119,9 @@ def _train(config: RunConfig, spread: Spread, stop: Stop) -> None:
                 shown = trainer.train()
             except torch.OutOfMemoryError as error:
                 raise MobiusError(_out_of_memory(distributed.watch.doing, config, spread, error)) from error
+        engine.close()
         if distributed.is_main:
             _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
-        # All ranks end together, because srun kills the others a few seconds after the first.
-        distributed.barrier()
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:
@@ -108,19 +138,29 @@ def dry_run(config: RunConfig, spread: Spread) -> None:
     if config.deterministic:
         be_deterministic()
     with Distributed(spread.launch, limits=config.time_limits.model_dump()) as distributed:
-        make_engine = choose_engine(config, spread)
-        distributed.watch.enter("start", "the dry run")
-        task = build_task(config, distributed)
-        engine = make_engine(task.trained, task.units, distributed)
-        loss = micro_batch(task, engine, next(task.training_batches(0)))
-        mean = distributed.mean({"loss": float(loss)})["loss"]
-        if distributed.is_main:
-            trained = _count(task, True)
-            print(
-                f"dry run: {config.stage}, {trained / 1e6:.2f}M trained parameters on {distributed.world_size} rank(s),"
-                f" loss of one micro-batch {mean:.4f},"
-                f" peak memory {distributed.peak_memory_gb():.2f} GB; nothing was written"
-            )
+        try_micro_batch(config, spread, distributed)
+
+
+def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed) -> None:
+    """Run one forward and backward pass on ranks that have joined. All ranks call it. Writes nothing.
+
+    Raises:
+        MobiusError: the recipe cannot be trained.
+    """
+    make_engine = choose_engine(config, spread)
+    distributed.watch.enter("start", "the dry run")
+    task = build_task(config, distributed)
+    engine = make_engine(task.trained, task.units, distributed)
+    loss = micro_batch(task, engine, next(task.training_batches(0)))
+    mean = distributed.mean({"loss": float(loss)})["loss"]
+    engine.close()
+    if distributed.is_main:
+        trained = _count(task, True)
+        print(
+            f"dry run: {config.stage}, {trained / 1e6:.2f}M trained parameters on {distributed.world_size} rank(s),"
+            f" loss of one micro-batch {mean:.4f},"
+            f" peak memory {distributed.peak_memory_gb():.2f} GB; nothing was written"
+        )
 
 
 def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> None:
@@ -133,24 +173,31 @@ def _count(task: Task, trained: bool) -> int:
     return sum(p.numel() for p in task.trained.parameters() if p.requires_grad == trained)
 
 
-def _claim(config: RunConfig, distributed: Distributed, stack: ExitStack) -> tuple[Path, RunLock | None]:
-    """Return the output folder, which is this run's alone until the stack is left, and on rank 0 its lock."""
-    place: RunFolder | MobiusError | None = None
-    if distributed.is_main:
-        try:
-            place = stack.enter_context(RunFolder(config.output_dir, config.resume_from_checkpoint))
-        except MobiusError as error:
-            place = error
-    failed = isinstance(place, MobiusError)
-    path = distributed.broadcast_object(str(place) if failed else getattr(place, "path", None))
-    if distributed.broadcast_object(failed):
-        raise MobiusError(path)
-    return Path(path), place.lock if isinstance(place, RunFolder) else None
+def claim(pattern: Path, resume: str | None, distributed: Distributed, stack: ExitStack) -> tuple[Path, RunLock | None]:
+    """Return the output folder, which is this job's alone until the stack is left, and on rank 0 its lock.
+
+    All ranks call it; see `RunFolder` for the arguments.
+
+    Raises:
+        MobiusError: see `RunFolder`.
+    """
+    locks: list[RunLock] = []
+
+    def enter() -> Path:
+        place = stack.enter_context(RunFolder(pattern, resume))
+        locks.append(place.lock)
+        return place.path
+
+    return distributed.on_main(enter), locks[0] if locks else None
 
 
 @contextmanager
-def _marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
-    """Mark the folder after a request to stop that came before the first step."""
+def marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
+    """Context that marks the folder after a request to stop which came before the first step.
+
+    Args:
+        looks: see `Stop.watch`.
+    """
     try:
         stop.watch(output_dir, looks)
         yield
@@ -177,7 +224,7 @@ def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.O
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
     return (
         f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
-        " fit. Resume with resume_from_checkpoint=latest if there is a checkpoint"
+        f" fit. If there is a checkpoint, {how_to_go_on(config, config.output_dir)}"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mobius_train.checkpoint.resume import how_to_go_on
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
 from mobius_train.engine.protocol import Engine, StepReport
@@ -124,8 +125,8 @@ class Trainer:
             at_end = saved == self.progress.step
             what = "the whole run is" if at_end else "steps after it are lost; the run is"
             raise MobiusError(
-                f"{final} was not written: {error}. Free space, then start again with output_dir={self.output_dir}"
-                f" resume_from_checkpoint=latest: {what} saved in checkpoint-{saved}"
+                f"{final} was not written: {error}. Free space, then {how_to_go_on(self.config, self.output_dir)}:"
+                f" {what} saved in checkpoint-{saved}"
                 if saved
                 else f"{final} was not written: {error}. No checkpoint could be written either"
             ) from error
@@ -179,8 +180,8 @@ class Trainer:
         if self.distributed.is_main:
             self.stop.done(self.progress.step)
             print(
-                f"\nstopped at step {self.progress.step} on request: resume with output_dir={self.output_dir}"
-                " resume_from_checkpoint=latest",
+                f"\nstopped at step {self.progress.step} on request: to go on,"
+                f" {how_to_go_on(self.config, self.output_dir)}",
                 flush=True,
             )
         self.distributed.barrier()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train the ring next to the frozen backbone, on any number of nodes:
 #
-#     sbatch [sbatch's flags] slurm/train_parallel.sh [--config recipe.yaml] [--deepspeed ds.json] [key=value …]
+#     sbatch [sbatch's flags] slurm/train_parallel.sh [--config recipe.yaml | --stages stages.yaml] \
+#         [--deepspeed ds.json] [key=value …]
 #     sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=6 --ntasks-per-node=8 --partition=gpu --time=12:00:00 \
 #         slurm/train_parallel.sh --config configs/sd21.yaml data.train=/data/clips
 #

@@ -14,11 +14,14 @@ from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.stages.recipe import read_stages
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    recipe = parser.add_mutually_exclusive_group()
+    recipe.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
+    recipe.add_argument("--stages", type=Path, help="plan each stage of this file (YAML; docs/stages.md)")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
     parser.add_argument(
         "--engine",
@@ -52,24 +55,37 @@ def main() -> None:
     if arguments.picture is not None:
         check_picture(arguments.picture)
     gpu = None if arguments.gpu is None else find_gpu(arguments.gpu)
-    config = load(arguments.config, arguments.overrides)
+    if arguments.stages is None:
+        configs = {arguments.config.stem: load(arguments.config, arguments.overrides)}
+    else:
+        stages = read_stages(arguments.stages, arguments.overrides)
+        configs = {stage.name: stage.config for stage in stages.recipes}
     path = arguments.deepspeed
     if arguments.engine == "deepspeed":
         path = path or REPOSITORY / "ds_configs" / "zero2.json"
     ds_json = None if path is None else read_ds_json(path)
     spread = Spread.over(arguments.ranks, arguments.engine, ds_json, arguments.ranks_per_node)
-    planner = Planner(arguments.config)
-    plan = planner.plan(config, spread, gpu)
-    limits, advice = {}, []
-    if gpu is not None and not arguments.no_search:
-        limits = {one.name: largest(planner, config, spread, gpu, one) for one in QUANTITIES if one.applies(config)}
-        advice = [] if plan.fits else advise(planner, config, spread, gpu)
-    print(json.dumps(as_json(plan, limits, advice), indent=1) if arguments.json else as_text(plan, limits, advice))
+    planner = Planner(arguments.stages or arguments.config)
+    plans, reports = {}, {}
+    for name, config in configs.items():
+        plan = plans[name] = planner.plan(config, spread, gpu)
+        limits, advice = {}, []
+        if gpu is not None and not arguments.no_search:
+            limits = {one.name: largest(planner, config, spread, gpu, one) for one in QUANTITIES if one.applies(config)}
+            advice = [] if plan.fits else advise(planner, config, spread, gpu)
+        if arguments.json:
+            reports[name] = as_json(plan, limits, advice)
+        else:
+            heading = "" if arguments.stages is None else f"stage {name}\n"
+            print(heading + as_text(plan, limits, advice))
+    if arguments.json:
+        print(json.dumps(reports if arguments.stages else reports.popitem()[1], indent=1))
     if arguments.picture is not None:
-        draw({arguments.config.stem: plan}, arguments.picture)
-    if gpu is not None and not plan.fits:
-        over = (plan.peak - gpu.bytes) / 2**20
-        raise MobiusError(f"the run needs {over:.0f} MiB more than a {gpu.name} has")
+        draw(plans, arguments.picture)
+    if gpu is not None and (too_large := {name: plan for name, plan in plans.items() if not plan.fits}):
+        name, plan = max(too_large.items(), key=lambda one: one[1].peak)
+        who = "the run" if arguments.stages is None else f"stage {name}"
+        raise MobiusError(f"{who} needs {(plan.peak - gpu.bytes) / 2**20:.0f} MiB more than a {gpu.name} has")
 
 
 if __name__ == "__main__":

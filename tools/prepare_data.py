@@ -13,11 +13,11 @@ import argparse
 from pathlib import Path
 
 from mobius_train.cli import run
-from mobius_train.config import load_as
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import array_task
 from mobius_train.prepare.preparation import Share, prepare_data
 from mobius_train.prepare.recipe import PrepareConfig
+from mobius_train.recipe_files import load_as
 
 
 def parse() -> argparse.Namespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,8 @@ from mobius_train.data.loader import Collate, Samples, training_batches
 from mobius_train.data.order import BucketOrder
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.job.distributed import Distributed
+
+logger = logging.getLogger(__name__)
 
 
 def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset, ClipDataset | None]:
@@ -32,6 +35,13 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
             raise MobiusError(
                 f"all clips of data.train={without_secrets(config.data.train)} are in buckets of one frame:"
                 " text-to-video requires more frames"
+            )
+        only_a_ring = config.stage == "text-to-video" and config.mode == "parallel"
+        if distributed.is_main and only_a_ring and any(shape.num_frames == 1 for shape in shares):
+            logger.warning(
+                "data.buckets has a bucket of one frame, but stage text-to-video with mode=parallel trains only the"
+                " ring, which learns no motion from single frames: remove the bucket, or train images in a stage"
+                " text-to-image, or with mode=full"
             )
         if distributed.is_main:
             wanted = [_shape(bucket) for bucket in config.data.buckets or ()]

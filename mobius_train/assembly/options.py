@@ -35,6 +35,11 @@ def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = 
         compile_layers(denoiser.layers_to_compile(), config.activation_memory_budget, compiler)
 
 
+def without_gpu_options(config: RunConfig) -> RunConfig:
+    """The recipe without the options that depend on the run's GPUs and do not change weights."""
+    return config.model_copy(update={"activation_offload": 0.0, "compile": False, "attention_backend": "sdpa"})
+
+
 def check_device(config: RunConfig, device: torch.device) -> None:
     """Reject options that have no benefit on the device.
 

@@ -26,27 +26,35 @@ def changes(checkpoint: Checkpoint, contents: Contents, identity: Identity, worl
         MobiusError: the checkpoint's recipe cannot be read.
     """
     state = checkpoint.state
-    before = _fields(checkpoint.config) | {
+    before = recipe_fields(checkpoint.config) | {
         "engine": state.contents.engine,
         "ZeRO stage": state.contents.zero_stage,
         "ranks": state.world_size,
     }
-    now = _fields(yaml.safe_load(identity.config)) | {
+    now = recipe_fields(yaml.safe_load(identity.config)) | {
         "engine": contents.engine,
         "ZeRO stage": contents.zero_stage,
         "ranks": world_size,
     }
     before |= {f"version of {name}": version for name, version in state.versions.items()}
     now |= {f"version of {name}": version for name, version in identity.versions.items()}
+    return [f"other than before: {change}" for change in differing(before, now)]
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a text for each name whose value differs."""
     return [
-        f"other than before: {name} was {before.get(name, NOTHING)!s}, now {now.get(name, NOTHING)!s}"
+        f"{name} was {before.get(name, NOTHING)!s}, now {now.get(name, NOTHING)!s}"
         for name in before | now
         if before.get(name, NOTHING) != now.get(name, NOTHING)
     ]
 
 
-def _fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe by dotted name; those that an older version did not have get their defaults."""
+def recipe_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe by dotted name, except OWN.
+
+    Fields that an older version did not have get their defaults.
+    """
     # The fields of another version are compared as they are.
     with suppress(ValidationError, RecursionError):
         values = RunConfig.model_validate(values).model_dump(mode="json")

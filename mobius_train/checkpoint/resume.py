@@ -15,6 +15,7 @@ from mobius_train.checkpoint.format import LATEST, NAME, State, random_file
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
+from mobius_train.config import RunConfig
 from mobius_train.engine import contents
 from mobius_train.engine.protocol import Engine
 from mobius_train.errors import MobiusError
@@ -60,6 +61,13 @@ def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
         f"resume_from_checkpoint={name}: no such checkpoint in {output_dir}, which contains {existing}. Set it to"
         " latest or one of these, or remove it and start a new run in another output_dir"
     )
+
+
+def how_to_go_on(config: RunConfig, output_dir: Path) -> str:
+    """What the user does to go on with a run that ends early, for messages."""
+    if config.resume_from_checkpoint == AUTO:
+        return "start the same command again"
+    return f"start again with output_dir={output_dir} resume_from_checkpoint=latest"
 
 
 def resume(

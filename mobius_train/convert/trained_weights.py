@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mobius_train.assembly.options import without_gpu_options
 from mobius_train.assembly.parts import parts_of
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.config import RunConfig
@@ -58,8 +59,7 @@ def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None =
     """
     if config.stage == "autoencoder":
         raise MobiusError("stage 'autoencoder' has no pipeline: its final/ is a diffusers AutoencoderKL")
-    # These options depend on the run's GPUs and do not change weights.
-    config = config.model_copy(update={"activation_offload": 0.0, "compile": False, "attention_backend": "sdpa"})
+    config = without_gpu_options(config)
     parts = parts_of(config, FromCheckpoint(weights, frozen_sha256), torch.device("cpu"))
     trained = parts.denoiser.trained.to(parts.dtypes.trained)
     return parts.pipeline(parts.denoiser.with_trained(trained).eval())

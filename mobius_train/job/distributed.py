@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from mobius_train.job.watch import Watch
 TIMEOUT = timedelta(minutes=60)
 # Nodes that load Python from a shared file server start at different times.
 MEETING = timedelta(minutes=3)
+Value = TypeVar("Value")
 
 
 class Distributed:
@@ -70,6 +71,23 @@ class Distributed:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, act: Callable[[], Value]) -> Value:
+        """Call `act` on rank 0 alone, and return its value on every rank.
+
+        Raises:
+            MobiusError: rank 0's, on every rank.
+        """
+        outcome: Value | MobiusError | None = None
+        if self.is_main:
+            try:
+                outcome = act()
+            except MobiusError as error:
+                outcome = error
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, MobiusError):
+            raise outcome
+        return cast(Value, outcome)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in rank order, on every rank."""

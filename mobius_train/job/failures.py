@@ -13,8 +13,11 @@ from mobius_train.job.run_lock import last_start
 FILE = "failures.jsonl"
 
 
-def record(output_dir: Path, exit_code: int, job: str) -> int:
+def record(output_dir: Path, exit_code: int, job: str, given: Path | None = None) -> int:
     """Record a failure of a run and return its last step.
+
+    Args:
+        given: the job's output_dir, if it is not the run's folder, because the run is a stage.
 
     Raises:
         MobiusError: a retry would not help, because the run failed at this step before or never started.
@@ -31,7 +34,7 @@ def record(output_dir: Path, exit_code: int, job: str) -> int:
     if step in [line["step"] for line in before]:
         raise MobiusError(
             f"{output_dir} failed after step {step} again, so it is not retried. Find the cause in the log. To resume,"
-            f" remove {output_dir / FILE} and submit with output_dir={output_dir}"
+            f" remove {output_dir / FILE} and submit with output_dir={given or output_dir}"
         )
     return step
 

@@ -41,6 +41,11 @@ class Stop:
         # Held while the file becomes a signal, which without a handler would kill the process.
         self._raising = threading.Lock()
 
+    @property
+    def watches(self) -> bool:
+        """True once `watch` was called."""
+        return self._folder is not None
+
     def watch(self, folder: Path, looks: bool) -> None:
         """Mark a stop in this folder. One rank `looks` for a file named `stop` there, too.
 
@@ -53,11 +58,27 @@ class Stop:
         (folder / MARK).unlink(missing_ok=True)
         if self._file_exists():
             raise Interrupted(f"{folder / FILE} exists")
+        self._start_polling()
+
+    def _start_polling(self) -> None:
         threading.Thread(target=self._poll, name="stop", daemon=True).start()
 
     def defer(self) -> None:
         """From now on a request waits for the next step."""
         self._interrupts = False
+
+    def defer_no_more(self) -> None:
+        """From now on a request ends the run at once again, until the first step of the next stage.
+
+        Raises:
+            Interrupted: there was a request after the last step.
+        """
+        self._interrupts = True
+        if self.asked():
+            self._interrupts = False
+            raise Interrupted("a request after the last step of the stage before")
+        if self._looks:
+            self._start_polling()
 
     def asked(self) -> bool:
         """True once a stop was requested."""

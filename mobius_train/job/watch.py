@@ -60,6 +60,10 @@ class Watch:
         """
         self._main = _Activity(limit, text)
 
+    def judge_by(self, limits: Mapping[str, float]) -> None:
+        """Replace the limits."""
+        self._limits = dict(limits)
+
     @contextmanager
     def beside(self, limit: str, text: str) -> Iterator[None]:
         """Context for an activity of another thread."""

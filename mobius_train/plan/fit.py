@@ -40,16 +40,10 @@ def free_memory() -> int | None:
 
 def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int:
     """Bytes that every rank needs in addition to its existing CUDA context. Computed on rank 0."""
-    needed: int | MobiusError = 0
-    if distributed.is_main:
-        try:
-            needed = plan(config, spread).peak - CONTEXT
-        except MobiusError as error:
-            needed = error
-    needed = distributed.broadcast_object(needed)
-    if isinstance(needed, MobiusError):
-        raise MobiusError(f"the memory cannot be planned: {needed}; check_memory=false skips this check") from needed
-    return needed
+    try:
+        return distributed.on_main(lambda: plan(config, spread).peak - CONTEXT)
+    except MobiusError as error:
+        raise MobiusError(f"the memory cannot be planned: {error}; check_memory=false skips this check") from error
 
 
 def _gib(size: int) -> str:

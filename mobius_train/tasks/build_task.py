@@ -8,7 +8,7 @@ from __future__ import annotations
 from mobius_train.assembly.fetch import describe_data
 from mobius_train.assembly.open_data import open_data
 from mobius_train.assembly.parts import autoencoder_of, build_parts, load_parts
-from mobius_train.assembly.weights import Pretrained
+from mobius_train.assembly.weights import Pretrained, WeightSource
 from mobius_train.config import RunConfig
 from mobius_train.dtypes import Dtypes
 from mobius_train.files import check_writable
@@ -18,8 +18,11 @@ from mobius_train.tasks.denoising import DiffusionTask
 from mobius_train.tasks.task import Task
 
 
-def build_task(config: RunConfig, distributed: Distributed) -> Task:
+def build_task(config: RunConfig, distributed: Distributed, weights: WeightSource | None = None) -> Task:
     """Build the task of `config.stage`, with its models on this rank's device and its data open.
+
+    Args:
+        weights: the source of the models; default: the recipe's pretrained models.
 
     Raises:
         MobiusError: a model or data folder is missing, the latent cache cannot be written, or the parts do not fit each
@@ -29,7 +32,7 @@ def build_task(config: RunConfig, distributed: Distributed) -> Task:
     describe_data(config.data)
     if config.data.cache_dir is not None and not config.data.cache_required:
         check_writable(config.data.cache_dir)
-    weights, device = Pretrained(), distributed.device
+    weights, device = weights or Pretrained(), distributed.device
     if config.stage == "autoencoder":
         vae = autoencoder_of(config, weights, device)
         train, heldout = open_data(config, distributed)

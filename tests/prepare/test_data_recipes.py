@@ -11,10 +11,10 @@ import made
 import numpy as np
 import pytest
 
-from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.prepare.preparation import prepare_data
 from mobius_train.prepare.recipe import PrepareConfig
+from mobius_train.recipe_files import load_as
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
 NAMES = ["1f600", "1f436", "2764-fe0f", "1f680", "1f98a"]

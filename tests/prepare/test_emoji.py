@@ -10,7 +10,6 @@ import pytest
 from clip_files import animation, pictures
 from PIL import Image
 
-from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.data.headers import read_header
 from mobius_train.data.limits import Limits
@@ -21,6 +20,7 @@ from mobius_train.prepare.encode import split_of
 from mobius_train.prepare.preparation import prepare_data
 from mobius_train.prepare.recipe import OutputConfig, PrepareConfig
 from mobius_train.prepare.webp import encode_webp
+from mobius_train.recipe_files import load_as
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "data" / "emoji_base.yaml"

@@ -21,7 +21,6 @@ from launching import python
 from made import PrepareConfig
 from tqdm import tqdm
 
-from mobius_train.config import load_as
 from mobius_train.data.clips import open_clips
 from mobius_train.data.shards import verify_shards
 from mobius_train.errors import MobiusError
@@ -32,6 +31,7 @@ from mobius_train.prepare.listing import open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import passes
 from mobius_train.prepare.preparation import ALL, Share, prepare_data
+from mobius_train.recipe_files import load_as
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 

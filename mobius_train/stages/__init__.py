@@ -1,0 +1,1 @@
+"""Training in stages: several runs, one after the other, by one command."""
