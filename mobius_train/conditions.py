@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT = "text"
+TEXT, POOLED, SIZES = "text", "pooled", "sizes"
+# Numbers in `sizes`.
+SIZE_NUMBERS = 6
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
+from mobius_train.models.added_conditions import check_conditions, given_conditions
 from mobius_train.models.backbone import Backbone, Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL
 from mobius_train.models.recompute import LayerMemory
@@ -77,7 +78,12 @@ class ImageDenoiser(nn.Module):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` has the image model's call signature, on (B·F, C, H, W)."""
+        """See Denoiser. `trained` has the image model's call signature, on (B·F, C, H, W).
+
+        Raises:
+            MobiusError: a condition is missing, or has another shape.
+        """
+        check_conditions(conditions, self.backbone.condition_widths, len(sample))
         model = self.image_model if trained is None else trained
         num_frames = sample.shape[2]
         timestep, conditions = fold_conditions(timestep, conditions, num_frames)
@@ -87,7 +93,7 @@ class ImageDenoiser(nn.Module):
         return unfold_frames(prediction, num_frames)
 
     def call(self, model: Callable[..., Any], frames: Tensor, timestep: Timestep, conditions: Conditions) -> Tensor:
-        """Call the model with UNet2DConditionModel's signature; returns its prediction, (B·F, C, H, W)."""
+        """Call the model with the text as its only condition; returns its prediction, (B·F, C, H, W)."""
         return model(frames, timestep, conditions[TEXT], return_dict=False)[0]
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
@@ -95,8 +101,17 @@ class ImageDenoiser(nn.Module):
         return module
 
     def forward(
-        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = True,
+        *,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
-        prediction = self.predict(sample, timestep, Conditions.of_text(encoder_hidden_states))
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W).
+
+        `added_cond_kwargs` are those of UNet2DConditionModel; see `given_conditions`.
+        """
+        prediction = self.predict(sample, timestep, given_conditions(encoder_hidden_states, added_cond_kwargs))
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -13,7 +13,7 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from mobius_train.errors import MobiusError
 from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.models.unet.backbone import UNetBackbone
-from mobius_train.models.unet.layers import read_layout
+from mobius_train.models.unet.layers import read_layout, transformer_blocks
 from mobius_train.models.unet.ring import Ring
 from mobius_train.ring_shape import RingShape
 
@@ -39,6 +39,7 @@ class ParallelUNet(ParallelModel):
                 "this ring does not fit this spatial UNet: their layers differ in number or shape."
                 " Make a new ring with ParallelUNet.from_unet2d"
             )
+        ring.set_transformer_blocks(transformer_blocks(spatial.config))
         super().__init__(spatial, ring, backbone)
 
     @classmethod

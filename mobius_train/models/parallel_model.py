@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
+from mobius_train.models.added_conditions import check_conditions, given_conditions
 from mobius_train.models.backbone import (
     Backbone,
     DivisibleBackbone,
@@ -128,7 +129,12 @@ class ParallelModel(Composite):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` has the ring's call signature."""
+        """See Denoiser. `trained` has the ring's call signature.
+
+        Raises:
+            MobiusError: a condition is missing, or has another shape.
+        """
+        check_conditions(conditions, self.backbone.condition_widths, len(sample))
         ring = self.ring if trained is None else trained
         num_frames = sample.shape[2]
         frames = (fold_frames(sample), *fold_conditions(timestep, conditions, num_frames))
@@ -157,8 +163,17 @@ class ParallelModel(Composite):
         return {SPATIAL: [self.spatial], RING: [self.ring], HEAD: cast(RingModule, self.ring).head_modules()}
 
     def forward(
-        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = True,
+        *,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
-        prediction = self.predict(sample, timestep, Conditions.of_text(encoder_hidden_states))
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W).
+
+        `added_cond_kwargs` are those of UNet2DConditionModel; see `given_conditions`.
+        """
+        prediction = self.predict(sample, timestep, given_conditions(encoder_hidden_states, added_cond_kwargs))
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

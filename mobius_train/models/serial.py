@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mobius_train.conditions import TEXT, Conditions
+from mobius_train.models.added_conditions import added_cond_kwargs, check_conditions, given_conditions
 from mobius_train.models.backbone import Feature, Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
@@ -175,19 +176,33 @@ class SerialUNet(Composite):
     ) -> Tensor:
         """See Denoiser. `trained` has this model's call signature."""
         model = self if trained is None else trained
-        return model(sample, timestep, conditions[TEXT], return_dict=False)[0]
+        added = added_cond_kwargs(conditions)
+        return model(sample, timestep, conditions[TEXT], return_dict=False, added_cond_kwargs=added)[0]
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser."""
         return module
 
     def forward(
-        self, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = True,
+        *,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W)."""
+        """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W).
+
+        `added_cond_kwargs` are those of UNet2DConditionModel; see `given_conditions`.
+
+        Raises:
+            MobiusError: a condition is missing, unknown, or has another shape.
+        """
         num_frames = sample.shape[2]
-        timestep, conditions = fold_conditions(timestep, Conditions.of_text(encoder_hidden_states), num_frames)
-        frames = fold_frames(sample).to(self.dtype)
+        conditions = given_conditions(encoder_hidden_states, added_cond_kwargs)
+        check_conditions(conditions, self.backbone.condition_widths, len(sample))
+        walk = Walk(self.unet, fold_frames(sample), *fold_conditions(timestep, conditions, num_frames))
         pairs = iter(self.temporal.layers())
 
         def layer(*args: Any) -> Feature:
@@ -196,7 +211,6 @@ class SerialUNet(Composite):
         def enter(hidden: Tensor) -> Tensor:
             return self._run(self.temporal.transformer_in, hidden, num_frames)
 
-        walk = Walk(self.unet, frames, timestep, conditions[TEXT].to(self.dtype))
         for feature in walk.features(layer, enter):
             hidden = feature.hidden
         prediction = unfold_frames(self._run(output_head, self.unet, hidden), num_frames)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet3DConditionModel
+from unets import tiny_unet
 from video_models import save_modelscope, serial, unet3d
 
 from mobius_train.convert import compare
@@ -118,3 +119,10 @@ def test_our_serial_model_goes_too(stable_diffusion: dict[str, Path], tmp_path: 
     with pytest.raises(MobiusError, match=r"heads.*\b64\b"):
         parallel_to_serial(tmp_path / "parallel", tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_stable_diffusion_xl_is_refused_by_name(tmp_path: Path) -> None:
+    ParallelUNet.from_unet2d(tiny_unet("sdxl")).save_pretrained(tmp_path / "parallel")
+    with pytest.raises(MobiusError, match=r"(?s)transformer_layers_per_block.*addition_embed_type='text_time'"):
+        parallel_to_serial(tmp_path / "parallel", tmp_path / "serial")
+    assert not (tmp_path / "serial").exists()

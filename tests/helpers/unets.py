@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from mobius_train.conditions import Conditions
+from mobius_train.conditions import POOLED, SIZES, TEXT, Conditions
 from mobius_train.models import SerialUNet, TemporalLayers
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "down_block_types": ("CrossAttnDownBlock2D",) * 3,
         "up_block_types": ("CrossAttnUpBlock2D",) * 3,
     },
+    # Stable Diffusion XL: no attention in the first level, more transformer blocks in the others, added conditions.
+    "sdxl": {
+        "block_out_channels": (64, 128, 128),
+        "layers_per_block": 1,
+        "attention_head_dim": (1, 2, 2),
+        "cross_attention_dim": 48,
+        "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        "transformer_layers_per_block": (1, 2, 3),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 20 + 6 * 8,
+    },
 }
 
 
@@ -50,30 +64,72 @@ def serial_with_random_temporal_layers(unet: UNet2DConditionModel) -> SerialUNet
     return SerialUNet(unet, TemporalLayers.from_unet2d(unet)).eval()
 
 
+class Frames(NamedTuple):
+    """A batch of pictures, as a `Walk` takes them."""
+
+    pictures: Tensor
+    """(N, C, H, W)"""
+    timestep: Tensor
+    """(N,)"""
+    conditions: Conditions
+    """of N pictures"""
+
+    def at(self, n: int) -> Frames:
+        """Picture n alone."""
+        conditions = {name: tensor[n : n + 1] for name, tensor in self.conditions.tensors.items()}
+        return Frames(self.pictures[n : n + 1], self.timestep[n : n + 1], Conditions(conditions))
+
+    def by(self, unet: UNet2DConditionModel) -> Tensor:
+        """The prediction of diffusers' UNet, (N, C, H, W)."""
+        return unet(
+            self.pictures, self.timestep, self.conditions[TEXT], added_cond_kwargs=in_diffusers(self.conditions)
+        ).sample
+
+
 class Batch(NamedTuple):
     sample: Tensor
     """(B, C, F, H, W)"""
     timestep: Tensor
     """(B,)"""
-    text: Tensor
-    """(B, L, D)"""
+    conditions: Conditions
+    """of B clips"""
+
+    @property
+    def text(self) -> Tensor:
+        """(B, L, D)"""
+        return self.conditions[TEXT]
 
     def given(self) -> tuple[Tensor, Tensor, Conditions]:
         """As `Denoiser.predict` takes them."""
-        return self.sample, self.timestep, Conditions.of_text(self.text)
+        return self.sample, self.timestep, self.conditions
 
-    def frames(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same as a batch of pictures: (B·F, C, H, W), (B·F,), (B·F, L, D)."""
+    def by(self, model: Any) -> Tensor:
+        """The prediction of a text-to-video model, ours or diffusers', by its call signature: (B, C, F, H, W)."""
+        added = in_diffusers(self.conditions)
+        more = {"added_cond_kwargs": added} if added else {}
+        return model(self.sample, self.timestep, self.conditions[TEXT], **more).sample
+
+    def frames(self) -> Frames:
+        """The same as a batch of B·F pictures."""
         clips, channels, frames, *size = self.sample.shape
         pictures = torch.stack([self.sample[b, :, f] for b in range(clips) for f in range(frames)])
         assert pictures.shape == (clips * frames, channels, *size)
-        return pictures, self.timestep.repeat_interleave(frames), self.text.repeat_interleave(frames, 0)
+        conditions = {name: tensor.repeat_interleave(frames, 0) for name, tensor in self.conditions.tensors.items()}
+        return Frames(pictures, self.timestep.repeat_interleave(frames), Conditions(conditions))
+
+
+def in_diffusers(conditions: Conditions) -> dict[str, Tensor]:
+    """The added conditions, as the pipelines of diffusers give them."""
+    if POOLED not in conditions.tensors:
+        return {}
+    return {"text_embeds": conditions[POOLED], "time_ids": conditions[SIZES]}
 
 
 def batch_for(unet: UNet2DConditionModel, clips: int = 2, frames: int = 3, size: tuple[int, int] = (8, 8)) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    return Batch(
-        torch.randn(clips, unet.config.in_channels, frames, *size, generator=generator),
-        torch.tensor([17, 801, 400])[:clips],
-        torch.randn(clips, 5, unet.config.cross_attention_dim, generator=generator),
-    )
+    sample = torch.randn(clips, unet.config.in_channels, frames, *size, generator=generator)
+    conditions = {TEXT: torch.randn(clips, 5, unet.config.cross_attention_dim, generator=generator)}
+    if unet.config.get("addition_embed_type"):
+        conditions[POOLED] = torch.randn(clips, 20, generator=generator)
+        conditions[SIZES] = torch.tensor([[1023, 768, 0, 37, 512, 384], [480, 641, 5, 0, 512, 512]] * 2)[:clips]
+    return Batch(sample, torch.tensor([17, 801, 400])[:clips], Conditions(conditions))

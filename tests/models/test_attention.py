@@ -133,7 +133,7 @@ def test_each_kind_of_layer_takes_its_own_backend() -> None:
     # Purity holds under the same backend.
     set_attention_backend(untouched, "eager", temporal=False)
     with torch.no_grad():
-        pictures = untouched(*batch.frames()).sample.unflatten(0, (2, -1)).transpose(1, 2)
+        pictures = batch.frames().by(untouched).unflatten(0, (2, -1)).transpose(1, 2)
         assert torch.equal(model.predict(*batch.given()), pictures)
 
 

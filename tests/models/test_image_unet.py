@@ -12,12 +12,10 @@ from mobius_train.models import ImageUNet
 @torch.no_grad()
 def test_each_frame_is_a_picture_of_its_own(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
-    prediction = ImageUNet(unet)(*batch).sample
+    prediction = batch.by(ImageUNet(unet))
     for clip in range(2):
         for frame in range(3):
-            alone = unet(
-                batch.sample[clip, :, frame].unsqueeze(0), batch.timestep[clip], batch.text[clip : clip + 1]
-            ).sample[0]
+            alone = batch.frames().at(3 * clip + frame).by(unet)[0]
             torch.testing.assert_close(prediction[clip, :, frame], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -29,7 +27,8 @@ def test_it_trains_the_unet_itself() -> None:
     assert model.frozen is None
     assert model.dtype == torch.float32
     assert model.config.in_channels == 4
-    model(*batch_for(unet), return_dict=False)[0].sum().backward()
+    batch = batch_for(unet)
+    model(batch.sample, batch.timestep, batch.text, return_dict=False)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in unet.parameters())
 
 

@@ -23,7 +23,7 @@ def model_and_batch() -> tuple[ParallelUNet, Batch]:
     model = ParallelUNet.from_unet2d(tiny_unet("sd2"))
     nn.init.normal_(model.ring.fusion.weight)
     batch = batch_for(model.spatial, frames=8, size=(32, 32))
-    return model.to("cuda"), Batch(*(x.to("cuda") for x in batch))
+    return model.to("cuda"), Batch(*(x.to(device=torch.device("cuda")) for x in batch))
 
 
 def step(model: ParallelUNet, batch: Batch) -> tuple[int, int, list[torch.Tensor]]:

@@ -18,7 +18,7 @@ from mobius_train.models import ParallelUNet, Ring, SerialUNet, weights_hash
 
 def picture_by_picture(unet: UNet2DConditionModel, batch: Batch) -> Tensor:
     """The 2D model on all frames as one batch of pictures, (B, C, F, H, W)."""
-    prediction = unet(*batch.frames()).sample
+    prediction = batch.frames().by(unet)
     return prediction.unflatten(0, (len(batch.sample), -1)).transpose(1, 2)
 
 
@@ -28,17 +28,18 @@ def test_new_model_predicts_what_the_2d_model_predicts(unet: UNet2DConditionMode
     batch = batch_for(unet, size=size)
     expected = picture_by_picture(copy.deepcopy(unet), batch)
     model = ParallelUNet.from_unet2d(unet).train()
-    assert torch.equal(model(*batch).sample, expected)
+    assert torch.equal(batch.by(model), expected)
     # One picture at a time, as a clip of one frame and as the 2D model takes it.
-    one = Batch(batch.sample[:1, :, :1], batch.timestep[:1], batch.text[:1])
-    assert torch.equal(model(*one).sample, picture_by_picture(unet, one))
+    alone = batch.frames().at(0)
+    one = Batch(alone.pictures.unsqueeze(2), alone.timestep, alone.conditions)
+    assert torch.equal(one.by(model), picture_by_picture(unet, one))
 
 
 @torch.no_grad()
 def test_serial_model_with_ordinary_temporal_layers_does_not(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
     expected = picture_by_picture(copy.deepcopy(unet), batch)
-    assert not torch.allclose(serial_with_random_temporal_layers(unet)(*batch).sample, expected, atol=1e-2)
+    assert not torch.allclose(batch.by(serial_with_random_temporal_layers(unet)), expected, atol=1e-2)
 
 
 def test_call_and_output_are_those_of_the_3d_unet() -> None:
@@ -87,7 +88,7 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     assert dict(loaded.config).keys() >= {"in_channels", "cross_attention_dim"}
     batch = batch_for(unet)
     # The same weights at another alignment in memory: kernels may differ in the last bit.
-    torch.testing.assert_close(loaded(*batch).sample, model(*batch).sample)
+    torch.testing.assert_close(batch.by(loaded), batch.by(model))
     assert weights_hash(UNet2DConditionModel.from_pretrained(tmp_path / "spatial")) == weights_hash(unet)
     assert ParallelUNet.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).ring.dtype == torch.bfloat16
 
@@ -119,11 +120,11 @@ def test_dtypes_of_the_branches_are_their_own(
     model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
     torch.nn.init.normal_(model.ring.fusion.weight, std=0.1)
     batch = batch_for(model.spatial)
-    exact = model(*batch).sample.detach()
+    exact = batch.by(model).detach()
     model.spatial.to(spatial_dtype)
     model.ring.to(ring_dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        prediction = model(*batch).sample
+        prediction = batch.by(model)
     assert prediction.dtype == (torch.bfloat16 if autocast else ring_dtype)
     assert (prediction.float() - exact).norm() < 0.05 * exact.norm()
     prediction.float().square().mean().backward()
@@ -137,5 +138,5 @@ def test_with_trained_shares_the_spatial_branch() -> None:
     combined = model.with_trained(other)
     batch = batch_for(model.spatial)
     assert combined.spatial is model.spatial
-    assert torch.equal(combined(*batch).sample, model.predict(*batch.given(), trained=other))
-    assert not torch.equal(combined(*batch).sample, model(*batch).sample)
+    assert torch.equal(batch.by(combined), model.predict(*batch.given(), trained=other))
+    assert not torch.equal(batch.by(combined), batch.by(model))

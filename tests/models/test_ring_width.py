@@ -19,11 +19,13 @@ from mobius_train.models.unet.ring import Ring
 from mobius_train.ring_shape import RingShape
 
 WIDTHS = (0.5, 2.0)
+kinds = pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 
 
+@kinds
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_new_model_predicts_what_the_2d_model_predicts(width: float) -> None:
-    unet = tiny_unet("sd2")
+def test_a_new_model_predicts_what_the_2d_model_predicts(kind: str, width: float) -> None:
+    unet = tiny_unet(kind)
     batch = batch_for(unet)
     with torch.no_grad():
         expected = build_denoiser(unet, "text-to-image", "parallel").predict(*batch.given())
@@ -31,9 +33,10 @@ def test_a_new_model_predicts_what_the_2d_model_predicts(width: float) -> None:
     torch.testing.assert_close(prediction, expected)
 
 
+@kinds
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_parameter_learns_and_the_graph_holds_nothing_else(width: float) -> None:
-    model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", "parallel", {"ring_width": width})
+def test_every_parameter_learns_and_the_graph_holds_nothing_else(kind: str, width: float) -> None:
+    model: Any = build_denoiser(tiny_unet(kind), "text-to-video", "parallel", {"ring_width": width})
     assert model.ring_shape.ring_width == width
     batch = batch_for(model.spatial, frames=4)
     assert idle(train(model, batch, steps=2)) == set()

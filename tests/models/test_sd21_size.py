@@ -91,10 +91,9 @@ def operators(run: Callable[[], object]) -> list[tuple[str, list[torch.Size]]]:
     return seen.log
 
 
-def folded() -> tuple[Tensor, Any, Tensor]:
+def folded() -> tuple[Tensor, Any, Conditions]:
     sample, timestep, conditions = given()
-    timesteps, conditions = fold_conditions(timestep, conditions, 8)
-    return fold_frames(sample), timesteps, conditions["text"]
+    return fold_frames(sample), *fold_conditions(timestep, conditions, 8)
 
 
 def test_the_walk_runs_the_operators_of_the_untouched_forward() -> None:
@@ -105,7 +104,7 @@ def test_the_walk_runs_the_operators_of_the_untouched_forward() -> None:
         *_, last = Walk(unet, *pictures).features()
         output_head(unet, last.hidden)
 
-    expected = operators(lambda: unet(*pictures))
+    expected = operators(lambda: unet(*pictures[:2], pictures[2]["text"]))
     assert len(expected) > 1000
     assert operators(stream) == expected
 

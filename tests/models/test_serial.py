@@ -43,14 +43,14 @@ def test_equals_the_3d_unet_of_diffusers(size: tuple[int, int], changes: dict) -
     unet3d = tiny_unet3d(**changes)
     serial = SerialUNet.from_unet3d(unet3d)
     batch = batch_for(unet3d, size=size)
-    expected = unet3d(*batch).sample
-    torch.testing.assert_close(serial(*batch).sample, expected, rtol=1e-4, atol=1e-5)
+    expected = batch.by(unet3d)
+    torch.testing.assert_close(batch.by(serial), expected, rtol=1e-4, atol=1e-5)
     assert expected.std() > 0.1
     # The comparison sees every kind of temporal layer.
     for name in ("transformer_in", "down_blocks.0.temp_convs.0", "up_blocks.1.temp_attentions.0"):
         changed = copy.deepcopy(serial)
         changed.temporal.get_submodule(name).zero_output()
-        assert not torch.allclose(changed(*batch).sample, expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(batch.by(changed), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_have_the_names_of_the_3d_unet_after_a_prefix() -> None:
@@ -69,7 +69,7 @@ def test_parallel_model_is_not_the_3d_unet() -> None:
     parallel = ParallelUNet.from_unet2d(serial.unet)
     parallel.ring.load_state_dict(serial.temporal.state_dict(), strict=False)
     batch = batch_for(unet3d)
-    assert not torch.allclose(parallel(*batch).sample, unet3d(*batch).sample, atol=1e-2)
+    assert not torch.allclose(batch.by(parallel), batch.by(unet3d), atol=1e-2)
 
 
 def test_distilled_3d_unets_are_refused() -> None:
@@ -81,9 +81,9 @@ def test_distilled_3d_unets_are_refused() -> None:
 @torch.no_grad()
 def test_new_model_equals_the_2d_model_per_frame(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
     batch = batch_for(unet, size=size)
-    expected = unet(*batch.frames()).sample.unflatten(0, (2, 3)).transpose(1, 2)
-    assert torch.equal(SerialUNet.from_unet2d(unet)(*batch).sample, expected)
-    assert not torch.allclose(serial_with_random_temporal_layers(unet)(*batch).sample, expected)
+    expected = batch.frames().by(unet).unflatten(0, (2, 3)).transpose(1, 2)
+    assert torch.equal(batch.by(SerialUNet.from_unet2d(unet)), expected)
+    assert not torch.allclose(batch.by(serial_with_random_temporal_layers(unet)), expected)
 
 
 def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel) -> None:
@@ -92,7 +92,7 @@ def test_after_two_steps_every_temporal_layer_learns(unet: UNet2DConditionModel)
     optimizer = torch.optim.AdamW(model.temporal.parameters(), lr=1e-3)
     for step in range(4):
         optimizer.zero_grad()
-        model(*batch).sample.square().mean().backward()
+        batch.by(model).square().mean().backward()
         idle = {name for name, p in model.temporal.named_parameters() if not p.grad.any()}
         assert bool(idle) == (step == 0)
         optimizer.step()
@@ -122,7 +122,7 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     loaded = SerialUNet.from_pretrained(tmp_path)
     assert weights_hash(loaded) == weights_hash(model)
     batch = batch_for(unet)
-    torch.testing.assert_close(loaded(*batch).sample, model(*batch).sample)
+    torch.testing.assert_close(batch.by(loaded), batch.by(model))
     with pytest.raises(MobiusError, match=r"SerialUNet.*ParallelUNet"):
         ParallelUNet.from_pretrained(tmp_path)
 
@@ -131,11 +131,11 @@ def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
 def test_bfloat16(autocast: bool) -> None:
     model = serial_with_random_temporal_layers(tiny_unet("emoji"))
     batch = batch_for(model.unet)
-    exact = model(*batch).sample.detach()
+    exact = batch.by(model).detach()
     if not autocast:
         model.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        prediction = model(*batch).sample
+        prediction = batch.by(model)
     assert prediction.dtype == torch.bfloat16
     assert (prediction.float() - exact).norm() < 0.05 * exact.norm()
 
@@ -147,9 +147,9 @@ def test_dropout_is_only_active_in_layers_that_are_trained(mode: Mode, same: boo
     batch = batch_for(model)
     for module in (model, model.train()):
         torch.manual_seed(0)
-        first = module(*batch).sample
+        first = batch.by(module)
         torch.manual_seed(1)
-        assert torch.equal(module(*batch).sample, first) == same
+        assert torch.equal(batch.by(module), first) == same
     assert model.temporal.training
     assert model.unet.training != same
     assert not model.eval().unet.training

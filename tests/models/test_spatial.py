@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from unets import Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
+from unets import Batch, Frames, batch_for, serial_with_random_temporal_layers, tiny_unet
 
-from mobius_train.conditions import Conditions
 from mobius_train.models import ParallelUNet
 from mobius_train.models.backbone import Feature, without_graph
 from mobius_train.models.unet.backbone import UNetBackbone, Walk, output_head
@@ -39,8 +39,8 @@ def layer_outputs(unet: UNet2DConditionModel, run: Callable[[], object]) -> list
     return outputs
 
 
-def stream(unet: UNet2DConditionModel, pictures: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
-    features = without_graph(UNetBackbone(unet).features(pictures, timestep, Conditions.of_text(text)))
+def stream(unet: UNet2DConditionModel, frames: Frames) -> list[Tensor]:
+    features = without_graph(UNetBackbone(unet).features(*frames))
     return [tensor for feature in features for tensor in feature if tensor is not None]
 
 
@@ -53,22 +53,21 @@ def test_features_are_those_of_the_untouched_forward_bit_for_bit(
     unet: UNet2DConditionModel, size: tuple[int, int]
 ) -> None:
     untouched = copy.deepcopy(unet)
-    pictures, timestep, text = batch_for(unet, size=size).frames()
-    reference = layer_outputs(untouched, lambda: untouched(pictures, timestep, text))
+    frames = batch_for(unet, size=size).frames()
+    reference = layer_outputs(untouched, lambda: frames.by(untouched))
 
     spatial = ParallelUNet.from_unet2d(unet).spatial
-    assert same_bits(stream(spatial, pictures, timestep, text), reference)
+    assert same_bits(stream(spatial, frames), reference)
 
 
 def test_each_frame_alone_gives_the_untouched_forward_bit_for_bit(unet: UNet2DConditionModel) -> None:
     untouched = copy.deepcopy(unet)
     spatial = ParallelUNet.from_unet2d(unet).spatial
-    pictures, timestep, text = batch_for(unet).frames()
-    together = stream(spatial, pictures, timestep, text)
-    for n in range(len(pictures)):
-        frame = (pictures[n : n + 1], timestep[n : n + 1], text[n : n + 1])
-        alone = layer_outputs(untouched, partial(untouched, *frame))
-        assert same_bits(stream(spatial, *frame), alone)
+    frames = batch_for(unet).frames()
+    together = stream(spatial, frames)
+    for n in range(len(frames.pictures)):
+        alone = layer_outputs(untouched, partial(frames.at(n).by, untouched))
+        assert same_bits(stream(spatial, frames.at(n)), alone)
         # Kernels may sum in another order for another batch size, so across sizes only nearly.
         for batched, single in zip(together, alone, strict=True):
             torch.testing.assert_close(batched[n : n + 1], single, rtol=1e-4, atol=1e-4)
@@ -83,8 +82,8 @@ def change_other_frames(batch: Batch, kept: int) -> Batch:
 def test_a_frame_does_not_depend_on_the_others(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
     frames, kept = batch.sample.shape[2], 1
-    before = stream(unet, *batch.frames())
-    after = stream(unet, *change_other_frames(batch, kept).frames())
+    before = stream(unet, batch.frames())
+    after = stream(unet, change_other_frames(batch, kept).frames())
     assert same_bits([h[kept::frames] for h in before], [h[kept::frames] for h in after])
     assert not same_bits(before, after)
 
@@ -94,20 +93,20 @@ def test_in_a_serial_model_a_frame_depends_on_the_others(unet: UNet2DConditionMo
     batch = batch_for(unet)
     frames, kept = batch.sample.shape[2], 1
     changed = change_other_frames(batch, kept)
-    before = layer_outputs(serial.unet, lambda: serial(*batch))
-    after = layer_outputs(serial.unet, lambda: serial(*changed))
+    before = layer_outputs(serial.unet, lambda: batch.by(serial))
+    after = layer_outputs(serial.unet, lambda: changed.by(serial))
     assert torch.equal(before[0][kept::frames], after[0][kept::frames])  # conv_in, before all temporal layers
     for hidden, other in zip(before[1:], after[1:], strict=True):
         assert not torch.equal(hidden[kept::frames], other[kept::frames])
 
 
 @pytest.mark.parametrize("timestep", [7, 7.0, torch.tensor(7), torch.tensor([7])])
-def test_timesteps_as_diffusers_takes_them(timestep: Tensor | float) -> None:
+def test_timesteps_as_diffusers_takes_them(timestep: Any) -> None:
     unet = tiny_unet("emoji")
-    pictures, _, text = batch_for(unet).frames()
+    frames = batch_for(unet).frames()._replace(timestep=timestep)
     with torch.no_grad():
-        *_, last = Walk(unet, pictures, timestep, text).features()
-        assert torch.equal(output_head(unet, last.hidden), unet(pictures, timestep, text).sample)
+        *_, last = Walk(unet, *frames).features()
+        assert torch.equal(output_head(unet, last.hidden), frames.by(unet))
 
 
 @pytest.mark.parametrize(
@@ -130,14 +129,13 @@ def test_unusual_backbones_are_walked_as_diffusers_does(changes: dict) -> None:
     batch = batch_for(unet)
     with torch.no_grad():
         *_, last = Walk(unet, *batch.frames()).features()
-        assert torch.equal(output_head(unet, last.hidden), unet(*batch.frames()).sample)
-        assert ParallelUNet.from_unet2d(unet)(*batch).sample.shape == batch.sample.shape
+        assert torch.equal(output_head(unet, last.hidden), batch.frames().by(unet))
+        assert batch.by(ParallelUNet.from_unet2d(unet)).shape == batch.sample.shape
 
 
 def test_taking_features_leaves_gradients_on_for_the_taker() -> None:
     unet = tiny_unet("emoji")
-    pictures, timestep, text = batch_for(unet).frames()
-    for feature in without_graph(UNetBackbone(unet).features(pictures, timestep, Conditions.of_text(text))):
+    for feature in without_graph(UNetBackbone(unet).features(*batch_for(unet).frames())):
         assert torch.is_grad_enabled()
         assert isinstance(feature, Feature)
         assert not feature.hidden.requires_grad

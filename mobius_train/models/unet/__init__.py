@@ -1,1 +1,1 @@
-"""The UNet of Stable Diffusion 1.x and 2.x as a backbone, and the ring for it."""
+"""The UNet of Stable Diffusion 1.x, 2.x and XL as a backbone, and the ring for it."""

@@ -18,8 +18,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
+from mobius_train.models.added_conditions import added_cond_kwargs
 from mobius_train.models.backbone import Feature, LayerShape, Tail, Timestep
 from mobius_train.models.unet.check import check_unet
+from mobius_train.models.unet.conditions import condition_widths
 from mobius_train.models.unet.layers import read_layout
 from mobius_train.models.units import layer_units
 
@@ -47,19 +49,20 @@ def spatial_layer(
 class Walk:
     """One forward pass of a UNet, layer by layer.
 
-    It holds only the hidden state and the bridges, so a feature is freed as soon as the consumer drops it.
+    It holds only the hidden state and the bridges, so a feature is freed as soon as the consumer drops it. It computes
+    in the UNet's dtype.
 
     Args:
         sample: (N, C, H, W) of any size: if H or W does not halve evenly, upsampling uses the bridge's size.
         timestep: a number or a tensor of shape (), (1,) or (N,).
-        encoder_hidden_states: (N, L, D).
+        conditions: of N frames; see `condition_widths`.
     """
 
-    def __init__(
-        self, unet: UNet2DConditionModel, sample: Tensor, timestep: Timestep, encoder_hidden_states: Tensor
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, sample: Tensor, timestep: Timestep, conditions: Conditions) -> None:
         self._unet = unet
-        self._sample, self._timestep, self._text = sample, timestep, encoder_hidden_states
+        self._sample, self._timestep, self._text = sample.to(unet.dtype), timestep, conditions[TEXT].to(unet.dtype)
+        # The sizes keep their dtype: in bfloat16 1023 would become 1024.
+        self._added = added_cond_kwargs(conditions)
         self._even = all(size % 2**unet.num_upsamplers == 0 for size in sample.shape[-2:])
         self._bridges: list[Tensor] = []
 
@@ -81,6 +84,9 @@ class Walk:
         unet = self._unet
         sample = 2 * self._sample - 1.0 if unet.config.center_input_sample else self._sample
         time_embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=self._timestep))
+        added = unet.get_aug_embed(time_embedding, self._text, self._added)
+        if added is not None:
+            time_embedding = time_embedding + added
         if unet.time_embed_act is not None:
             time_embedding = unet.time_embed_act(time_embedding)
         self._conditions = (time_embedding, self._text)
@@ -158,18 +164,18 @@ class UNetBackbone:
 
     @property
     def condition_widths(self) -> dict[str, int]:
-        return {TEXT: int(self.unet.config.cross_attention_dim)}
+        return condition_widths(self.unet.config)
 
     def layers(self) -> list[LayerShape]:
         return self.layout.layers()
 
     def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[Feature]:
-        return self._walk(sample, timestep, conditions).features()
+        return Walk(self.unet, sample, timestep, conditions).features()
 
     def split(
         self, sample: Tensor, timestep: Timestep, conditions: Conditions, depth: int
     ) -> tuple[Iterator[Feature], Tail]:
-        walk = self._walk(sample, timestep, conditions)
+        walk = Walk(self.unet, sample, timestep, conditions)
 
         def tail(hidden: Tensor, layer: Layer) -> Tensor:
             return walk.tail(hidden.to(self.unet.dtype), layer, depth)
@@ -179,10 +185,6 @@ class UNetBackbone:
     def behind(self, depth: int) -> list[nn.Module]:
         blocks = self.unet.up_blocks
         return list(blocks[len(blocks) - depth :])
-
-    def _walk(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Walk:
-        dtype = self.unet.dtype
-        return Walk(self.unet, sample.to(dtype), timestep, conditions[TEXT].to(dtype))
 
     def head(self, hidden: Tensor) -> Tensor:
         return output_head(self.unet, hidden)

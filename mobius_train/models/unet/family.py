@@ -1,4 +1,4 @@
-"""The UNet of Stable Diffusion 1.x and 2.x."""
+"""The UNet of Stable Diffusion 1.x, 2.x and XL."""
 
 from __future__ import annotations
 

@@ -126,6 +126,14 @@ def _fits(config: Mapping[str, Any], width: float) -> bool:
     return all(c * width == int(c * width) and c * width % n == 0 for c, n in zip(channels, heads, strict=True))
 
 
+def transformer_blocks(config: Mapping[str, Any]) -> list[list[int]]:
+    """Number of transformer blocks in the SA of each layer of each up block; without a meaning where there is no SA."""
+    depths = _per_level(config["layers_per_block"], len(config["block_out_channels"]))
+    per_level = _per_level(config["transformer_layers_per_block"], len(depths))
+    per_up_block = config["reverse_transformer_layers_per_block"] or list(reversed(per_level))
+    return [_per_level(blocks, depth + 1) for blocks, depth in zip(per_up_block, reversed(depths), strict=True)]
+
+
 def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[int]:
     return [value] * levels if isinstance(value, int) else list(value)
 
@@ -134,27 +142,41 @@ def bytes_per_flop(layer: LayerShape) -> float:
     """Saved values per multiplication in a forward pass of TC and TA, up to a factor common to all layers.
 
     Both are proportional to frames and positions, which cancel. A TC saves the inputs of four norms, activations and
-    3-tap convolutions, and of the projection in front. A TA saves 33 states of its width: norms, projections, q, k, v
-    and results of two attentions, and a gated feed-forward layer four times as wide.
+    3-tap convolutions, and of the projection in front.
     """
     width = layer.channels
     projected = layer.in_channels if layer.in_channels != width else 0
     values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
     if layer.heads is not None:
-        values, products = values + 33 * width, products + 22 * width**2
+        of_attention = _transformer_costs(width)
+        values, products = values + of_attention[0], products + of_attention[1]
     return values / products
 
 
-def tail_bytes_per_flop(layer: LayerShape, temporal: bool) -> float:
+def tail_bytes_per_flop(layer: LayerShape, temporal: bool, blocks: int = 1) -> float:
     """As `bytes_per_flop`, for a layer behind the fusion.
 
-    An SC has two norms, activations and 3x3 convolutions. An SA is a TA whose second attention is over the text.
+    An SC has two norms, activations and 3x3 convolutions. An SA is a TA whose second attentions are over the text.
+
+    Args:
+        temporal: the layer has a TC and a TA.
+        blocks: number of transformer blocks in SA. A TA has one.
     """
     width = layer.channels
     values, products = 3 * layer.in_channels + 4 * width, 9 * width * (layer.in_channels + width)
     if temporal:
         values, products = values + 12 * width, products + 12 * width**2
     if layer.heads is not None:
-        blocks = 2 if temporal else 1
-        values, products = values + blocks * 33 * width, products + blocks * 22 * width**2
+        for count in (blocks, 1) if temporal else (blocks,):
+            of_attention = _transformer_costs(width, count)
+            values, products = values + of_attention[0], products + of_attention[1]
     return values / products
+
+
+def _transformer_costs(width: int, blocks: int = 1) -> tuple[int, int]:
+    """Saved values and multiplications of a TA or SA for each position.
+
+    It has a norm and two projections, and in each block three norms, q, k, v and results of two attentions, and a gated
+    feed-forward layer four times as wide.
+    """
+    return (3 + 30 * blocks) * width, (2 + 20 * blocks) * width**2

@@ -103,10 +103,12 @@ class Ring(ModelMixin, ConfigMixin):
             tail = [TemporalBlock(shapes, norm_num_groups, bridged=False) for shapes in behind]
             for block in tail:
                 block.zero_outputs()
-        self._costs = [tail_bytes_per_flop(layer, tail_temporal_layers) for shapes in behind for layer in shapes]
+        self._behind = [layer for shapes in behind for layer in shapes]
+        self._transformer_blocks = [1] * len(self._behind)
+        self._costs: list[float] = []
         if width:
             layout, _ = split_layout(scaled_layout(self.config, width), fusion_depth)
-            self._costs = [*map(bytes_per_flop, layout.layers()), *self._costs]
+            self._costs += map(bytes_per_flop, layout.layers())
             self._add_states(before, layout, tail)
         else:
             self.up_blocks = nn.ModuleList(tail)
@@ -158,7 +160,24 @@ class Ring(ModelMixin, ConfigMixin):
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the layers store activations for the backward pass."""
         self.memory = memory
-        self.treatments = memory.treatments(self._costs)
+        temporal = self.shape.tail_temporal_layers
+        tail = (
+            tail_bytes_per_flop(layer, temporal, blocks)
+            for layer, blocks in zip(self._behind, self._transformer_blocks, strict=True)
+        )
+        self.treatments = memory.treatments([*self._costs, *tail])
+
+    def set_transformer_blocks(self, of_up_blocks: list[list[int]]) -> None:
+        """Set what `set_memory` has to know of the tail's spatial layers.
+
+        It is not in the ring's configuration, because the ring's weights do not depend on it.
+
+        Args:
+            of_up_blocks: see `transformer_blocks`.
+        """
+        tail = of_up_blocks[len(of_up_blocks) - self.shape.fusion_depth :]
+        self._transformer_blocks = [count for block in tail for count in block]
+        self.set_memory(self.memory)
 
     def layers(self) -> list[LayerShape]:
         """The layers of the ring's UNet."""
