@@ -217,7 +217,17 @@ class RunConfig(Section):
         None,
         description="text encoder to use instead: folder, hub name, or package:NAME for one in a Python package",
     )
-    max_text_tokens: int | None = Field(None, ge=1, description="tokens per caption; default: the tokenizer's maximum")
+    max_text_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens per caption; default: the tokenizer's maximum. Stable Diffusion 3: those of T5; default:"
+        " 256",
+    )
+    use_t5: bool | None = Field(
+        None,
+        description="Stable Diffusion 3: encode captions with T5 (text_encoder_3) too, or with zeros in its place;"
+        " default: T5 if the model has it",
+    )
     unet_config: Configuration | None = Field(None, description="configuration of a new UNet2DConditionModel")
     vae_config: Configuration | None = Field(None, description="configuration of a new AutoencoderKL")
     scheduler_config: Configuration | None = Field(

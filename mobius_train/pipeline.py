@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,15 +32,16 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
-from mobius_train.encoders.fit import check_fit
+from mobius_train.encoders.fit import check_latents, check_text, pixel_multiple
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
-from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
+from mobius_train.encoders.load_text_encoding import load_text_encoding, make_text_encoding
+from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import as_denoiser, family_of, is_video_model, video_models
 from mobius_train.pretrained.model_files import class_name, read_json
+from mobius_train.pretrained.pipeline_index import INDEX
 from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
 
-INDEX = "model_index.json"
 SCHEDULER = DDIMScheduler.config_name
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
@@ -66,17 +67,22 @@ def convert_frames(frames: Tensor, output_type: str) -> Any:
 
 
 class TextToVideoPipeline(DiffusionPipeline):
-    """Samples clips from prompts with DDIM. Saving and loading work as for any diffusers pipeline.
+    """Samples clips from prompts. Saving and loading work as for any diffusers pipeline.
 
     Args:
-        unet: a video model (ParallelUNet, SerialUNet), or an image model (UNet2DConditionModel) for stills.
-        scheduler: a diffusers scheduler with the trained noise schedule; DDIM uses its configuration.
+        unet: a video model (ParallelUNet, SerialUNet), or an image model (UNet2DConditionModel) for stills. It has
+            this name for every kind of model.
+        scheduler: a diffusers scheduler with the trained noise schedule; see `sampling_scheduler`.
+        text_encoder_2, tokenizer_2: the second text encoder of Stable Diffusion XL and 3.
+        text_encoder_3, tokenizer_3: T5 of Stable Diffusion 3, which can do without.
         max_text_tokens: number of tokens that prompts are padded and truncated to, as captions in training.
         num_frames: default number of frames per clip.
         resolution: default height and width in pixels; None uses the UNet's sample_size, which may be a pair.
         guidance_scale: default guidance scale.
         frame_noise_correlation: correlation of the initial noise between frames, as in training.
     """
+
+    _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
 
     def __init__(
         self,
@@ -90,12 +96,20 @@ class TextToVideoPipeline(DiffusionPipeline):
         resolution: int | None = None,
         guidance_scale: float = 7.5,
         frame_noise_correlation: float = 0.0,
+        text_encoder_2: PreTrainedModel | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        text_encoder_3: PreTrainedModel | None = None,
+        tokenizer_3: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
             unet=unet,
             scheduler=sampling_scheduler(scheduler),
         )
@@ -118,23 +132,27 @@ class TextToVideoPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         settings = read_json(folder / INDEX)
-        text = load_text_encoder(str(folder), torch.device("cpu"), settings.get("max_text_tokens"))
         schedule = find_model(folder, "scheduler", SCHEDULER)
         kind = class_name(folder / "unet")
-        image_or_video_model: Any = video_models().get(kind)
+        video_model: Any = video_models().get(kind)
+        if video_model is None:
+            unet = load_diffusers(family_of(kind).image_model, folder / "unet")
+        else:
+            unet = video_model.from_pretrained(folder / "unet")
+        denoiser, vae = as_denoiser(unet), load_diffusers(AutoencoderKL, folder / "vae")
+        check_latents(denoiser, vae.config)
+        wanted = denoiser.backbone.condition_widths
+        text = load_text_encoding(str(folder), torch.device("cpu"), settings.get("max_text_tokens"), wanted)
+        check_text(denoiser, text, str(folder))
         parts: dict[str, Any] = {
-            "vae": load_diffusers(AutoencoderKL, folder / "vae"),
-            "text_encoder": text.model,
-            "tokenizer": text.tokenizer,
-            "unet": load_diffusers(family_of(kind).image_model, folder / "unet")
-            if image_or_video_model is None
-            else image_or_video_model.from_pretrained(folder / "unet"),
+            "vae": vae,
+            **components_of(text),
+            "unet": unet,
             "scheduler": load_object(
                 FlowMatchEulerDiscreteScheduler if is_flow(read_json(schedule.folder / SCHEDULER)) else DDIMScheduler,
                 schedule,
             ),
         }
-        check_fit(as_denoiser(parts["unet"]), parts["vae"].config, text, str(folder / "text_encoder"))
         dtype = options.pop("torch_dtype", None)
         try:
             loaded: TextToVideoPipeline = super().from_pretrained(str(folder), **(parts | options))
@@ -187,14 +205,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         device = self._execution_device
         noises = self._initial_noise(prompts, num_frames, height, width, seed, generator, latents)
-        text = TextEncoder(self.text_encoder, self.tokenizer, device, self.config.max_text_tokens)
+        text = self._text_encoding(device)
         conditions = [text.encode(caption) for caption in prompts]
         unconditional = text.encode(negative_prompt) if scale > 1 else None
 
         clips: list[Tensor] = []
         with evaluating(self.unet), self.progress_bar(total=len(prompts) * num_inference_steps) as bar:
             for noise, condition in zip(noises, conditions, strict=True):
-                predict = self._guided_prediction(condition, unconditional, scale, guidance_rescale)
+                size = self._size_of(noise).to(device)
+                without = None if unconditional is None else unconditional | size
+                predict = self._guided_prediction(condition | size, without, scale, guidance_rescale)
                 clips.append(
                     denoise_latents(self.scheduler, predict, noise.to(device), num_inference_steps, bar.update)
                 )
@@ -291,6 +311,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         correlation = self.config.frame_noise_correlation
         return [initial_noise(shape, source, correlation) for source in generators]
 
+    def _text_encoding(self, device: torch.device) -> TextEncoding:
+        wanted = as_denoiser(self.unet).backbone.condition_widths
+        return make_text_encoding(self.components, device, self.config.max_text_tokens, wanted)
+
+    def _size_of(self, latents: Tensor) -> Conditions:
+        """The conditions of a clip's size that the model takes, for latents (B, C, F, h, w)."""
+        reduction = LatentSpace.of(self.vae.config).reduction
+        height, width = (reduction * size for size in latents.shape[-2:])
+        return Conditions.of_size(height, width, as_denoiser(self.unet).backbone.condition_widths)
+
     def _latent_size(self, pixels: int | None, axis: int) -> int:
         """The latent size for pixels, by default the model's own; axis 0 is the height, 1 the width."""
         factor = LatentSpace.of(self.vae.config).reduction
@@ -301,8 +331,9 @@ class TextToVideoPipeline(DiffusionPipeline):
             if size is None:
                 raise MobiusError("the model has no size of its own (sample_size is null): set height and width")
             return int(size if isinstance(size, int) else size[axis])
-        if pixels < factor or pixels % factor:
-            raise MobiusError(f"{pixels} pixels: height and width must be multiples of {factor}")
+        multiple = pixel_multiple(as_denoiser(self.unet).image_model, self.vae.config)
+        if pixels < multiple or pixels % multiple:
+            raise MobiusError(f"{pixels} pixels: height and width must be multiples of {multiple}")
         return int(pixels) // factor
 
     def _guided_prediction(

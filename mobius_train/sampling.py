@@ -24,7 +24,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-frames", type=int, help="frames per clip; default: the model's")
     parser.add_argument("--height", type=int, help="pixels; default: the model's")
     parser.add_argument("--width", type=int, help="pixels; default: the model's")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
     parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0.7 is recommended with zero terminal SNR")
     parser.add_argument("--negative-prompt", default="")

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
+from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
 
 from mobius_train.conditions import Conditions
+from mobius_train.convert.components import load_components
 from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
@@ -228,6 +238,58 @@ def test_saving_and_loading_gives_the_same_clip(components: dict[str, Any], tmp_
         assert [loaded.config[name] for name in settings] == [TOKENS, num_frames, 32, 3.0, 0.2]
         assert sampled(loaded).shape == (1, 4, num_frames, 16, 16)
         assert torch.equal(sampled(loaded), sampled(pipeline))
+
+
+@needs_sdxl
+@pytest.mark.parametrize("negative", ["", "a red bear"])
+def test_stills_of_xl_are_those_of_its_own_pipeline(tmp_path: Path, negative: str) -> None:
+    folder = save_sdxl(tmp_path / "xl")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    pipeline = TextToVideoPipeline(unet=unet, **load_components(folder), num_frames=1, guidance_scale=3.0)
+    stock = StableDiffusionXLPipeline.from_pretrained(folder)
+    stock.scheduler = pipeline.scheduler
+    noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
+    # Without a negative prompt both guide away from zeros.
+    options = {"negative_prompt": negative} if negative else {}
+    expected = stock(
+        "a dog",
+        latents=noise,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        output_type="latent",
+        height=32,
+        width=48,
+        **options,
+    ).images
+    pipeline.save_pretrained(tmp_path / "ours")
+    for ours in (pipeline, load_pipeline(tmp_path / "ours", "cpu")):
+        found = sampled(ours, "a dog", latents=noise.unsqueeze(2), negative_prompt=negative).squeeze(2)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(sampled(ours, "a hen", latents=noise.unsqueeze(2)).squeeze(2), expected, atol=1e-2)
+
+
+@needs_sd3
+@pytest.mark.parametrize("with_t5", [True, False])
+def test_stills_of_sd3_are_those_of_its_own_pipeline(tmp_path: Path, with_t5: bool) -> None:
+    folder = save_sd3(tmp_path / "sd3", with_t5)
+    transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer")
+    components = load_components(folder)
+    pipeline = TextToVideoPipeline(unet=transformer, **components, num_frames=1, guidance_scale=3.0, max_text_tokens=20)
+    missing: dict[str, Any] = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(folder, **missing)
+    noise = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(5))
+    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "pt"}
+    expected = stock("a dog", latents=noise, height=32, width=48, max_sequence_length=20, **options).images
+    pipeline.save_pretrained(tmp_path / "ours")
+    index = json.loads((tmp_path / "ours" / "model_index.json").read_text())
+    assert (index["text_encoder_3"] == [None, None]) != with_t5
+    for ours in (pipeline, load_pipeline(tmp_path / "ours", "cpu")):
+        found = ours("a dog", latents=noise.unsqueeze(2), **options).frames.squeeze(1)
+        assert torch.allclose(found, expected, atol=0.6 / 255)
+        other = ours("a hen", latents=noise.unsqueeze(2), **options).frames.squeeze(1)
+        assert not torch.allclose(other, expected, atol=2 / 255)
+    with pytest.raises(MobiusError, match=r"\b36\b.*multiples of 8"):
+        pipeline("a dog", height=36, width=32)
 
 
 def test_prompts_are_padded_as_in_training(stills: TextToVideoPipeline, components: dict[str, Any]) -> None:

@@ -64,6 +64,78 @@ _SD15: dict[str, Configuration] = {
     },
 }
 
+# CLIP-L and CLIP-G of Stable Diffusion XL and 3.
+_CLIP_L: Configuration = _SD15["text_encoder"]
+_CLIP_G: Configuration = {
+    "model_type": "clip_text_model",
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+}
+_SDXL: dict[str, Configuration] = {
+    "unet": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": _VAE,
+    "text_encoder": _CLIP_L,
+    "text_encoder_2": _CLIP_G,
+}
+_SD3: dict[str, Configuration] = {
+    "transformer": {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "attention_head_dim": 64,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 192,
+    },
+    "vae": _VAE | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+    "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+    "text_encoder": _CLIP_L | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 768},
+    "text_encoder_2": _CLIP_G,
+    # The encoder of T5 v1.1 XXL.
+    "text_encoder_3": {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "vocab_size": 32128,
+    },
+}
+_SD35_MEDIUM: dict[str, Configuration] = _SD3 | {
+    "transformer": _SD3["transformer"]
+    | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13))}
+}
+
 # By hub name without the owner, which mirrors keep.
 KNOWN: dict[str, dict[str, Configuration]] = {
     "stable-diffusion-2-1": _SD21,
@@ -72,6 +144,9 @@ KNOWN: dict[str, dict[str, Configuration]] = {
     "stable-diffusion-2-base": _SD21,
     "stable-diffusion-v1-5": _SD15,
     "stable-diffusion-v1-4": _SD15,
+    "stable-diffusion-xl-base-1.0": _SDXL,
+    "stable-diffusion-3-medium-diffusers": _SD3,
+    "stable-diffusion-3.5-medium": _SD35_MEDIUM,
     # The text tower is a RoBERTa-large.
     "chinese-clip-vit-huge-patch14": {
         "text_encoder": {

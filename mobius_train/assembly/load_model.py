@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import DEFAULT, family_of, parts, video_models
-from mobius_train.pretrained.model_files import class_name
+from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.pipeline_index import named_parts
 from mobius_train.pretrained.strict_load import CONFIG, find_model, load_diffusers, load_object
 
 Part = TypeVar("Part")
@@ -26,15 +26,16 @@ def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: s
     """
     if new_config is not None:
         family = family_of(new_config["_class_name"]) if "_class_name" in new_config else DEFAULT
-        return load_part(family.image_model, family.part, new_config, None)
-    for part in parts():
-        folder = Path(name_or_path or "") / part
-        if name_or_path is not None and (folder / CONFIG).is_file():
-            kind = class_name(folder)
-            if kind in video_models():
-                return video_models()[kind].from_pretrained(folder)
-            return load_part(family_of(kind).image_model, part, None, name_or_path)
-    return load_part(DEFAULT.image_model, DEFAULT.part, None, name_or_path)
+        return load_part(family.image_model, DEFAULT.part, new_config, None)
+    if name_or_path is None:
+        return load_part(DEFAULT.image_model, DEFAULT.part, None, None)
+    named = named_parts(name_or_path)
+    part = next((part for part in parts() if part in named), DEFAULT.part)
+    folder = find_model(name_or_path, part).folder
+    kind = read_json(folder / CONFIG).get("_class_name", DEFAULT.image_model.__name__)
+    if kind in video_models():
+        return video_models()[kind].from_pretrained(folder)
+    return load_part(family_of(kind).image_model, part, None, name_or_path)
 
 
 def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:

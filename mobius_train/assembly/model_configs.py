@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers import DDPMScheduler
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from mobius_train.assembly.known_models import KNOWN
 from mobius_train.config import RunConfig
+from mobius_train.encoders.load_text_encoding import choose_text_parts
+from mobius_train.encoders.text_encoder import PART
 from mobius_train.errors import MobiusError
 from mobius_train.files import read_small
 from mobius_train.models.families import DEFAULT, parts, video_models
 from mobius_train.pretrained.model_files import read_json
-from mobius_train.pretrained.model_names import resolve_package
+from mobius_train.pretrained.model_names import local_folder, resolve_package
+from mobius_train.pretrained.pipeline_index import named_parts
 from mobius_train.yaml_files import parse_yaml
 
 
 @dataclass(frozen=True)
 class ModelConfigs:
-    """The configurations of a recipe's models; None for models that its stage does not use.
+    """The configurations of a recipe's models; None and {} for models that its stage does not use.
 
     Attributes:
+        text_encoders: by part.
+        scheduler: None if it is not known.
         sources: the origin of each configuration, by part.
     """
 
     image_model: dict[str, Any] | None
     vae: dict[str, Any]
-    text_encoder: dict[str, Any] | None
+    text_encoders: dict[str, dict[str, Any]]
+    scheduler: dict[str, Any] | None
     sources: dict[str, str]
 
 
@@ -52,13 +60,39 @@ def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
     pretrained = config.pretrained_model_name_or_path
     if config.stage == "autoencoder":
         vae = part("vae", "pretrained_model_name_or_path", pretrained, config.vae_config)
-        return ModelConfigs(None, vae, None, sources)
+        return ModelConfigs(None, vae, {}, None, sources)
+    text = config.text_encoder_name_or_path or pretrained
     return ModelConfigs(
         part("unet", "pretrained_model_name_or_path", pretrained, config.unet_config),
         part("vae", "vae_name_or_path", config.vae_name_or_path or pretrained),
-        part("text_encoder", "text_encoder_name_or_path", config.text_encoder_name_or_path or pretrained),
+        {name: part(name, "text_encoder_name_or_path", text) for name in _text_parts(text, config.use_t5)},
+        config.scheduler_config or _find_scheduler(pretrained, recipe),
         sources,
     )
+
+
+def _find_scheduler(source: str | None, recipe: Path | None) -> dict[str, Any] | None:
+    """The scheduler's configuration of a model; not every source that has the other configurations has it."""
+    if source is None:
+        return None
+    folder = local_folder(resolve_package(source))
+    path = (folder or Path()) / "scheduler" / DDPMScheduler.config_name
+    if folder is not None and path.is_file():
+        return read_json(path)
+    found = _in_sibling(source, "scheduler", recipe)
+    return _known(source).get("scheduler") if found is None else found[0]
+
+
+def _text_parts(source: str | None, use_t5: bool | None) -> list[str]:
+    """As `text_parts`, also for the well-known models."""
+    if source is None:
+        return [PART]
+    folder = local_folder(resolve_package(source))
+    return choose_text_parts(list(_known(source)) if folder is None else named_parts(str(folder)), source, use_t5)
+
+
+def _known(source: str) -> dict[str, dict[str, Any]]:
+    return KNOWN.get(source.rsplit("/", 1)[-1], {})
 
 
 def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple[dict[str, Any], str]:
@@ -67,14 +101,15 @@ def _find(part: str, key: str, source: str | None, recipe: Path | None) -> tuple
     source = resolve_package(source)
     folders = parts() if part == DEFAULT.part else (part,)
     local = (_in_folder(Path(source), folder) for folder in folders)
-    found = next(filter(None, local), None) or _in_cache(source, part)
+    cached = (_in_cache(source, folder) for folder in folders)
+    found = next(filter(None, itertools.chain(local, cached)), None)
     if found is None:
         found = _in_sibling(source, part, recipe)
     if found is None:
-        known = KNOWN.get(source.rsplit("/", 1)[-1], {}).get(part)
+        known = next((_known(source)[folder] for folder in folders if folder in _known(source)), None)
         found = None if known is None else (known, f"the built-in configuration of {source}")
     if found is None:
-        names = ", ".join(name for name, parts in KNOWN.items() if part in parts)
+        names = ", ".join(name for name, known in KNOWN.items() if not known.keys().isdisjoint(folders))
         raise MobiusError(
             f"cannot find the configuration of the {part} {source!r}: it is not a local folder with a config.json, not"
             f" in the hub's cache, and not one of the known models ({names}). Give one of these in {key}"
@@ -106,7 +141,7 @@ def _in_cache(name: str, part: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, Any], str] | None:
-    """The `unet_config` or `vae_config` of the recipe whose run writes this folder."""
+    """The `unet_config`, `vae_config` or `scheduler_config` of the recipe whose run writes this folder."""
     for path in sorted(recipe.parent.glob("*.yaml")) if recipe is not None else ():
         try:
             values = parse_yaml(read_small(path).decode("utf-8"))

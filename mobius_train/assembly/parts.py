@@ -7,6 +7,7 @@ the sources in `weights.py`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +21,9 @@ from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
-from mobius_train.encoders.fit import check_fit
+from mobius_train.encoders.fit import check_latents, check_text, pixel_multiple
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
-from mobius_train.encoders.text_encoder import TextEncoder
+from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
@@ -50,18 +51,17 @@ class Parts:
     dtypes: Dtypes
     attention: tuple[str, ...]
 
-    def pipeline(self, model: nn.Module, text_encoder: nn.Module | None = None) -> TextToVideoPipeline:
+    def pipeline(self, model: nn.Module, text_encoders: Mapping[str, nn.Module] | None = None) -> TextToVideoPipeline:
         """The pipeline that samples with the recipe's settings.
 
         Args:
             model: the result of `denoiser.with_trained`.
-            text_encoder: replaces the run's text encoder if that is sharded.
+            text_encoders: by part; replace the run's text encoders if those are sharded.
         """
         text, recipe = self.encoders.text, self.config
         return TextToVideoPipeline(
             vae=self.encoders.images.vae,
-            text_encoder=text.model if text_encoder is None else text_encoder,
-            tokenizer=text.tokenizer,
+            **(components_of(text) | dict(text_encoders or {})),
             unet=model,
             scheduler=self.process.scheduler,
             max_text_tokens=text.max_tokens,
@@ -79,7 +79,7 @@ class LoadedParts:
     image_or_video_model: nn.Module
     process: Process
     vae: AutoencoderKL
-    text: TextEncoder
+    text: TextEncoding
 
 
 def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -> LoadedParts:
@@ -100,9 +100,11 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
             " decided there: remove it, and see objective.timestep_sampling"
         )
     vae = weights.autoencoder(config)
-    check_resolution(config, vae)
-    text = weights.text_encoder(config, device)
-    check_fit(as_denoiser(model), vae.config, text, text_source(config))
+    denoiser = as_denoiser(model)
+    check_latents(denoiser, vae.config)
+    check_resolution(config, vae, denoiser.image_model)
+    text = weights.text_encoding(config, device, denoiser.backbone.condition_widths)
+    check_text(denoiser, text, text_source(config))
     return LoadedParts(model, process, vae, text)
 
 
@@ -124,7 +126,8 @@ def build_parts(
     if denoiser.frozen is not None:
         denoiser.frozen.to(device, dtypes.frozen)
     weights.fill(denoiser)
-    encoders = Encoders(ImageEncoder(loaded.vae, device), loaded.text)
+    wanted = frozenset(denoiser.backbone.condition_widths)
+    encoders = Encoders(ImageEncoder(loaded.vae, device), loaded.text, wanted)
     return Parts(config, denoiser, loaded.process, encoders, dtypes, tuple(attention))
 
 
@@ -153,15 +156,19 @@ def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.devic
     return vae
 
 
-def check_resolution(config: RunConfig, vae: AutoencoderKL) -> None:
+def check_resolution(config: RunConfig, vae: AutoencoderKL, image_model: nn.Module | None = None) -> None:
     """
     Raises:
-        MobiusError: a size in the recipe is not a multiple of the autoencoder's reduction.
+        MobiusError: a size in the recipe is not a multiple of the autoencoder's reduction, or of the pixels of the
+            image model's patches.
     """
-    reduction = LatentSpace.of(vae.config).reduction
+    multiple = pixel_multiple(image_model, vae.config)
     sides = {"data.resolution": config.data.resolution}
     for number, bucket in enumerate(config.data.buckets or ()):
         sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
     for name, pixels in sides.items():
-        if pixels % reduction:
-            raise MobiusError(f"{name}={pixels} is not a multiple of {reduction}, the autoencoder's reduction")
+        if pixels % multiple:
+            reason = "the autoencoder's reduction"
+            if multiple != LatentSpace.of(vae.config).reduction:
+                reason += " times the image model's patch_size"
+            raise MobiusError(f"{name}={pixels} is not a multiple of {multiple}, {reason}")

@@ -6,6 +6,7 @@ Each layer is gathered for its call and freed afterwards, so all ranks must call
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ from mobius_train.job.distributed import Distributed
 
 
 def text_layers(encoder: nn.Module) -> list[nn.Module]:
-    """The layers of a transformer and its embeddings."""
-    found: list[nn.Module] = []
+    """The layers of a transformer and its embeddings, each once: T5 has its embeddings under two names."""
+    return list(dict.fromkeys(_layers(encoder)))
+
+
+def _layers(encoder: nn.Module) -> Iterator[nn.Module]:
     for child in encoder.children():
-        layer = isinstance(encoder, nn.ModuleList) or isinstance(child, nn.Embedding)
-        found += [child] if layer else text_layers(child)
-    return found
+        if isinstance(encoder, nn.ModuleList) or isinstance(child, nn.Embedding):
+            yield child
+        else:
+            yield from _layers(child)
 
 
 class Sharded:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
-from transformers import AutoConfig, AutoModel, BatchEncoding, ChineseCLIPTextModel, CLIPTextModel
+from transformers import AutoConfig, AutoModel, BatchEncoding
 
 from mobius_train.assembly.load_model import load_image_or_video_model, load_part
 from mobius_train.assembly.load_scheduler import load_scheduler
 from mobius_train.assembly.model_configs import ModelConfigs
 from mobius_train.config import RunConfig
-from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
+from mobius_train.encoders.clip_towers import T5_TOKENS
+from mobius_train.encoders.load_text_encoding import load_text_encoding, make_text_encoding
+from mobius_train.encoders.text_encoder import text_model_class, tokenizer_part
+from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser
 from mobius_train.models.families import DEFAULT, family_of
 
-# Stable Diffusion's schedule, used if the recipe takes the schedule from the pretrained model.
+# Stable Diffusion's schedule, used if that of the pretrained model is not known.
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
-TEXT_MODELS = {"clip_text_model": CLIPTextModel, "chinese_clip_text_model": ChineseCLIPTextModel}
 
 
 class WeightSource(Protocol):
@@ -34,7 +37,12 @@ class WeightSource(Protocol):
 
     def autoencoder(self, config: RunConfig) -> AutoencoderKL: ...
 
-    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder: ...
+    def text_encoding(self, config: RunConfig, device: torch.device, wanted: Mapping[str, int]) -> TextEncoding:
+        """The recipe's text encoders.
+
+        Args:
+            wanted: the backbone's `condition_widths`.
+        """
 
     def making_layers(self) -> AbstractContextManager[Any]:
         """Context in which the recipe's new layers are created: the ring or the temporal layers."""
@@ -58,8 +66,8 @@ class Pretrained:
         source = config.vae_name_or_path or config.pretrained_model_name_or_path
         return load_part(AutoencoderKL, "vae", None, source)
 
-    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder:
-        return load_text_encoder(text_source(config), device, config.max_text_tokens)
+    def text_encoding(self, config: RunConfig, device: torch.device, wanted: Mapping[str, int]) -> TextEncoding:
+        return load_text_encoding(text_source(config), device, config.max_text_tokens, wanted, config.use_t5)
 
     def making_layers(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -82,7 +90,7 @@ class Random:
         self._configs, self._device = configs, device
 
     def scheduler(self, config: RunConfig) -> SchedulerMixin:
-        return load_scheduler(config.scheduler_config or SCHEDULER, None)
+        return load_scheduler(self._configs.scheduler or SCHEDULER, None)
 
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
         values = self._configs.image_model
@@ -96,11 +104,13 @@ class Random:
         with self._device:
             return AutoencoderKL.from_config(self._configs.vae)
 
-    def text_encoder(self, config: RunConfig, device: torch.device) -> TextEncoder:
-        assert self._configs.text_encoder is not None
-        with self._device:
-            model = _new_text_model(self._configs.text_encoder)
-        return TextEncoder(model, RandomTokens(model.config), device, config.max_text_tokens)
+    def text_encoding(self, config: RunConfig, device: torch.device, wanted: Mapping[str, int]) -> TextEncoding:
+        components: dict[str, Any] = {}
+        for part, values in self._configs.text_encoders.items():
+            with self._device:
+                components[part] = _new_text_model(values)
+            components[tokenizer_part(part)] = RandomTokens(components[part].config)
+        return make_text_encoding(components, device, config.max_text_tokens, wanted)
 
     def making_layers(self) -> AbstractContextManager[Any]:
         return self._device
@@ -110,7 +120,7 @@ class Random:
 
 
 def text_source(config: RunConfig) -> str:
-    """The folder or name of the recipe's text encoder.
+    """The folder or name of the recipe's text encoders.
 
     Raises:
         MobiusError: the recipe has no text encoder.
@@ -128,7 +138,8 @@ def _new_text_model(config: dict[str, Any]) -> Any:
         values = values["text_config"] | {"model_type": f"{values['model_type']}_text_model"}
     kind = values.pop("model_type")
     configuration = AutoConfig.for_model(kind, **values)
-    return TEXT_MODELS[kind](configuration) if kind in TEXT_MODELS else AutoModel.from_config(configuration)
+    made = text_model_class(configuration)
+    return AutoModel.from_config(configuration) if made is AutoModel else made(configuration)
 
 
 class RandomTokens:
@@ -137,7 +148,8 @@ class RandomTokens:
     is_fast = False
 
     def __init__(self, config: Any) -> None:
-        self.model_max_length = int(config.max_position_embeddings)
+        # T5's positions are relative.
+        self.model_max_length = int(getattr(config, "max_position_embeddings", T5_TOKENS))
         self._vocabulary = int(config.vocab_size)
 
     def __call__(self, caption: str, max_length: int, **_: Any) -> BatchEncoding:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 
-from mobius_train.models import ImageUNet, weights_hash
+from mobius_train.conditions import POOLED, SIZES, TEXT, Conditions
+from mobius_train.models import weights_hash
+from mobius_train.models.families import as_denoiser
 
 FRAMES, LATENT_SIZE, TOKENS = 3, 16, 8
 # Kernels may sum in another order; a wrong weight causes a much larger difference.
@@ -19,17 +22,30 @@ SAMPLING_TOLERANCE = 1e-3
 
 @torch.no_grad()
 def prediction(model: Any) -> Tensor:
-    """The output (2, C, F, h, w) of a 3D UNet, ours or diffusers', for fixed latents, timesteps and text."""
+    """The output (2, C, F, h, w) for fixed latents, timesteps and conditions.
+
+    Args:
+        model: a video model, an image model, which runs frame by frame, or diffusers' UNet3DConditionModel.
+    """
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(2, model.config.in_channels, FRAMES, LATENT_SIZE, LATENT_SIZE, generator=generator)
-    text = torch.randn(2, TOKENS, model.config.cross_attention_dim, generator=generator)
-    timestep = torch.tensor([801, 17])
-    return model(sample.to(model.dtype), timestep, text.to(model.dtype), return_dict=False)[0].float()
+    sample, timestep = sample.to(model.dtype), torch.tensor([801, 17])
+    if isinstance(model, UNet3DConditionModel):
+        text = _conditions({TEXT: model.config.cross_attention_dim}, generator).to(dtype=model.dtype)[TEXT]
+        return model(sample, timestep, text, return_dict=False)[0].float()
+    denoiser = as_denoiser(model)
+    conditions = _conditions(denoiser.backbone.condition_widths, generator).to(dtype=model.dtype)
+    return denoiser.predict(sample, timestep, conditions).float()
 
 
-def prediction_of_stills(unet: Any) -> Tensor:
-    """The output of a 2D UNet for the same inputs, frame by frame."""
-    return prediction(ImageUNet(unet))
+def _conditions(widths: Mapping[str, int], generator: torch.Generator) -> Conditions:
+    """Of two clips."""
+    tensors = {TEXT: torch.randn(2, TOKENS, widths[TEXT], generator=generator)}
+    if POOLED in widths:
+        tensors[POOLED] = torch.randn(2, widths[POOLED], generator=generator)
+    if SIZES in widths:
+        tensors[SIZES] = torch.tensor([[512, 768, 0, 0, 512, 768], [1024, 1024, 8, 0, 512, 512]])
+    return Conditions(tensors)
 
 
 def distance(one: Tensor, other: Tensor) -> float:

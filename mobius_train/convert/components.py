@@ -10,15 +10,13 @@ from diffusers import AutoencoderKL
 
 from mobius_train.assembly.load_scheduler import load_scheduler
 from mobius_train.convert.conversion_report import Report
-from mobius_train.encoders.fit import check_fit
-from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
-from mobius_train.errors import MobiusError
-from mobius_train.models.families import DEFAULT, as_denoiser
-from mobius_train.pipeline import INDEX, TextToVideoPipeline
-from mobius_train.pretrained.model_files import read_json
+from mobius_train.encoders.fit import check_latents, check_text
+from mobius_train.encoders.load_text_encoding import load_text_encoding, make_text_encoding
+from mobius_train.encoders.text_encoding import components_of
+from mobius_train.models.families import as_denoiser, parts
+from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.pretrained.pipeline_index import INDEX, named_parts
 from mobius_train.pretrained.strict_load import load_diffusers
-
-COMPONENTS = {"vae", "text_encoder", "tokenizer", "scheduler"}
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -26,18 +24,17 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def load_components(folder: Path, text_encoder: str | None = None) -> dict[str, Any]:
-    """Load autoencoder, text encoder, tokenizer and scheduler of a pipeline folder.
+    """Load autoencoder, text encoders, tokenizers and scheduler of a pipeline folder.
 
     Args:
-        text_encoder: a folder or package:NAME that replaces the pipeline's text encoder.
+        text_encoder: a folder or package:NAME that replaces the pipeline's text encoders.
 
     Raises:
         MobiusError: a component is missing or cannot be loaded.
     """
     vae = load_diffusers(AutoencoderKL, folder / "vae")
-    text = load_text_encoder(text_encoder or str(folder), torch.device("cpu"))
-    scheduler = load_scheduler(None, str(folder))
-    return {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
+    text = load_text_encoding(text_encoder or str(folder), torch.device("cpu"))
+    return {"vae": vae, **components_of(text), "scheduler": load_scheduler(None, str(folder))}
 
 
 def save_video_pipeline(
@@ -52,23 +49,16 @@ def save_video_pipeline(
     Raises:
         MobiusError: the model and the components do not fit each other.
     """
-    text = TextEncoder(components["text_encoder"], components["tokenizer"], torch.device("cpu"))
-    check_fit(as_denoiser(model), components["vae"].config, text, str(source))
+    denoiser = as_denoiser(model)
+    check_latents(denoiser, components["vae"].config)
+    text = make_text_encoding(components, torch.device("cpu"), wanted=denoiser.backbone.condition_widths)
+    check_text(denoiser, text, str(source))
     TextToVideoPipeline(unet=model, **components, **settings).save_pretrained(folder)
-    account_for_components(source, report)
+    account_for_components(source, set(components), report)
 
 
-def account_for_components(source: Path, report: Report) -> None:
-    """Report the parts of a source pipeline other than the denoiser."""
-    report.mapped += [(part, part) for part in sorted(COMPONENTS)]
-    report.left_out += [(part, "not needed to make clips") for part in other_parts(source, COMPONENTS | {DEFAULT.part})]
-
-
-def other_parts(folder: Path, taken: set[str]) -> list[str]:
-    """The parts in a pipeline's index except those in `taken`."""
-    try:
-        index = read_json(folder / INDEX)
-        named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    except IndexError as error:
-        raise MobiusError(f"{folder / INDEX} is not a pipeline index: {error!r}") from error
-    return [name for name in named if name not in taken]
+def account_for_components(source: Path, components: set[str], report: Report) -> None:
+    """Report the parts of a source pipeline other than the denoiser; `components` are those that are kept."""
+    report.mapped += [(part, part) for part in sorted(components)]
+    others = [part for part in named_parts(str(source)) if part not in components and part not in parts()]
+    report.left_out += [(part, "not needed to make clips") for part in others]

@@ -19,7 +19,7 @@ from torch import nn
 from mobius_train.convert import compare
 from mobius_train.convert.components import account_for_components, is_pipeline, load_components, save_video_pipeline
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.stock_pipeline import stock_components, text_tokens_of
+from mobius_train.convert.stock_pipeline import check_ddpm, check_one_text_encoder, stock_components, text_tokens_of
 from mobius_train.convert.unet3d import to_unet3d
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
@@ -122,9 +122,7 @@ def parallel_to_serial(source: Path, destination: Path, text_encoder: str | None
         ]
         serial = SerialUNet.from_unet3d(written)
         _same(report, "temporal", serial.temporal, parallel.ring, names)
-        same = compare.distance(
-            compare.prediction_of_stills(serial.unet), compare.prediction_of_stills(parallel.spatial)
-        )
+        same = compare.distance(compare.prediction(serial.unet), compare.prediction(parallel.spatial))
         report.require(
             same <= compare.TOLERANCE, f"its 2D layers predict the spatial UNet's output (difference {same:.1e})"
         )
@@ -200,9 +198,11 @@ def _save(model: Any, source: Path, folder: Path, text_encoder: str | None, repo
         return
     components = load_components(source, text_encoder)
     if isinstance(model, UNet3DConditionModel):
+        check_ddpm(components, TextToVideoSDPipeline)
+        check_one_text_encoder(components, TextToVideoSDPipeline)
         stock = stock_components(components, text_tokens_of(source), report)
         TextToVideoSDPipeline(unet=model, **stock).save_pretrained(folder)
-        account_for_components(source, report)
+        account_for_components(source, set(stock), report)
     else:
         tokens = text_tokens_of(source)
         save_video_pipeline(model, components, source, folder, report, max_text_tokens=tokens)

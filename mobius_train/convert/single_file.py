@@ -25,6 +25,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
 from mobius_train.pretrained.pickles import UNREADABLE, load_tensors, unreadable_file
+from mobius_train.pretrained.pipeline_index import named_parts
 
 MODELS = ("unet", "vae", "text_encoder")
 # Prefixes of the UNet's and the autoencoder's weights, all of which must be converted.
@@ -53,6 +54,11 @@ def from_single_file(source: Path, config: Path, destination: Path) -> Report:
             f"{config} contains no model_index.json: without network access diffusers needs a local pipeline folder of"
             " the same family (configurations and tokenizer; the weights may be missing). Give one with --config"
         )
+    if "text_encoder_2" in named_parts(str(config)):
+        raise MobiusError(
+            f"{config} has several text encoders: only files of Stable Diffusion 1.x and 2.x can be converted here. For"
+            " XL and 3 use diffusers' from_single_file"
+        )
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         in_file = {name: _fingerprints(name, tensor) for name, tensor in _read(source)}
@@ -73,7 +79,7 @@ def from_single_file(source: Path, config: Path, destination: Path) -> Report:
             if not placed.issuperset(digests):
                 _left_out(name, report)
         report.made.append(("tokenizer, scheduler", f"from {config}"))
-        apart = compare.distance(*(compare.prediction_of_stills(p.unet) for p in (written, pipeline)))
+        apart = compare.distance(*(compare.prediction(p.unet) for p in (written, pipeline)))
         report.require(
             apart <= compare.TOLERANCE, f"the UNet read back predicts the output of the file's (difference {apart:.1e})"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,64 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mobius_train.convert.conversion_report import Report
 from mobius_train.diffusion.sampler import sampling_scheduler
-from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
+from mobius_train.encoders.load_text_encoding import make_text_encoding
+from mobius_train.encoders.text_encoder import PART, masks_padding, tokenizer_part
 from mobius_train.errors import MobiusError
-from mobius_train.pipeline import INDEX
 from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.pipeline_index import INDEX
 
 
-def stock_components(components: dict[str, Any], max_text_tokens: int | None, report: Report) -> dict[str, Any]:
-    """Return vae, text_encoder, tokenizer and scheduler with settings for diffusers, which are noted in the report.
+def stock_components(
+    components: Mapping[str, Any],
+    max_text_tokens: int | None,
+    report: Report,
+    wanted: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return vae, text encoders, tokenizers and scheduler with settings for diffusers, which are noted in the report.
 
     Our pipeline derives the masking of padding from the kind of encoder and has its own setting for the length of
     captions; diffusers reads both from the components.
+
+    Args:
+        wanted: see `make_text_encoding`.
+    """
+    encoders = make_text_encoding(components, torch.device("cpu"), max_text_tokens, wanted).encoders
+    stock = {"vae": components["vae"], "scheduler": sampling_scheduler(components["scheduler"])}
+    for part, encoder in encoders.items():
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        tokenizer.model_max_length = encoder.max_tokens
+        stock |= {part: encoder.model, tokenizer_part(part): tokenizer}
+        report.notes.append(f"{tokenizer_part(part)} has a maximum of {encoder.max_tokens} tokens, as in our pipeline")
+    if list(encoders) == [PART]:
+        masked = masks_padding(encoders[PART].model)
+        encoders[PART].model.config.use_attention_mask = masked
+        report.notes.append(f"{PART}/config.json has use_attention_mask={str(masked).lower()}, as in our pipeline")
+    return stock
+
+
+def check_ddpm(components: Mapping[str, Any], kind: type[Any]) -> None:
+    """Reject a scheduler with which a pipeline class of diffusers cannot sample.
 
     Raises:
         MobiusError: the model was trained with flow matching.
     """
     if isinstance(components["scheduler"], FlowMatchEulerDiscreteScheduler):
         raise MobiusError(
-            "the model was trained with flow matching, which diffusers' TextToVideoSDPipeline does not sample: convert"
-            " the model's folder instead of the pipeline"
+            f"the model was trained with flow matching, which diffusers' {kind.__name__} does not sample: convert the"
+            " model's folder instead of the pipeline"
         )
-    text_encoder = components["text_encoder"]
-    tokens = TextEncoder(text_encoder, components["tokenizer"], torch.device("cpu"), max_text_tokens).max_tokens
-    tokenizer = copy.deepcopy(components["tokenizer"])
-    tokenizer.model_max_length = tokens
-    text_encoder.config.use_attention_mask = masks_padding(text_encoder)
-    report.notes.append(
-        f"text_encoder/config.json has use_attention_mask={str(masks_padding(text_encoder)).lower()}, and the tokenizer"
-        f" has a maximum of {tokens} tokens, as in our pipeline"
-    )
-    return {
-        "vae": components["vae"],
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "scheduler": sampling_scheduler(components["scheduler"]),
-    }
+
+
+def check_one_text_encoder(components: Mapping[str, Any], kind: type[Any]) -> None:
+    """
+    Raises:
+        MobiusError: there are several text encoders.
+    """
+    if components.get("text_encoder_2") is not None:
+        raise MobiusError(
+            f"the model has several text encoders, but diffusers' {kind.__name__} has one: convert the model's folder"
+            " instead of the pipeline"
+        )
 
 
 def text_tokens_of(folder: Path) -> int | None:

@@ -8,23 +8,29 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     TextToVideoSDPipeline,
-    UNet2DConditionModel,
 )
 from torch import Tensor
 
 from mobius_train.checkpoint.format import CONFIG
 from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.conditions import POOLED
 from mobius_train.config import load
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
-from mobius_train.convert.stock_pipeline import stock_components
+from mobius_train.convert.stock_pipeline import check_ddpm, stock_components
 from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d
+from mobius_train.encoders.clip_towers import T5_TOKENS
 from mobius_train.files import finished_folder
-from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
+from mobius_train.models import SerialUNet, weights_hash
+from mobius_train.models.composite import Composite
+from mobius_train.models.families import as_denoiser, is_video_model
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 
 # With trust_remote_code, diffusers loads the pipeline class from this file of the folder.
@@ -38,7 +44,6 @@ from {TextToVideoPipeline.__module__} import TextToVideoPipeline
 
 __all__ = ["TextToVideoPipeline"]
 '''
-PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")
 
 
 def to_diffusers(source: Path, destination: Path) -> Report:
@@ -77,24 +82,27 @@ def checkpoint_to_diffusers(
 def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Path) -> Report:
     """Write our pipeline for diffusers, read it back, and compare the sampled latents.
 
-    A parallel model is written as our TextToVideoPipeline, a serial model as diffusers' TextToVideoSDPipeline, and a
-    text-to-image model as diffusers' StableDiffusionPipeline.
+    A serial model of Stable Diffusion 1 or 2 is written as diffusers' TextToVideoSDPipeline. A text-to-image model is
+    written as diffusers' StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline. All others are
+    written as our TextToVideoPipeline, among them models of XL and 3 with another number of text encoders.
 
     Raises:
         MobiusError: diffusers cannot represent the model, or the written pipeline samples other latents.
     """
     report = Report(source, destination)
     pipeline.set_progress_bar_config(disable=True)
+    several, model = pipeline.text_encoder_2 is not None, pipeline.unet
+    pools = POOLED in as_denoiser(model).backbone.condition_widths
     with finished_folder(destination) as folder:
-        if isinstance(pipeline.unet, SerialUNet):
+        if isinstance(model, SerialUNet) and not several and not pools:
             written = _write_serial(pipeline, folder, report)
-        elif isinstance(pipeline.unet, UNet2DConditionModel):
+        elif not is_video_model(model) and several == pools:
             written = _write_image(pipeline, folder, report)
         else:
-            written = _write_parallel(pipeline, folder, report)
+            written = _write_ours(pipeline, folder, report)
         written.set_progress_bar_config(disable=True)
-        report.mapped.append((f"unet ({type(pipeline.unet).__name__})", f"unet ({type(written.unet).__name__})"))
-        report.mapped += [(part, part) for part in PARTS]
+        report.mapped.append((f"unet ({type(model).__name__})", f"{_part(written)} ({type(_model(written)).__name__})"))
+        report.mapped += [(part, part) for part, value in sorted(pipeline.components.items()) if _kept(part, value)]
         apart = _samples_apart(written, pipeline)
         report.require(
             apart <= compare.SAMPLING_TOLERANCE,
@@ -105,17 +113,32 @@ def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Pat
     return report
 
 
-def _write_parallel(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
+def _kept(part: str, value: object) -> bool:
+    return part != "unet" and value is not None
+
+
+def _part(written: Any) -> str:
+    return "transformer" if isinstance(written, StableDiffusion3Pipeline) else "unet"
+
+
+def _model(written: Any) -> Any:
+    return getattr(written, _part(written))
+
+
+def _write_ours(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
     pipeline.save_pretrained(folder)
     (folder / CUSTOM_PIPELINE).write_text(CUSTOM_PIPELINE_CODE, encoding="utf-8")
     written = DiffusionPipeline.from_pretrained(
         str(folder), custom_pipeline=str(folder), trust_remote_code=True, local_files_only=True
     )
     report.made.append((CUSTOM_PIPELINE, "three lines that import our pipeline class"))
-    assert isinstance(pipeline.unet, ParallelUNet)
-    for part in pipeline.unet.parts:
-        _cast_as_read(getattr(pipeline.unet, part), getattr(written.unet, part))
-    expected = weights_hash(pipeline.unet)
+    model = pipeline.unet
+    if isinstance(model, Composite):
+        for part in model.parts:
+            _cast_as_read(getattr(model, part), getattr(written.unet, part))
+    else:
+        _cast_as_read(model, written.unet)
+    expected = weights_hash(model)
     report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
     report.notes.append(
         "load it with TextToVideoPipeline.from_pretrained(folder), or with DiffusionPipeline.from_pretrained(folder,"
@@ -126,6 +149,7 @@ def _write_parallel(pipeline: TextToVideoPipeline, folder: Path, report: Report)
 
 def _write_serial(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
     unet3d = to_unet3d(pipeline.unet.unet, pipeline.unet.temporal.state_dict()).to(pipeline.unet.dtype)
+    check_ddpm(pipeline.components, TextToVideoSDPipeline)
     stock = stock_components(pipeline.components, pipeline.config.max_text_tokens, report)
     TextToVideoSDPipeline(unet=unet3d, **stock).save_pretrained(folder)
     written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
@@ -143,20 +167,35 @@ def _write_serial(pipeline: TextToVideoPipeline, folder: Path, report: Report) -
 
 
 def _write_image(pipeline: TextToVideoPipeline, folder: Path, report: Report) -> Any:
-    StableDiffusionPipeline(
-        unet=pipeline.unet,
-        **stock_components(pipeline.components, pipeline.config.max_text_tokens, report),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-    _cast_as_read(pipeline.unet, written.unet)
+    wanted = as_denoiser(pipeline.unet).backbone.condition_widths
+    stock = stock_components(pipeline.components, pipeline.config.max_text_tokens, report, wanted)
+    made = _stock_image_pipeline(pipeline, stock)
+    made.save_pretrained(folder)
+    # diffusers loads a pipeline without a part only if it is told so.
+    missing = [name for name in ("text_encoder_3", "tokenizer_3") if getattr(made, name, stock) is None]
+    written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **dict.fromkeys(missing))
+    _cast_as_read(pipeline.unet, _model(written))
     expected = weights_hash(pipeline.unet)
-    report.require(weights_hash(written.unet) == expected, f"the weights read back have the hash {expected[:12]}…")
+    report.require(weights_hash(_model(written)) == expected, f"the weights read back have the hash {expected[:12]}…")
     _leave_out_settings(pipeline, report)
-    report.notes.append("load it with DiffusionPipeline.from_pretrained(folder); mobius_train is not needed")
+    arguments = ", ".join(["folder", *(f"{name}=None" for name in missing)])
+    report.notes.append(f"load it with DiffusionPipeline.from_pretrained({arguments}); mobius_train is not needed")
     return written
+
+
+def _stock_image_pipeline(pipeline: TextToVideoPipeline, stock: dict[str, Any]) -> DiffusionPipeline:
+    """diffusers' pipeline for the image model."""
+    model = pipeline.unet
+    if isinstance(model, SD3Transformer2DModel):
+        without_t5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+        return StableDiffusion3Pipeline(transformer=model, **(without_t5 | stock))
+    if pipeline.text_encoder_2 is not None:
+        check_ddpm(stock, StableDiffusionXLPipeline)
+        return StableDiffusionXLPipeline(unet=model, **stock, add_watermarker=False)
+    check_ddpm(stock, StableDiffusionPipeline)
+    return StableDiffusionPipeline(
+        unet=model, **stock, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
 
 
 def _cast_as_read(ours: Any, written: Any) -> None:
@@ -174,19 +213,18 @@ def _leave_out_settings(pipeline: TextToVideoPipeline, report: Report) -> None:
 
 def _samples_apart(written: Any, ours: TextToVideoPipeline) -> float:
     """The difference of the latents that both pipelines sample from the same noise and prompt."""
-    still = isinstance(ours.unet, UNet2DConditionModel)
+    still = not is_video_model(ours.unet)
     latents = _noise(ours, 1 if still else compare.FRAMES)
     expected = compare.sampled(ours, latents, guidance_scale=3.0)
-    if still:
-        size = latents.shape[-1] * written.vae_scale_factor
-        images = compare.sampled(written, latents.squeeze(2), guidance_scale=3.0, height=size, width=size)
-        return compare.distance(images.unsqueeze(2), expected)
-    if isinstance(written, TextToVideoSDPipeline):
-        size = latents.shape[-1] * written.vae_scale_factor
-        return compare.distance(
-            compare.sampled(written, latents, guidance_scale=3.0, height=size, width=size), expected
-        )
-    return compare.distance(compare.sampled(written, latents, guidance_scale=3.0), expected)
+    options: dict[str, Any] = {"guidance_scale": 3.0}
+    if not isinstance(written, TextToVideoPipeline):
+        options["height"] = options["width"] = latents.shape[-1] * written.vae_scale_factor
+    if isinstance(written, StableDiffusion3Pipeline):
+        options["max_sequence_length"] = ours.config.max_text_tokens or T5_TOKENS
+    if isinstance(written, (TextToVideoPipeline, TextToVideoSDPipeline)):
+        return compare.distance(compare.sampled(written, latents, **options), expected)
+    images = compare.sampled(written, latents.squeeze(2), **options)
+    return compare.distance(images.unsqueeze(2), expected)
 
 
 def _noise(pipeline: TextToVideoPipeline, frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Both frozen encoders, and the encoded batches of a task: encoded at every step, or read from a latent cache."""
+"""All frozen encoders, and the encoded batches of a task: encoded at every step, or read from a latent cache."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Protocol
 
 import torch
 
-from mobius_train.conditions import Conditions
+from mobius_train.conditions import SIZES, TEXT, Conditions
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import Clip
 from mobius_train.data.loader import Collate, Samples
 from mobius_train.encoders.image_encoder import ImageEncoder
-from mobius_train.encoders.text_encoder import TextEncoder, masks_padding
+from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.models import weights_hash
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The autoencoder and the text encoder of a run."""
+    """The autoencoder and the text encoders of a run.
+
+    Attributes:
+        wanted: the names of the conditions that the backbone takes.
+    """
 
     images: ImageEncoder
-    text: TextEncoder
+    text: TextEncoding
+    wanted: frozenset[str] = frozenset({TEXT})
 
     def encode(self, clip: Clip, variants: Sequence[str] = ()) -> EncodedClip:
         """Encode one clip; the result is on the encoders' device.
@@ -32,8 +37,13 @@ class Encoders:
             variants: other captions of the clip.
         """
         mean, std = self.images.posterior(clip.frames)
-        first, *others = (self.text.encode(caption, where=clip.key) for caption in (clip.caption, *variants))
+        first, *others = (self._conditions(clip, caption) for caption in (clip.caption, *variants))
         return EncodedClip(clip.key, mean, std, first, tuple(others))
+
+    def _conditions(self, clip: Clip, caption: str) -> Conditions:
+        height, width = clip.frames.shape[-2:]
+        size = Conditions.of_size(height, width, self.wanted)
+        return self.text.encode(caption, where=clip.key) | size.to(self.images.device)
 
     def encode_batch(self, batch: ClipBatch) -> EncodedBatch:
         """Encode a batch clip by clip, so that the result is bit-identical to the cache."""
@@ -42,23 +52,23 @@ class Encoders:
         return EncodedBatch.collate(list(zip(batch.sample_index.tolist(), encoded, strict=True)))
 
     def without_caption(self) -> Conditions:
-        """The conditions of the empty caption, used for guidance."""
+        """The conditions of the empty caption, used for guidance; without those that do not depend on a caption."""
         return self.text.encode("")
 
     def move(self, device: torch.device, text: bool = True) -> None:
-        """Move the autoencoder and, if `text`, the text encoder to a device."""
+        """Move the autoencoder and, if `text`, the text encoders to a device."""
         self.images.vae.to(device)
         if text:
-            self.text.model.to(device)
+            for encoder in self.text.encoders.values():
+                encoder.model.to(device)
 
     def identity(self) -> dict[str, str]:
         """Everything except the clip on which a cached latent or embedding depends, by name."""
         return {
             "autoencoder": weights_hash(self.images.vae),
             "frames encoded at once": str(self.images.space.frames_at_once),
-            "text encoder": weights_hash(self.text.model),
-            "text tokens": str(self.text.max_tokens),
-            "padding masked": str(masks_padding(self.text.model)),
+            **self.text.identity(),
+            **({SIZES: "the clip's, not cropped"} if SIZES in self.wanted else {}),
             "torch": torch.__version__,
         }
 
@@ -103,7 +113,7 @@ class Cached:
     """Reads latents and conditions from a cache. The encoders stay in host memory except for sampling.
 
     Args:
-        move_text: move the text encoder too; a sharded one stays on the device.
+        move_text: move the text encoders too; sharded ones stay on the device.
     """
 
     collate: Collate = EncodedBatch.collate

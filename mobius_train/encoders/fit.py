@@ -1,12 +1,13 @@
-"""The check that an image or video model, an autoencoder and a text encoder fit each other."""
+"""The checks that an image or video model, an autoencoder and text encoders fit each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from mobius_train.conditions import SIZE_NUMBERS, SIZES
 from mobius_train.encoders.image_encoder import LatentSpace
-from mobius_train.encoders.text_encoder import TextEncoder
+from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser
 
@@ -14,15 +15,24 @@ from mobius_train.models import Denoiser
 COLOURS = 3
 
 
-def check_fit(denoiser: Denoiser, vae_config: Mapping[str, Any], text: TextEncoder, source: str) -> None:
-    """Check that the parts of a pipeline can be trained and sampled together.
+def pixel_multiple(image_model: Any, vae_config: Mapping[str, Any]) -> int:
+    """What heights and widths in pixels must be multiples of: the autoencoder's reduction times the model's patch_size.
+
+    Args:
+        image_model: with its configuration.
+    """
+    patch = getattr(image_model, "config", {}).get("patch_size", None)
+    return LatentSpace.of(vae_config).reduction * (patch if isinstance(patch, int) else 1)
+
+
+def check_latents(denoiser: Denoiser, vae_config: Mapping[str, Any]) -> None:
+    """Check that the model takes and predicts the autoencoder's latents.
 
     Args:
         vae_config: of an AutoencoderKL.
-        source: the text encoder's folder or name, for the error.
 
     Raises:
-        MobiusError: the parts have other channels, or the denoiser takes another text.
+        MobiusError: they have other channels, or the model has several widths of the text.
     """
     for name in ("in_channels", "out_channels"):
         if vae_config[name] != COLOURS:
@@ -34,11 +44,11 @@ def check_fit(denoiser: Denoiser, vae_config: Mapping[str, Any], text: TextEncod
             f"the image model has a cross_attention_dim for each block ({', '.join(map(str, widths))}): only models"
             " with one width of the text are supported"
         )
-    backbone, channels = denoiser.backbone, LatentSpace.of(vae_config).channels
-    if backbone.latent_channels != channels:
+    channels = LatentSpace.of(vae_config).channels
+    if denoiser.backbone.latent_channels != channels:
         raise MobiusError(
-            f"the image model takes latents of {backbone.latent_channels} channels but the autoencoder produces"
-            f" {channels}: choose a matching pair. Models for inpainting (9 channels) are not supported"
+            f"the image model takes latents of {denoiser.backbone.latent_channels} channels but the autoencoder"
+            f" produces {channels}: choose a matching pair. Models for inpainting (9 channels) are not supported"
         )
     predicted = config.get("out_channels", channels)
     if predicted != channels:
@@ -46,10 +56,22 @@ def check_fit(denoiser: Denoiser, vae_config: Mapping[str, Any], text: TextEncod
             f"the image model predicts {predicted} channels, but its latents have {channels}: models that predict a"
             " variance too are not supported"
         )
-    for name, width in backbone.condition_widths.items():
-        found: Any = text.widths.get(name)
+
+
+def check_text(denoiser: Denoiser, text: TextEncoding, source: str) -> None:
+    """Check that the text encoders give the conditions that the model takes.
+
+    Args:
+        source: the text encoders' folder or name, for the error.
+
+    Raises:
+        MobiusError: a condition is missing, or of another width.
+    """
+    widths = {name: shape[-1] for name, shape in text.shapes().items()} | {SIZES: SIZE_NUMBERS}
+    for name, width in denoiser.backbone.condition_widths.items():
+        found = widths.get(name)
         if found != width:
             raise MobiusError(
-                f"the image model takes the condition {name!r} of width {width}, but the text encoder {source} produces"
-                f" {'none' if found is None else found}: set text_encoder_name_or_path to a matching text encoder"
+                f"the image model takes the condition {name!r} of width {width}, but the text encoders of {source}"
+                f" produce {found or 'none'}: set text_encoder_name_or_path to a matching text encoder"
             )

@@ -1,13 +1,17 @@
-"""The frozen text encoder, which maps captions to embeddings.
+"""A frozen text encoder with its tokenizer, which maps captions to embeddings.
 
-CLIP (Stable Diffusion), Chinese CLIP (used in the paper) and BERT-like encoders (MiniLM) are loaded from a folder, a
-hub name, or `package:NAME`, a Python package that contains a model folder.
+CLIP (Stable Diffusion), Chinese CLIP (used in the paper), BERT-like encoders (MiniLM) and T5 are loaded from a folder,
+a hub name, or `package:NAME`, a Python package that contains a model folder.
+
+Legend: L text tokens, D width of the hidden states, P width of a projection.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +22,22 @@ from transformers import (
     ChineseCLIPModel,
     ChineseCLIPTextModel,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5EncoderModel,
 )
 
-from mobius_train.conditions import TEXT, Conditions
+from mobius_train.conditions import POOLED, TEXT, Conditions
 from mobius_train.errors import MobiusError
+from mobius_train.models import weights_hash
 from mobius_train.pretrained.model_names import resolve_package
 from mobius_train.pretrained.strict_load import find_model, load_object, load_transformers
 
 logger = logging.getLogger(__name__)
 
+# A pipeline's part with its only or first text encoder.
+PART = "text_encoder"
 # A CLIP folder contains both towers or only the text tower. Chinese CLIP's text tower cannot load from a folder of the
 # whole model, where the weights have other names, so the whole model is loaded and its text tower used.
 CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -36,14 +45,26 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
     "clip_text_model": CLIPTextModel,
     "chinese_clip": ChineseCLIPModel,
     "chinese_clip_text_model": ChineseCLIPTextModel,
+    # T5's decoder has no use here.
+    "t5": T5EncoderModel,
 }
 
 
+class Tokens(NamedTuple):
+    """ids, mask: (1, L); the mask is 0 for padding."""
+
+    ids: Tensor
+    mask: Tensor
+
+
 class TextEncoder:
-    """A frozen text encoder with its tokenizer.
+    """A frozen text encoder with its tokenizer; see TextEncoding.
+
+    `text` are its last hidden states, `pooled` is their mean over the tokens that are not padding.
 
     Args:
         max_tokens: the length to which captions are padded and truncated; None: the tokenizer's maximum.
+        wanted: the names of the backbone's conditions; `pooled` is encoded only if it is among them.
     """
 
     def __init__(
@@ -52,9 +73,14 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
         max_tokens: int | None = None,
+        wanted: Collection[str] = (TEXT,),
     ) -> None:
         self.model = model.requires_grad_(False).eval().to(device)
+        if isinstance(model, T5EncoderModel):
+            # Its embeddings are two modules with one weight, of which one never runs. One module can be sharded.
+            model.set_input_embeddings(model.get_input_embeddings())
         self.tokenizer = tokenizer
+        self._pools = POOLED in wanted
         positions = getattr(model.config, "max_position_embeddings", None)
         if max_tokens is not None and positions is not None and max_tokens > positions:
             raise MobiusError(
@@ -75,14 +101,34 @@ class TextEncoder:
         return self.model.device
 
     @property
-    def widths(self) -> dict[str, int]:
-        """Size of the last axis of each condition, by name; must equal the backbone's `condition_widths`."""
-        return {TEXT: int(self.model.config.hidden_size)}
+    def width(self) -> int:
+        """D."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def encoders(self) -> Mapping[str, TextEncoder]:
+        """See TextEncoding."""
+        return {PART: self}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See TextEncoding."""
+        return {TEXT: (self.max_tokens, self.width)} | ({POOLED: (self.width,)} if self._pools else {})
+
+    def identity(self) -> dict[str, str]:
+        """See TextEncoding."""
+        identity = {
+            "text encoder": weights_hash(self.model),
+            "text tokens": str(self.max_tokens),
+            "padding masked": str(masks_padding(self.model)),
+        }
+        return identity | ({"pooled text": "mean of the tokens"} if self._pools else {})
 
     def encode(self, caption: str, where: str = "") -> Conditions:
-        """Encode one caption to its conditions: text, (L, D). Truncates a caption that is too long, with a warning.
+        """See TextEncoding."""
+        return self.embed(self.tokenize(caption, where))
 
-        Captions are not batched, so that cached embeddings are bit-identical to online ones.
+    def tokenize(self, caption: str, where: str = "") -> Tokens:
+        """Tokenize one caption. Truncates a caption that is too long, with a warning.
 
         Args:
             where: name of the clip in the warning.
@@ -92,13 +138,29 @@ class TextEncoder:
         )
         if int(tokens.attention_mask.sum()) == self.max_tokens:
             self._warn_if_truncated(caption, where)
-        return self.embed(tokens.input_ids, tokens.attention_mask)
+        return Tokens(tokens.input_ids, tokens.attention_mask)
 
     @torch.no_grad()
-    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Conditions:
-        """Encode one tokenized caption; both arguments are (1, L)."""
-        mask = attention_mask.to(self.device) if masks_padding(self.model) else None
-        return Conditions.of_text(self.model(input_ids.to(self.device), attention_mask=mask).last_hidden_state[0])
+    def embed(self, tokens: Tokens) -> Conditions:
+        """Encode one tokenized caption."""
+        mask = tokens.mask.to(self.device)
+        states = self.run(tokens, masked=masks_padding(self.model)).last_hidden_state[0]
+        pooled = {}
+        if self._pools:
+            weight = mask[0].to(states.dtype)
+            pooled[POOLED] = weight @ states / weight.sum()
+        return Conditions({TEXT: states} | pooled)
+
+    @torch.no_grad()
+    def run(self, tokens: Tokens, masked: bool = False, **options: Any) -> Any:
+        """The model's output for one tokenized caption.
+
+        Args:
+            masked: no token attends to padding.
+            options: of the model's forward pass.
+        """
+        mask = tokens.mask.to(self.device) if masked else None
+        return self.model(tokens.ids.to(self.device), attention_mask=mask, **options)
 
     def _warn_if_truncated(self, caption: str, where: str) -> None:
         whole = self.tokenizer(caption, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
@@ -128,23 +190,55 @@ def masks_padding(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "use_attention_mask", not clip))
 
 
+def text_model_class(config: Any) -> type[Any]:
+    """The class that loads or makes the text encoder of a transformers configuration."""
+    if CLIPTextModelWithProjection.__name__ in (config.architectures or ()):
+        return CLIPTextModelWithProjection
+    return CLASSES.get(config.model_type, AutoModel)
+
+
+def tokenizer_part(part: str) -> str:
+    """The pipeline's part with the tokenizer of a text encoder: tokenizer_2 of text_encoder_2."""
+    return part.replace(PART, "tokenizer")
+
+
 def load_text_encoder(
-    name_or_path: str, device: torch.device, max_tokens: int | None = None, dtype: torch.dtype = torch.float32
+    name_or_path: str,
+    device: torch.device,
+    max_tokens: int | None = None,
+    wanted: Collection[str] = (TEXT,),
 ) -> TextEncoder:
     """Load encoder and tokenizer from a folder, a hub name or `package:NAME`.
 
     The folder can be a diffusers pipeline with text_encoder/ and tokenizer/.
 
+    Args:
+        max_tokens, wanted: see TextEncoder.
+
     Raises:
         MobiusError: no text encoder can be loaded from there, or encoder and tokenizer do not fit each other.
     """
+    model, tokenizer = load_text_model(name_or_path)
+    return TextEncoder(model, tokenizer, device, max_tokens, wanted)
+
+
+def load_text_model(name_or_path: str, part: str = PART) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a text encoder in float32, and its tokenizer.
+
+    Args:
+        part: the text encoder's part, if the folder is a pipeline.
+
+    Raises:
+        MobiusError: see `load_text_encoder`.
+    """
     try:
         source = resolve_package(name_or_path)
-        place = find_model(source, "text_encoder")
+        place = find_model(source, part)
         config = load_object(AutoConfig, place)
-        model = load_transformers(CLASSES.get(config.model_type, AutoModel), place, dtype=dtype)
+        model = load_transformers(text_model_class(config), place, dtype=torch.float32)
         # Passing the config avoids a hub query: a pipeline's tokenizer/ has no config.json.
-        tokens = replace(place, subfolder="tokenizer", folder=place.folder.parent / "tokenizer")
+        folder = tokenizer_part(part)
+        tokens = replace(place, subfolder=folder, folder=place.folder.parent / folder)
         tokenizer = load_object(AutoTokenizer, tokens if place.subfolder else place, config=config)
     except MobiusError as error:
         raise MobiusError(
@@ -153,11 +247,10 @@ def load_text_encoder(
         ) from error
     if isinstance(model, ChineseCLIPModel):
         model = model.text_model
-    encoder = TextEncoder(model, tokenizer, device, max_tokens)
     embeddings = int(model.get_input_embeddings().weight.shape[0])
     if len(tokenizer) > embeddings:
         raise MobiusError(
             f"the tokenizer of {name_or_path!r} has {len(tokenizer)} tokens, but the text encoder has embeddings of"
             f" {embeddings}: remove the added tokens, or add their embeddings to the text encoder"
         )
-    return encoder
+    return model, tokenizer

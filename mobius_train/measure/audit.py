@@ -81,7 +81,7 @@ def audit(config: RunConfig, spread: Spread, steps: int = 2, fusion_depth: int |
 def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, fusion_depth: int | None) -> Audit:
     denoiser, spatial = cast(nn.Module, task.parts.denoiser), task.parts.denoiser.image_model
     models = roots(task)
-    frozen = (*_names(denoiser, spatial), "vae", "text_encoder")
+    frozen = (*_names(denoiser, spatial), "vae", *task.parts.encoders.text.encoders)
     hash_before = weights_hash(spatial)
     names = {id(p): name for name, p in denoiser.named_parameters()}
     own = {id(p) for p in spatial.parameters()}

@@ -228,7 +228,7 @@ def roots(task: DiffusionTask) -> dict[str, nn.Module]:
     return {
         "": cast(nn.Module, task.parts.denoiser),
         "vae": encoders.images.vae,
-        "text_encoder": encoders.text.model,
+        **{part: encoder.model for part, encoder in encoders.text.encoders.items()},
     }
 
 
@@ -251,7 +251,8 @@ def _components(task: DiffusionTask, engine: Engine, encoders: bool) -> dict[str
     if task.parts.denoiser.frozen is not None:
         count(FROZEN, _weights(task.parts.denoiser.frozen))
     if encoders:
-        count(ENCODERS, chain(_weights(task.parts.encoders.images.vae), _weights(task.parts.encoders.text.model)))
+        models = [encoder.model for encoder in task.parts.encoders.text.encoders.values()]
+        count(ENCODERS, chain.from_iterable(map(_weights, (task.parts.encoders.images.vae, *models))))
     for name, piece in engine.pieces().items():
         count(STATES[name.partition("/")[0]], iter([piece.data]))
     return sizes

@@ -78,7 +78,7 @@ class Planner:
 
     def __init__(self, recipe: Path | None = None) -> None:
         self._recipe = recipe
-        self._models: dict[tuple[str | None, ...], ModelConfigs] = {}
+        self._models: dict[tuple[str | bool | None, ...], ModelConfigs] = {}
         self._simulator = Simulator()
         self._simulations: dict[str, Simulation] = {}
 
@@ -119,6 +119,7 @@ class Planner:
             config.pretrained_model_name_or_path,
             config.vae_name_or_path,
             config.text_encoder_name_or_path,
+            config.use_t5,
         )
         if key not in self._models:
             self._models[key] = find_configs(config, self._recipe)

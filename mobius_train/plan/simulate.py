@@ -12,6 +12,7 @@ import copy
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from mobius_train.config import RunConfig
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.image_encoder import LatentSpace
+from mobius_train.encoders.text_encoder import TextEncoder, Tokens, masks_padding
 from mobius_train.errors import MobiusError
 from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.models.units import layer_units
@@ -58,7 +60,7 @@ class Simulation:
         itemsize: bytes per element of the trained module in its compute dtype.
         frozen: the frozen branch outside the trained module.
         frozen_in_graph: a part of it also runs in the backward pass.
-        vae, text: the autoencoder and the text encoder, in float32.
+        vae, text: the autoencoder and the text encoders, in float32.
         step: one micro-batch forward and backward; its mark is `forward`.
         encoding: peak bytes of encoding one clip and its caption.
         sampling: peak bytes of sampling one clip, including decoding.
@@ -102,7 +104,7 @@ class Simulator:
                 if config.stage == "autoencoder":
                     return self._simulate_autoencoder(config, configs)
                 parts = self._built(config, configs)
-                check_resolution(config, parts.encoders.images.vae)
+                check_resolution(config, parts.encoders.images.vae, parts.denoiser.image_model)
                 with self._mode:
                     return _simulate_denoiser(config, parts)
             except (TypeError, ValueError, RuntimeError) as error:
@@ -154,7 +156,8 @@ class Simulator:
             parts = parts_of(built_for, Random(configs, META), META)
             # Engines cast the trained module in the same way.
             parts.denoiser.trained.to(parts.dtypes.trained)
-            for module in (parts.denoiser, parts.encoders.images.vae, parts.encoders.text.model):
+            text = [encoder.model for encoder in parts.encoders.text.encoders.values()]
+            for module in (parts.denoiser, parts.encoders.images.vae, *text):
                 make_fake(cast(nn.Module, module), self._mode)
             self._parts[key] = parts
         return self._parts[key]
@@ -225,11 +228,11 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
         itemsize=parts.dtypes.trained.itemsize,
         frozen=_frozen(denoiser.frozen, [] if denoiser.frozen is None else _flat(denoiser.backbone.units())),
         vae=_frozen(images.vae, []),
-        text=_frozen(text.model, text_layers(text.model)),
+        text=_text(parts),
         step=_denoiser_step(parts, batch, latent),
         encoding=max(
             _without_graph(lambda: images.posterior(torch.zeros(frames, dtype=torch.uint8))),
-            _without_graph(lambda: _caption(parts)),
+            *(_without_graph(partial(_caption, encoder)) for encoder in text.encoders.values()),
         ),
         sampling=sampling,
         heldout=heldout,
@@ -270,15 +273,25 @@ def _forward_and_backward(
 
 def _predict(parts: Parts, batch: int, latent: tuple[int, ...]) -> Tensor:
     """Call the model as `DiffusionTask.loss` does."""
-    dtype, tokens = parts.dtypes.trained, parts.encoders.text.max_tokens
-    conditions = {n: torch.randn(batch, tokens, width) for n, width in parts.encoders.text.widths.items()}
+    dtype, encoders = parts.dtypes.trained, parts.encoders
+    caption = Conditions({name: torch.randn(shape) for name, shape in encoders.text.shapes().items()})
+    height, width = (side * encoders.images.space.reduction for side in latent[-2:])
+    size = Conditions.of_size(height, width, encoders.wanted)
+    conditions = (caption | size).unsqueeze().repeat_frames(batch).to(dtype=dtype)
     sample, timesteps = torch.randn(batch, *latent), torch.zeros(batch, dtype=torch.long)
-    return parts.denoiser.predict(sample.to(dtype), timesteps, Conditions(conditions).to(dtype=dtype))
+    return parts.denoiser.predict(sample.to(dtype), timesteps, conditions)
 
 
-def _caption(parts: Parts) -> Conditions:
-    ones = torch.ones(1, parts.encoders.text.max_tokens, dtype=torch.long)
-    return parts.encoders.text.embed(ones, ones)
+def _caption(encoder: TextEncoder) -> None:
+    """Encode a caption with one of the text encoders, which run one after the other."""
+    ones = torch.ones(1, encoder.max_tokens, dtype=torch.long)
+    encoder.run(Tokens(ones, ones), masked=masks_padding(encoder.model))
+
+
+def _text(parts: Parts) -> FrozenModel:
+    """All text encoders together."""
+    models = [encoder.model for encoder in parts.encoders.text.encoders.values()]
+    return _frozen(nn.ModuleList(models), [layer for model in models for layer in text_layers(model)])
 
 
 def _without_graph(run: Callable[[], object]) -> int:

@@ -66,7 +66,7 @@ class DiffusionTask:
         self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
         self._sharded_frozen: Sharded | None = None
-        self._sharded_text: Sharded | None = None
+        self._sharded_text: dict[str, Sharded] = {}
         self._before: list[Tensor] | None = None
         if self.config.shard_frozen:
             if denoiser.frozen is not None:
@@ -76,8 +76,8 @@ class DiffusionTask:
                 self._shard_text()
 
     def _shard_text(self) -> None:
-        model = self.parts.encoders.text.model
-        self._sharded_text = Sharded(model, text_layers(model), self.distributed)
+        for part, encoder in self.parts.encoders.text.encoders.items():
+            self._sharded_text[part] = Sharded(encoder.model, text_layers(encoder.model), self.distributed)
 
     @property
     def trained(self) -> nn.Module:
@@ -115,7 +115,7 @@ class DiffusionTask:
             # Only after the cache is filled: ranks encode different numbers of clips, and a sharded module needs equal
             # numbers of calls.
             self._shard_text()
-        whole_text = self._sharded_text is None
+        whole_text = not self._sharded_text
         self.source = Cached(samples, self.parts.encoders, self.distributed.device, move_text=whole_text)
 
     def fill_cache(self, share: int, shares: int) -> None:
@@ -219,13 +219,14 @@ class DiffusionTask:
 
     def pipeline(self, weights: Weights, whole: bool = False) -> TextToVideoPipeline:
         """The pipeline with the given weights for sampling; with `whole` for saving, which is collective."""
-        text_encoder, frozen = None, None
-        if whole and self._sharded_text is not None:
-            text_encoder = self._sharded_text.whole()
+        text_encoders: dict[str, nn.Module] = {}
+        if whole:
+            text_encoders = {part: sharded.whole() for part, sharded in self._sharded_text.items()}
+        frozen = None
         if whole and self._sharded_frozen is not None:
             frozen = self._sharded_frozen.whole()
         model = self.parts.denoiser.with_trained(self._inference.model(weights), frozen)
-        return self.parts.pipeline(model, text_encoder)
+        return self.parts.pipeline(model, text_encoders)
 
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation

@@ -33,8 +33,14 @@ class Inference:
         module = copy.deepcopy(self._template)
         state = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
         frozen = {name: self._frozen(name) for name in self._live}
-        module.load_state_dict({**frozen, **state}, assign=True, strict=True)
+        saved = module.state_dict().keys()
+        # Constants, such as the positions of a transformer's patches; no training changes them.
+        buffers = {name: self._cast(buffer) for name, buffer in module.named_buffers() if name in saved}
+        module.load_state_dict({**buffers, **frozen, **state}, assign=True, strict=True)
         return module.eval().requires_grad_(False)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def _frozen(self, name: str) -> Tensor:
         live = self._live[name]

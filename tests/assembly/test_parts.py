@@ -10,12 +10,14 @@ import pytest
 import torch
 from recipes import REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
+from tiny_sd import marks_of, save_sd3, save_sdxl
 
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
 from mobius_train.assembly.weights import Pretrained, Random, WeightSource
 from mobius_train.config import RunConfig, load
 from mobius_train.dtypes import Dtypes
+from mobius_train.encoders.encoders import Encoders
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 CONFIGS = REPOSITORY / "configs"
@@ -23,7 +25,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 Entry = tuple[str, torch.Size, torch.dtype, bool]
 
 
-def read(name: str, tiny: Path) -> tuple[RunConfig, Path]:
+def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
     """A recipe; models that are not in this repository are replaced by tiny ones of their kind."""
     path = CONFIGS / f"{name}.yaml"
     config = load(path, ["data.train=x", "data.validation=null"])
@@ -32,8 +34,9 @@ def read(name: str, tiny: Path) -> tuple[RunConfig, Path]:
         # What emoji_vae.yaml would have written.
         changes = {"vae_name_or_path": str(REPOSITORY / "assets" / "emoji-backbone")}
     elif not name.startswith("emoji"):
+        kind = name if name == "sdxl" else "sd3" if name.startswith("sd3") else "sd21"
         changes = {
-            "pretrained_model_name_or_path": str(tiny),
+            "pretrained_model_name_or_path": str(tiny[kind]),
             "vae_name_or_path": None,
             "text_encoder_name_or_path": None,
             "max_text_tokens": None,
@@ -54,10 +57,14 @@ def _entries(config: RunConfig, weights: WeightSource, device: torch.device) -> 
         parts = parts_of(config, weights, device)
         parts.denoiser.trained.to(Dtypes.of(config).trained)
         encoders = parts.encoders
-        models = {"denoiser": parts.denoiser, "vae": encoders.images.vae, "text": encoders.text.model}
+        models = {"denoiser": parts.denoiser, "vae": encoders.images.vae, **_text(encoders)}
     for name, model in models.items():
         for inner, tensor in (*model.named_parameters(), *model.named_buffers()):
             yield f"{name}.{inner}", tensor.shape, tensor.dtype, tensor.requires_grad
+
+
+def _text(encoders: Encoders) -> dict[str, Any]:
+    return {part: encoder.model for part, encoder in encoders.text.encoders.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +73,15 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion 2.x of a few channels."""
-    return save_pipeline(tmp_path_factory.mktemp("models") / "sd21", "sd21")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stable Diffusion 2.x, XL and 3 of a few channels."""
+    folder = tmp_path_factory.mktemp("models")
+    pipelines = {"sd21": save_pipeline(folder / "sd21", "sd21")}
+    return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_fake_random_and_pretrained_parts_agree(name: str, tiny: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in RECIPES])
+def test_fake_random_and_pretrained_parts_agree(name: str, tiny: dict[str, Path]) -> None:
     config, path = read(name, tiny)
     configs = find_configs(config, path)
     fake = entries(config, Random(configs, META), META)
@@ -81,7 +90,7 @@ def test_fake_random_and_pretrained_parts_agree(name: str, tiny: Path) -> None:
     assert any(requires_grad for *_, requires_grad in fake)
 
 
-def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: Path) -> None:
+def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: dict[str, Path]) -> None:
     config, path = read("emoji", tiny)
     configs = find_configs(config, path)
     expected = entries(config, Random(configs, META), META)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from recipes import recipe
 from safetensors.torch import load_file, save_file
+from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
 
 from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.assembly.parts import load_parts
@@ -19,7 +20,9 @@ from mobius_train.convert.components import load_components
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
+from mobius_train.models.families import as_denoiser
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
+from mobius_train.pretrained.pipeline_index import named_parts
 from mobius_train.ring_shape import PAPER, RingShape
 
 
@@ -44,6 +47,39 @@ def test_every_frame_is_what_the_image_model_draws(
     for frame in range(3):
         still = stock("dog", latents=noise[:, :, frame], height=32, width=32, **options).images
         torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("save", "part", "mode"),
+    [
+        pytest.param(save_sdxl, "unet", "parallel", marks=needs_sdxl, id="sdxl"),
+        pytest.param(save_sdxl, "unet", "serial", marks=needs_sdxl, id="sdxl-serial"),
+        pytest.param(save_sd3, "transformer", "parallel", marks=needs_sd3, id="sd3"),
+    ],
+)
+def test_a_pipeline_with_several_text_encoders_keeps_them(save: Any, part: str, mode: Any, tmp_path: Path) -> None:
+    source = save(tmp_path / "source")
+    report = from_image_model(source, tmp_path / "video", mode, num_frames=2)
+    assert len(report.checks) == 2
+    assert not report.problems
+    assert report.mapped[0][0].startswith(f"{part}, ")
+    assert not report.left_out
+    with pytest.raises(MobiusError, match="text-to-video model already"):
+        from_image_model(tmp_path / "video", tmp_path / "again", mode)
+    video = load_pipeline(tmp_path / "video", "cpu")
+    text = {name for name in video.components if name.startswith("text_encoder")}
+    assert {name for name in text if video.components[name] is not None} == {
+        name for name in named_parts(str(source)) if name.startswith("text_encoder")
+    }
+    options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 3.0}
+    channels = as_denoiser(video.unet).backbone.latent_channels
+    noise = torch.randn(1, channels, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    clip = video("a dog", latents=noise, **options).frames
+    stock = DiffusionPipeline.from_pretrained(source)
+    stock.scheduler = video.scheduler
+    for frame in range(2):
+        still = stock("a dog", latents=noise[:, :, frame], height=32, width=32, **options).images
+        torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-3)
 
 
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

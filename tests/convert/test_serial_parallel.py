@@ -64,7 +64,7 @@ def test_convolutions_as_projections_become_linear_ones(stable_diffusion: dict[s
     assert not back.problems
     written = ParallelUNet.from_pretrained(tmp_path / "again").spatial
     assert written.state_dict()["mid_block.attentions.0.proj_in.weight"].ndim == 2
-    assert compare.distance(compare.prediction_of_stills(written), compare.prediction_of_stills(unet)) < 1e-5
+    assert compare.distance(compare.prediction(written), compare.prediction(unet)) < 1e-5
 
 
 def test_a_ring_of_another_width_is_refused_by_name(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

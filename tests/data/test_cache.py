@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from tiny_sd import TOKENS, save_sdxl
 
 from mobius_train.conditions import Conditions
 from mobius_train.data import cache
@@ -20,6 +22,7 @@ from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.image_encoder import ImageEncoder
+from mobius_train.encoders.load_text_encoding import load_text_encoding
 from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 
@@ -61,6 +64,46 @@ def test_online_encoding_gives_the_cached_bits_in_any_batch(
         assert torch.equal(online.conditions["text"], read.conditions["text"])
     assert online.mean.shape == (2, 4, 4, 8, 8)
     assert not torch.equal(online.mean[0], online.mean[1])
+
+
+def test_all_conditions_are_cached_for_every_caption(clips: ClipDataset, tiny_pipeline: Path, tmp_path: Path) -> None:
+    vae = ImageEncoder(AutoencoderKL.from_pretrained(tiny_pipeline / "vae"), CPU)
+    text = load_text_encoding(str(save_sdxl(tmp_path / "xl")), CPU)
+    encoders = Encoders(vae, text, frozenset({"text", "pooled", "sizes"}))
+    variants = ["a red dog"]
+    cache.build(tmp_path / "cache", clips.keys[:3], lambda index: encoders.encode(clips[index], variants))
+    cached = cache.LatentCache(tmp_path / "cache")
+    for caption, expected in enumerate((clips[2].caption, *variants)):
+        read, online = cached.read(2, caption).conditions.tensors, text.encode(expected).tensors
+        assert set(read) == {"text", "pooled", "sizes"}
+        assert all(torch.equal(read[name], tensor) for name, tensor in online.items())
+        assert read["sizes"].tolist() == [32, 32, 0, 0, 32, 32]
+    batch = EncodedBatch.collate([(index, cached[index]) for index in range(3)]).to(CPU)
+    shapes = {name: tuple(tensor.shape) for name, tensor in batch.conditions.tensors.items()}
+    assert shapes == {"text": (3, TOKENS, 40), "pooled": (3, 20), "sizes": (3, 6)}
+    encoded = encoders.encode_batch(_batch(clips, [0, 1, 2])).conditions
+    assert all(torch.equal(batch.conditions[name], encoded[name]) for name in shapes)
+    # Guidance replaces what a caption decides.
+    assert set(encoders.without_caption().tensors) == {"text", "pooled"}
+
+
+def test_the_identity_covers_the_latents_the_texts_and_the_sizes(tiny_pipeline: Path, tmp_path: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(tiny_pipeline / "vae")
+    text = load_text_encoding(str(save_sdxl(tmp_path / "xl")), CPU)
+    identity = Encoders(ImageEncoder(vae, CPU), text).identity()
+
+    def differing(encoders: Encoders) -> set[str]:
+        other = encoders.identity()
+        return {name for name in identity | other if identity.get(name) != other.get(name)}
+
+    assert differing(Encoders(ImageEncoder(vae, CPU), text)) == set()
+    assert differing(Encoders(ImageEncoder(vae, CPU), text, frozenset({"text", "sizes"}))) == {"sizes"}
+    other = AutoencoderKL.from_config(vae.config)
+    assert differing(Encoders(ImageEncoder(other, CPU), text)) == {"autoencoder"}
+    (tmp_path / "cache" / "train-0").mkdir(parents=True)
+    (tmp_path / "cache" / "train-0" / cache.IDENTITY).write_text(json.dumps(identity))
+    with pytest.raises(MobiusError, match=r"differs in: autoencoder\. Run tools/cache_latents\.py"):
+        cache.open_built(tmp_path / "cache", "train", Encoders(ImageEncoder(other, CPU), text).identity(), [])
 
 
 def test_a_frame_of_a_cached_clip_is_that_frame(encoders: Encoders, clips: ClipDataset) -> None:

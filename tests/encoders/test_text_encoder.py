@@ -31,7 +31,7 @@ def minilm() -> TextEncoder:
 def test_minilm_gives_padded_embeddings_that_tell_captions_apart(minilm: TextEncoder) -> None:
     dog, cat, empty = (minilm.encode(text)["text"] for text in ("dog face", "cat face", ""))
     assert dog.shape == cat.shape == empty.shape == (16, 384)
-    assert minilm.widths == {"text": 384}
+    assert minilm.shapes() == {"text": (16, 384)}
     assert not torch.allclose(dog, cat)
     assert torch.equal(dog, minilm.encode("dog face")["text"])
 

@@ -81,7 +81,8 @@ def case(recipe: Path, ds_path: Path | None, overrides: list[str], distributed: 
     frozen = (
         {p.untyped_storage()._cdata for p in parts.denoiser.frozen.parameters()} if parts.denoiser.frozen else set()
     )
-    for encoder in (parts.encoders.images.vae, parts.encoders.text.model):
+    text = [encoder.model for encoder in parts.encoders.text.encoders.values()]
+    for encoder in (parts.encoders.images.vae, *text):
         frozen |= {t.untyped_storage()._cdata for t in (*encoder.parameters(), *encoder.buffers())}
     spread = spread_of("fsdp" if ds_path is None else "deepspeed", ds_path, launch)
     engine: Any = choose_engine(config, spread)(task.trained, task.units, distributed)

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 from recipes import DS_CONFIGS, REPOSITORY
 from tiny import KINDS, save_chinese_clip, save_clips, save_pipeline
+from tiny_sd import marks_of, save_sd3, save_sdxl
 
 from mobius_train.config import load
 from mobius_train.engine.spread import spread_of
 from mobius_train.job import environment
 from mobius_train.run import dry_run
 
-# Those of a single run.
-RECIPES = [path for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if "\nstages:" not in path.read_text()]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
 SMALL += ["data.subset=null"]
+CONFIGS = REPOSITORY / "configs"
+# Of the recipes of a single run.
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "\nstages:" not in path.read_text())
 
 
 def _tiny_unet(kind: str) -> str:
@@ -37,6 +39,10 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
             f"global_batch_size={2}",
         ]
         common += [_tiny_unet("sd21")] if "t2i" in recipe else [f"pretrained_model_name_or_path={pipeline}"]
+    elif recipe == "sdxl":
+        common += [f"pretrained_model_name_or_path={save_sdxl(folder / 'pipeline')}"]
+    elif recipe.startswith("sd3"):
+        common += [f"pretrained_model_name_or_path={save_sd3(folder / 'pipeline')}", "use_t5=true"]
     elif recipe.startswith("sd"):
         common += [f"pretrained_model_name_or_path={save_pipeline(folder / 'pipeline', recipe)}"]
     elif recipe == "emoji_vae":
@@ -49,7 +55,9 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
     return common
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(CONFIGS / f"{name}.yaml", marks=marks_of(name), id=name) for name in NAMES]
+)
 def test_a_dry_run_passes(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,19 @@ def test_the_copy_has_the_given_weights_and_keeps_the_frozen_ones() -> None:
     assert all(parameter.requires_grad for parameter in live[1].parameters())
 
 
+def test_constants_are_copied_in_the_copys_dtype() -> None:
+    live = module()
+    live[1].register_buffer("positions", torch.arange(3.0))
+    live[1].register_buffer("count", torch.tensor(7))
+    inference = Inference(live, torch.device("cpu"), torch.bfloat16)
+    weights = {name: p.detach().clone() for name, p in live.named_parameters() if p.requires_grad}
+    copy: Any = inference.model(weights)
+    assert copy[1].positions.dtype == torch.bfloat16
+    assert copy[1].positions.tolist() == [0, 1, 2]
+    assert (copy[1].count.dtype, int(copy[1].count)) == (torch.int64, 7)
+    assert live[1].positions.dtype == torch.float32
+
+
 def test_missing_or_foreign_weights_are_refused() -> None:
     inference = Inference(module(), torch.device("cpu"), torch.float32)
     with pytest.raises(RuntimeError, match="Missing key"):
