@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
 from mobius_train.models.families import as_denoiser
 from mobius_train.pretrained.strict_load import load_diffusers
-from mobius_train.ring_shape import PAPER, RingShape
+from mobius_train.ring_shape import PAPER, UNET_FIELDS, RingShape
 
 
 def from_image_model(
@@ -50,7 +49,7 @@ def from_image_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             kind: Any = ParallelUNet if mode == "parallel" else SerialUNet
-            model = kind.from_unet2d(unet, **(asdict(shape) if mode == "parallel" else {}))
+            model = kind.from_unet2d(unet, **(shape.taken_by("UNet", UNET_FIELDS) if mode == "parallel" else {}))
         report.mapped.append((f"unet, {len(unet.state_dict())} tensors", f"unet/{kind.image_part}"))
         save_video_pipeline(model, components, source, folder, report, num_frames=num_frames)
 
