@@ -21,7 +21,7 @@ Timestep = Tensor | float | int
 # agree → the input of the output head.
 Tail = Callable[..., Any]
 # What a backbone's layers hand to its ring: `Feature` for a UNet, `tokens.state.Tokens` for a transformer.
-FeatureT = TypeVar("FeatureT")
+FeatureT = TypeVar("FeatureT", covariant=True)
 
 
 class Feature(NamedTuple):

@@ -192,7 +192,7 @@ def _flop_formula(func: Any) -> Callable[..., int] | None:
 def _convolution_backward_flops(gradient: Tensor, x: Tensor, weight: Tensor, *others: Any, out_val: Any) -> int:
     """Each gradient, of the input and of the weight, takes the multiplications of the forward pass."""
     transposed, mask = others[4], others[7]
-    forward = conv_flop_count(x.shape, weight.shape, gradient.shape, transposed)
+    forward = conv_flop_count(list(x.shape), list(weight.shape), list(gradient.shape), transposed)
     return forward * sum(mask[:2])
 
 

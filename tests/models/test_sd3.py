@@ -82,7 +82,7 @@ def test_timesteps_as_denoisers_take_them(timestep: Tensor | float) -> None:
     batch = sd3_batch(model, clips=1)
     expected = unfold_frames(states_of(model, batch)[-1][1], 3)
     for stage in ("text-to-image", "text-to-video"):
-        denoiser = build_denoiser(model, stage, "parallel")  # type: ignore[arg-type]
+        denoiser = build_denoiser(model, stage, "parallel")
         with torch.no_grad():
             assert torch.equal(denoiser.predict(batch.sample, timestep, batch.given()[2]), expected)
 
@@ -138,7 +138,7 @@ def test_its_protocol() -> None:
         ({"num_layers": 0}, "num_layers=0"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused_by_name(changes: dict[str, int], named: str) -> None:
+def test_a_configuration_that_does_not_fit_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(MobiusError, match=f"(?s){named}"):
         build_denoiser(tiny_sd3(**changes), "text-to-video", "parallel")
 
@@ -146,10 +146,10 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(changes: dict[str,
 def test_a_transformer_of_another_kind_is_refused_by_name() -> None:
     other = PixArtTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=8, cross_attention_dim=8)
     with pytest.raises(MobiusError, match=r"PixArtTransformer2DModel.*SD3Transformer2DModel"):
-        SD3Backbone(other)  # type: ignore[arg-type]
+        SD3Backbone(other)
     for mode in ("serial", "full"):
         with pytest.raises(MobiusError, match=f"mode={mode}"):
-            build_denoiser(tiny_sd3(), "text-to-video", mode)  # type: ignore[arg-type]
+            build_denoiser(tiny_sd3(), "text-to-video", mode)
 
 
 @pytest.mark.parametrize(("size", "named"), [((8, 7), "8 x 7.*multiples of 2"), ((8, 26), "4 x 13.*12 x 12")])

@@ -427,8 +427,9 @@ def test_layers_come_behind_every_kth_block_and_the_last_one(shape: RingShape, p
 
 def test_half_the_width_has_half_of_the_heads_and_a_third_of_the_weights() -> None:
     whole, half = (ParallelSD3.from_transformer(tiny_sd3(), RingShape(width)).ring for width in (1.0, 0.5))
-    assert half.blocks[0].frames.heads == 2
-    assert half.blocks[0].frames.inner_dim == 16
+    layer: Any = half.blocks[0]
+    assert layer.frames.heads == 2
+    assert layer.frames.inner_dim == 16
     sizes = [sum(p.numel() for p in ring.blocks.parameters()) for ring in (half, whole)]
     assert 0.25 < sizes[0] / sizes[1] < 0.45
 
