@@ -198,7 +198,7 @@ class RunConfig(Section):
         None,
         ge=0,
         description="the ring's channels over the backbone's; 0: no ring; default: 1, as in the paper. Other modes"
-        " ignore this field and the next two",
+        " ignore this field and the next four",
     )
     fusion_depth: int | None = Field(
         None,
@@ -207,6 +207,14 @@ class RunConfig(Section):
     )
     tail_temporal_layers: bool | None = Field(
         None, description="temporal layers inside the blocks behind the fusion; default: false, as in the paper"
+    )
+    ring_every: int | None = Field(
+        None,
+        ge=1,
+        description="transformers: a layer of the ring behind every so many blocks; default: 2. 1: behind every block",
+    )
+    context_latents: int | None = Field(
+        None, ge=0, description="transformers: learned tokens beside the text that the ring attends to; default: 0"
     )
 
     pretrained_model_name_or_path: str | None = Field(

@@ -22,7 +22,7 @@ from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
 from mobius_train.job.quiet import quiet_libraries
-from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.ring_shape import UNET_FIELDS, RingShape
 
 
 def parse() -> argparse.Namespace:
@@ -81,7 +81,7 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 
 
 def _shape(arguments: argparse.Namespace) -> RingShape:
-    given = {name: getattr(arguments, name) for name in RING_FIELDS if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in UNET_FIELDS if getattr(arguments, name) is not None}
     if given and getattr(arguments, "mode", "parallel") != "parallel":
         raise MobiusError(f"--mode {arguments.mode} has no ring: remove {', '.join(given)}")
     return RingShape(**given)

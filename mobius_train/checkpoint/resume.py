@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _check_ring(folder: Path, saved: dict[str, Any], current: dict[str, Any]) ->
         {name: values[name] for name in RING_FIELDS if values.get(name) is not None} for values in (saved, current)
     ]
     was, now = (RingShape(**given) for given in shapes)
-    if was != now:
+    if was.different(asdict(now)):
         raise MobiusError(f"{folder} was trained with {was}, but this run has {now}: resume with the same values")
 
 

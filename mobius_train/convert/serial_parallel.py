@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mobius_train.files import finished_folder
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pretrained.model_files import class_name
 from mobius_train.pretrained.strict_load import load_diffusers
-from mobius_train.ring_shape import PAPER, RingShape
+from mobius_train.ring_shape import PAPER, UNET_FIELDS, RingShape
 
 OTHER_TOPOLOGY = (
     "the weights are the same, but the predictions are not: in a serial model the output of each temporal layer passes"
@@ -62,7 +61,7 @@ def serial_to_parallel(
         serial = load_serial(_unet_folder(source))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            parallel = ParallelUNet.from_unet2d(serial.unet, **asdict(shape))
+            parallel = ParallelUNet.from_unet2d(serial.unet, **shape.taken_by("UNet", UNET_FIELDS))
         own, temporal = parallel.ring.state_dict(), serial.temporal.state_dict()
         carried = {name: t for name, t in temporal.items() if name in own and own[name].shape == t.shape}
         parallel.ring.load_state_dict(carried, strict=False)

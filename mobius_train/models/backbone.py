@@ -8,7 +8,7 @@ Legend: B clips, F frames; N = B·F frames, ordered clip by clip; C channels, H,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from mobius_train.errors import MobiusError
 Timestep = Tensor | float | int
 # Runs the blocks behind the fusion: the hidden state after the fusion, and arguments on which a backbone and its ring
 # agree → the input of the output head.
-Tail = Callable[..., Tensor]
+Tail = Callable[..., Any]
+# What a backbone's layers hand to its ring: `Feature` for a UNet, `tokens.state.Tokens` for a transformer.
+FeatureT = TypeVar("FeatureT", covariant=True)
 
 
 class Feature(NamedTuple):
-    """The outputs of one layer, both (N, C, H, W)."""
+    """The outputs of one layer of a convolutional backbone, both (N, C, H, W)."""
 
     convolution: Tensor
     """SC(h), the input of the layer's attention."""
@@ -37,7 +39,7 @@ class Feature(NamedTuple):
 
 
 class LayerShape(NamedTuple):
-    """One layer of a backbone: a spatial convolution block SC and a spatial attention block SA."""
+    """One layer of a convolutional backbone: a spatial convolution block SC and a spatial attention block SA."""
 
     in_channels: int
     """Input channels of SC, including those of a bridge."""
@@ -47,7 +49,7 @@ class LayerShape(NamedTuple):
     """SA's attention heads; None for a layer without attention."""
 
 
-class Backbone(Protocol):
+class Backbone(Protocol[FeatureT]):
     """A text-to-image model whose forward pass yields a stream of features."""
 
     @property
@@ -58,10 +60,10 @@ class Backbone(Protocol):
     def condition_widths(self) -> Mapping[str, int]:
         """Size of the last axis of each condition, by condition name; must equal the text encoder's."""
 
-    def layers(self) -> Sequence[LayerShape]:
-        """The layers in the order of the forward pass."""
+    def layers(self) -> Sequence[tuple[Any, ...]]:
+        """The shapes of the layers in the order of the forward pass; a ring fits a backbone with equal shapes."""
 
-    def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[Feature]:
+    def features(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Iterator[FeatureT]:
         """Yield h_0, then one feature for each of `layers`.
 
         Args:
@@ -70,19 +72,19 @@ class Backbone(Protocol):
             conditions: of N frames.
         """
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Hidden state of the last feature → prediction, (N, C, H, W)."""
+    def head(self, hidden: Any) -> Tensor:
+        """The last hidden state → prediction, (N, C, H, W)."""
 
     def units(self) -> list[list[nn.Module]]:
         """The layers as modules. A sharded model gathers one unit at a time."""
 
 
-class DivisibleBackbone(Backbone, Protocol):
+class DivisibleBackbone(Backbone[FeatureT], Protocol[FeatureT]):
     """A backbone whose last blocks can run behind a ring's fusion."""
 
     def split(
         self, sample: Tensor, timestep: Timestep, conditions: Conditions, depth: int
-    ) -> tuple[Iterator[Feature], Tail]:
+    ) -> tuple[Iterator[FeatureT], Tail]:
         """As `features`, but the last `depth` blocks run separately.
 
         Args:
@@ -96,7 +98,7 @@ class DivisibleBackbone(Backbone, Protocol):
         """The modules of the last `depth` blocks."""
 
 
-def without_graph(features: Iterable[Feature]) -> Iterator[Feature]:
+def without_graph(features: Iterable[FeatureT]) -> Iterator[FeatureT]:
     """Compute the features without a graph.
 
     Gradients are off only inside the stream, not in its consumer. A feature is freed as soon as the consumer drops it.

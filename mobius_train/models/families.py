@@ -10,9 +10,10 @@ from mobius_train.errors import MobiusError
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import Denoiser
 from mobius_train.models.family import Family
+from mobius_train.models.sd3.family import SD3
 from mobius_train.models.unet.family import UNET
 
-FAMILIES: tuple[Family, ...] = (UNET,)
+FAMILIES: tuple[Family, ...] = (UNET, SD3)
 # The family of a new model whose configuration in the recipe has no `_class_name`.
 DEFAULT = UNET
 

@@ -14,8 +14,6 @@ from mobius_train.models.added_conditions import check_conditions, given_conditi
 from mobius_train.models.backbone import (
     Backbone,
     DivisibleBackbone,
-    Feature,
-    LayerShape,
     Tail,
     Timestep,
     fold_conditions,
@@ -32,7 +30,7 @@ from mobius_train.ring_shape import RingShape
 class RingModule(Protocol):
     """The interface of a ring, an nn.Module called as `ring(features, num_frames=F)`."""
 
-    def __call__(self, features: Iterable[Feature], num_frames: int, tail: Tail = ...) -> Tensor:
+    def __call__(self, features: Iterable[Any], num_frames: int, tail: Tail = ...) -> Tensor:
         """Predict from the frozen model's features.
 
         Args:
@@ -43,8 +41,8 @@ class RingModule(Protocol):
             (N, C, H, W).
         """
 
-    def layers(self) -> Sequence[LayerShape]:
-        """The layers of the ring's backbone."""
+    def layers(self) -> Sequence[tuple[Any, ...]]:
+        """The shapes of the layers of the ring's backbone."""
 
     @property
     def shape(self) -> RingShape:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mobius_train.models.offload import Offload
 
+# What a unit computes: a tensor, or a tuple with tensors.
+Result = TypeVar("Result")
 Treatment = Literal["keep", "selective", "recompute", "offload"]
 
 # Operators whose results the selective treatment saves; they account for nearly all FLOPs.
@@ -90,7 +92,7 @@ class TreatedUnits:
         """Bytes of this forward pass that are in host memory now."""
         return 0 if self._offload is None else self._offload.host_bytes
 
-    def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    def run(self, function: Callable[..., Result], *args: Any) -> Result:
         """Call `function(*args)` with the next unit's treatment; without gradients, a plain call."""
         treatment = next(self._treatments)
         if treatment == "keep" or not torch.is_grad_enabled():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from mobius_train.storages import NEVER, Storage, StorageFollower
 
@@ -174,14 +174,26 @@ def _curve(sizes: Bytes, ends: Bytes, starts: Bytes | None = None) -> Bytes:
 
 
 def _flop_formula(func: Any) -> Callable[..., int] | None:
-    """The formula of torch.utils.flop_counter, extended by the CPU's attention, which fake tensors use."""
+    """The formula of torch.utils.flop_counter, extended by the CPU's attention, which fake tensors use.
+
+    torch takes the weight's gradient of a grouped convolution for that of a dense one.
+    """
     packet = getattr(func, "_overloadpacket", func)
+    if packet is torch.ops.aten.convolution_backward:
+        return _convolution_backward_flops
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
         return lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
     formula: Callable[..., int] | None = flop_registry.get(packet)
     return formula
+
+
+def _convolution_backward_flops(gradient: Tensor, x: Tensor, weight: Tensor, *others: Any, out_val: Any) -> int:
+    """Each gradient, of the input and of the weight, takes the multiplications of the forward pass."""
+    transposed, mask = others[4], others[7]
+    forward = conv_flop_count(list(x.shape), list(weight.shape), list(gradient.shape), transposed)
+    return forward * sum(mask[:2])
 
 
 def module_bytes(module: nn.Module | None, itemsize: int | None = None) -> int:

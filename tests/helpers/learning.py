@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
-from unets import Batch
 
+from mobius_train.conditions import Conditions
 from mobius_train.models import Denoiser
+
+
+class Batch(Protocol):
+    """Noisy clips for a model of any family."""
+
+    def given(self) -> tuple[Tensor, Tensor, Conditions]:
+        """As `Denoiser.predict` takes them."""
 
 
 def loss(model: Denoiser, batch: Batch) -> Tensor:

@@ -68,6 +68,18 @@ def test_gradients_are_told_from_activations() -> None:
     assert trace.saved()["layer"] == 4 * 8 * 64
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolutions_gradients_take_the_operations_of_its_forward_pass(groups: int) -> None:
+    layer = nn.Conv3d(8, 8, 3, padding=1, groups=groups)
+    recorder = Recorder()
+    with recorder:
+        output = layer(torch.ones(2, 8, 3, 4, 5, requires_grad=True)).sum()
+        recorder.mark("forward")
+        output.backward()
+    forward = 2 * (2 * 3 * 4 * 5) * 27 * 8 * (8 // groups)
+    assert recorder.trace().flops == {"forward": forward, "backward": 2 * forward}
+
+
 def test_recomputation_saves_less_and_computes_more() -> None:
     layers = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)) for _ in range(4)))
 

@@ -1,0 +1,1 @@
+"""The ring beside a transformer: whatever the families of transformers share."""

@@ -1,0 +1,108 @@
+"""Started on several ranks by test_token_ring_engines.py: trains a ring beside a small transformer.
+
+    token_ring_worker.py <ds_configs> <folder> <engine>[,<engine>...]
+
+Rank 0 writes <folder>/<world size>-rings.json: how far each engine's weights are from those of plain AdamW on the whole
+batch, and how far these moved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mobius_train.job import environment
+
+launch = environment.prepare()  # before torch and DeepSpeed are imported
+
+# ruff: noqa: E402
+import torch
+from engine_settings import settings
+from sd3 import SD3Batch, sd3_batch, tiny_sd3
+from torch import Tensor
+
+from mobius_train.cli import run_rank
+from mobius_train.config import FsdpConfig
+from mobius_train.engine.deepspeed import DeepSpeedEngine
+from mobius_train.engine.ds_config import read_ds_json, resolve
+from mobius_train.engine.fsdp import FsdpEngine
+from mobius_train.engine.mesh import make_mesh, shard_size
+from mobius_train.engine.protocol import Engine
+from mobius_train.job.distributed import Distributed
+from mobius_train.models import build_denoiser
+from mobius_train.models.recompute import LayerMemory
+
+# At the usual epsilon Adam divides rounding errors of gradients near 0 by numbers near 0.
+STEPS, CLIPS, RATE, EPSILON = 3, 4, 1e-2, 1e-3
+# Behind the fusion too there are temporal layers, and every layer has parameters of its own.
+SHAPE = {"ring_width": 0.5, "ring_every": 1, "fusion_depth": 1, "tail_temporal_layers": True, "context_latents": 2}
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    made = build_denoiser(tiny_sd3("sd35"), "text-to-video", "parallel", SHAPE)
+    made.set_memory(LayerMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.5))
+    return made
+
+
+def part(batch: SD3Batch, rank: int, ranks: int) -> SD3Batch:
+    return SD3Batch(*(tensor.tensor_split(ranks)[rank] for tensor in batch))
+
+
+def batch_of(step: int, made: Any) -> SD3Batch:
+    batch = sd3_batch(made.spatial, clips=CLIPS)
+    generator = torch.Generator().manual_seed(step)
+    return batch._replace(sample=torch.randn(batch.sample.shape, generator=generator))
+
+
+def plain() -> dict[str, Tensor]:
+    made = model()
+    optimizer = torch.optim.AdamW(made.ring.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        made.predict(*batch_of(step, made).given()).square().mean().backward()
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in made.ring.named_parameters()}
+
+
+def trained(name: str, distributed: Distributed) -> dict[str, Tensor]:
+    made, ranks = model(), distributed.world_size
+    chosen = settings(micro_batch_size=CLIPS // ranks, learning_rate=RATE, adam_epsilon=EPSILON, max_grad_norm=0.0)
+    engine: Engine
+    if name == "fsdp":
+        fsdp = FsdpConfig()
+        mesh = make_mesh(shard_size(fsdp, ranks, ranks), ranks, distributed.device)
+        engine = FsdpEngine(made.ring, made.units(), chosen, fsdp, mesh, distributed)
+    else:
+        ds_json = resolve(read_ds_json(Path(sys.argv[1]) / f"{name}.json"), chosen, ranks)
+        engine = DeepSpeedEngine(made.ring, chosen, ds_json, distributed)
+    for step in range(STEPS):
+        mine = part(batch_of(step, made), distributed.rank, ranks)
+        engine.backward(made.predict(*mine.given(), trained=engine).square().mean())
+        engine.step(RATE)
+    weights = engine.weights()
+    engine.close()
+    return weights
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return float(torch.stack([(one[name] - other[name]).abs().max() for name in one]).max())
+
+
+def main() -> None:
+    distributed = Distributed(launch)
+    expected = plain()
+    start = {name: parameter.detach() for name, parameter in model().ring.named_parameters()}
+    seen = {"moved": difference(expected, start)}
+    for name in sys.argv[3].split(","):
+        seen[name] = difference(trained(name, distributed), expected)
+    if distributed.is_main:
+        (Path(sys.argv[2]) / f"{distributed.world_size}-rings.json").write_text(json.dumps(seen))
+    distributed.close()
+
+
+if __name__ == "__main__":
+    run_rank(main)
