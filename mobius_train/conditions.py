@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT = "text"
+TEXT, POOLED = "text", "pooled"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The transformer of Stable Diffusion 3, and its video models."""
