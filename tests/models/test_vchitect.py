@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mobius_train.conditions import POOLED, TEXT, Conditions
 from mobius_train.errors import MobiusError
 from mobius_train.models import attention as attention_module
-from mobius_train.models.attention import attention_layers, set_attention_backend
+from mobius_train.models.attention import AttentionBackend, attention_layers, set_attention_backend
 from mobius_train.models.backbone import fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.freezing import FULL, apply_freezing, new_parts
 from mobius_train.models.hashing import weights_hash
@@ -24,8 +24,6 @@ from mobius_train.models.sd3.serial import SerialSD3
 from mobius_train.models.sd3.vchitect import VchitectLayers
 
 HEADS, SIZE, DEPTH = 2, 6, 3
-# Attention of one head: the weighted sum of the values, (size,).
-Head = Tensor
 
 
 def transformer(**changes: Any) -> SD3Transformer2DModel:
@@ -82,7 +80,7 @@ def stills(model: SD3Transformer2DModel, sample: Tensor, timestep: Tensor, condi
 # The equations, token by token.
 
 
-def one_head(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Head:
+def one_head(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     scores = [math.exp(float(query @ key) / math.sqrt(len(query))) for key in keys]
     return sum((score / sum(scores)) * value for score, value in zip(scores, values, strict=True))  # type: ignore[return-value]
 
@@ -246,7 +244,7 @@ def test_a_saved_model_predicts_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["serial", "full"])
 def test_gradients_reach_what_is_trained_and_recomputation_does_not_change_them(mode: str) -> None:
-    gradients = []
+    gradients: list[dict[str, Any]] = []
     for recompute in (False, True):
         model = trained()
         apply_freezing(model, FULL if mode == "full" else new_parts(model))
@@ -300,7 +298,8 @@ def test_every_kernel_computes_the_same_and_keeps_the_branches() -> None:
     model, given_ = trained(), given()
     expected = model.predict(*given_)
     assert len(attention_layers(model, temporal=False)) == DEPTH
-    for backend in ("eager", "sdpa"):
+    backends: tuple[AttentionBackend, ...] = ("eager", "sdpa")
+    for backend in backends:
         set_attention_backend(model, backend, temporal=False)
         set_attention_backend(model, backend, temporal=True)
         torch.testing.assert_close(model.predict(*given_), expected, rtol=1e-4, atol=1e-5)
