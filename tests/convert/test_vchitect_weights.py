@@ -120,16 +120,15 @@ def test_a_model_of_another_scale_predicts_the_same_with_the_released_one(tmp_pa
 def test_what_is_missing_left_over_or_different_is_refused_by_name(tmp_path: Path) -> None:
     state = released_state()
     lost = "transformer_blocks.0.attn.to_q_cross.weight"
-    for number, (weights, changes, complaint) in enumerate(
-        (
-            ({name: tensor for name, tensor in state.items() if name != lost}, {}, lost),
-            (state | {"transformer_blocks.0.attn.vid_token": torch.ones(1)}, {}, "vid_token"),
-            (state | {lost: torch.ones(3, WIDTH)}, {}, lost),
-            (state, {"rope_scaling_factor": 2.0}, "rope_scaling_factor"),
-            (state, {"qk_norm": "rms_norm"}, "qk_norm"),
-            (state, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
-        )
-    ):
+    cases: list[tuple[dict[str, Tensor], dict[str, Any], str]] = [
+        ({name: tensor for name, tensor in state.items() if name != lost}, {}, lost),
+        (state | {"transformer_blocks.0.attn.vid_token": torch.ones(1)}, {}, "vid_token"),
+        (state | {lost: torch.ones(3, WIDTH)}, {}, lost),
+        (state, {"rope_scaling_factor": 2.0}, "rope_scaling_factor"),
+        (state, {"qk_norm": "rms_norm"}, "qk_norm"),
+        (state, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+    ]
+    for number, (weights, changes, complaint) in enumerate(cases):
         source = save_released(tmp_path / str(number), weights, **changes)
         with pytest.raises(MobiusError, match=complaint):
             from_vchitect(source, tmp_path / "out")

@@ -66,10 +66,10 @@ def given(clips: int = 2, frames: int = 3) -> tuple[Tensor, Tensor, Conditions]:
 def stills(model: SD3Transformer2DModel, sample: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
     """What the image model predicts on all frames, folded into one batch."""
     frames = sample.shape[2]
-    timestep, conditions = fold_conditions(timestep, conditions, frames)
+    folded, conditions = fold_conditions(timestep, conditions, frames)
     predicted = model(
         hidden_states=fold_frames(sample),
-        timestep=timestep,
+        timestep=folded,
         encoder_hidden_states=conditions[TEXT],
         pooled_projections=conditions[POOLED],
         return_dict=False,
