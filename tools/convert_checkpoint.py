@@ -19,6 +19,7 @@ from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_p
 from mobius_train.convert.single_file import from_single_file
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
+from mobius_train.convert.vchitect import from_vchitect, to_vchitect
 from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
 from mobius_train.job.quiet import quiet_libraries
@@ -63,6 +64,12 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("from-single-file", help="a Stable Diffusion .safetensors or .ckpt → a pipeline")
     command.add_argument("--config", type=Path, required=True, help="local pipeline folder of the same family")
     _add_paths(command, "the file", "pipeline folder")
+
+    command = commands.add_parser("from-vchitect", help="the released transformer of Vchitect-2.0 → a SerialSD3")
+    _add_paths(command, "transformer or pipeline folder", "model folder")
+
+    command = commands.add_parser("to-vchitect", help="a SerialSD3 → a transformer for the released Vchitect-2.0 code")
+    _add_paths(command, "model or pipeline folder", "transformer folder")
     return parser.parse_args()
 
 
@@ -107,6 +114,10 @@ def convert(arguments: argparse.Namespace) -> Report:
             return to_diffusers(source, output)
         case "from-single-file":
             return from_single_file(source, arguments.config, output)
+        case "from-vchitect":
+            return from_vchitect(source, output)
+        case "to-vchitect":
+            return to_vchitect(source, output)
         case _:
             dtype = DTYPES[arguments.dtype]
             return consolidate_checkpoint(

@@ -131,7 +131,8 @@ def set_attention_backend(module: nn.Module, backend: AttentionBackend, temporal
 
 def _processor(current: Any, backend: AttentionBackend) -> Any:
     """The processor that computes what the current one does, with another kernel."""
-    if isinstance(current, TemporalProcessor):
+    if isinstance(current, KernelProcessor) and type(current) not in (KernelProcessor, JointProcessor):
+        # A processor of one kind of layer.
         return type(current)(backend)
     # diffusers' own processors leave a frozen model unmodified.
     if isinstance(current, JointAttnProcessor2_0 | JointProcessor):

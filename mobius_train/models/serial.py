@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from mobius_train.conditions import TEXT, Conditions
 from mobius_train.models.added_conditions import added_cond_kwargs, check_conditions, given_conditions
 from mobius_train.models.backbone import Feature, Timestep, fold_conditions, fold_frames, unfold_frames
-from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.serial_model import SerialModel
 from mobius_train.models.unet.backbone import UNetBackbone, Walk, output_head
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout
 from mobius_train.models.unet.serial_layer import serial_layer
@@ -77,7 +77,7 @@ class TemporalLayers(ModelMixin, ConfigMixin):
                 module.zero_output()
 
 
-class SerialUNet(Composite):
+class SerialUNet(SerialModel):
     """Text-to-video denoiser with h_{i+1} = TA(SA(TC(SC(h_i)))) (Mobius, Eq. 7).
 
     Equivalent to diffusers' UNet3DConditionModel, for any 2D UNet. Weight names are those of UNet3DConditionModel with
@@ -127,37 +127,12 @@ class SerialUNet(Composite):
         model = cls(unet, temporal)
         return model.to(unet3d.device, unet3d.dtype).train(unet3d.training)
 
-    def train(self, mode: bool = True) -> Self:
-        """As for any module, but frozen 2D layers stay in evaluation mode: dropout there would change the backbone."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.unet.parameters()):
-            self.unet.eval()
-        return self
-
-    @property
-    def trained(self) -> nn.Module:
-        return self
-
-    @property
-    def frozen(self) -> None:
-        return None
-
-    def frozen_in_graph(self) -> list[nn.Module]:
-        return []
-
-    @property
-    def image_model(self) -> nn.Module:
-        return self.unet
-
     def set_memory(self, memory: LayerMemory) -> None:
         """See Denoiser. Serial models support gradient checkpointing only."""
         self.gradient_checkpointing = memory.gradient_checkpointing
 
     def units(self) -> list[list[nn.Module]]:
         return layer_units(self)
-
-    def layers_to_compile(self) -> list[nn.Module]:
-        return []
 
     def branches(self) -> Mapping[str, Sequence[nn.Module]]:
         unet = self.unet
@@ -178,10 +153,6 @@ class SerialUNet(Composite):
         model = self if trained is None else trained
         added = added_cond_kwargs(conditions)
         return model(sample, timestep, conditions[TEXT], return_dict=False, added_cond_kwargs=added)[0]
-
-    def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
-        """See Denoiser."""
-        return module
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,15 @@ def _download_config(name: str, choices: list[str], config_name: str) -> Place:
     raise absent(name, reason)
 
 
-def load_diffusers(kind: type[Any], name_or_path: str | Path, part: str = "", **options: Any) -> Any:
+def load_diffusers(
+    kind: type[Any], name_or_path: str | Path, part: str = "", also_named: Sequence[str] = (), **options: Any
+) -> Any:
     """Load a model of exactly this class; its files must contain exactly its weights.
 
     Args:
         kind: a class of diffusers.
         part: see `find_model`.
+        also_named: further names that the configuration may give the class.
         options: of from_pretrained. By default the model is in float32, whatever dtype its files have.
 
     Raises:
@@ -110,7 +113,7 @@ def load_diffusers(kind: type[Any], name_or_path: str | Path, part: str = "", **
     """
     place = find_model(name_or_path, part)
     saved = read_json(place.folder / CONFIG).get("_class_name", kind.__name__)
-    if saved != kind.__name__:
+    if saved not in (kind.__name__, *also_named):
         raise MobiusError(f"{place.folder} contains a {saved}, not a {kind.__name__}")
     options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False} | options
     return _load_weights(kind, place, options, _diffusers_problems)
