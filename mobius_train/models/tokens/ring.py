@@ -188,7 +188,9 @@ class TokenRing(ModelMixin, ConfigMixin):
         difference = self._zero(state) if self.shape.ring_width else None
         behind = dict(zip(self._places, cast(Iterable[TokenLayer], getattr(self, "blocks", ())), strict=True))
         for number, state in enumerate(stream, start=1):
-            if number in behind and difference is not None:
+            if number in behind:
+                assert difference is not None
+                assert modulation is not None
                 difference = difference + self._run(units, behind[number], state, difference, modulation, clip)
         hidden = self._fuse(state.hidden, difference)
         if tail is not None:
