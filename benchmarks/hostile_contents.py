@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ class Planted:
 def _sparse(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(3 * 2**30)
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _cut(content: bytes, share: float) -> Callable[[Path], object]:
@@ -73,5 +78,5 @@ def replacements(content: bytes, marker: Path) -> dict[str, Callable[[Path], obj
         "link to itself": lambda path: path.symlink_to(path.name),
         "folder": lambda path: path.mkdir(),
         "safetensors header of 2^60 bytes": lambda path: path.write_bytes((2**60).to_bytes(8, "little") + b"{}"),
-        **{name: (lambda path, text=text: path.write_text(text)) for name, text in texts.items()},
+        **{name: partial(_write, text) for name, text in texts.items()},
     }

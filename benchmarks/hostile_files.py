@@ -258,20 +258,21 @@ def main() -> None:
             if outcomes[-1].result not in GOOD:
                 tqdm.write(str(outcomes[-1]))
     results = dict(Counter(outcome.result for outcome in outcomes))
+    bad = [asdict(outcome) for outcome in outcomes if outcome.result not in GOOD]
     record = {
         "what": "hostile and damaged files in place of each file that the package reads",
         "results": {"files": len(outcomes)} | results,
         "most_seconds": max(outcome.seconds for outcome in outcomes),
         "most_extra_bytes": max(outcome.extra_bytes for outcome in outcomes),
         "read": dict(Counter(f"{o.what} <- {o.replaced_by}" for o in outcomes if o.result == "read")),
-        "bad": [asdict(outcome) for outcome in outcomes if outcome.result not in GOOD],
+        "bad": bad,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": versions(),
     }
     arguments.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
-    if bad := len(record["bad"]):
-        raise MobiusError(f"{bad} of {len(outcomes)} cases are bad; the record lists them")
+    if bad:
+        raise MobiusError(f"{len(bad)} of {len(outcomes)} cases are bad; the record lists them")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def model_and_batch() -> tuple[ParallelUNet, Batch]:
     model = ParallelUNet.from_unet2d(tiny_unet("sd2"))
     nn.init.normal_(model.ring.fusion.weight)
     batch = batch_for(model.spatial, frames=8, size=(32, 32))
-    return model.to("cuda"), Batch(*(x.to(device=torch.device("cuda")) for x in batch))
+    return model.to("cuda"), Batch(
+        batch.sample.cuda(), batch.timestep.cuda(), batch.conditions.to(torch.device("cuda"))
+    )
 
 
 def step(model: ParallelUNet, batch: Batch) -> tuple[int, int, list[torch.Tensor]]:
