@@ -10,7 +10,7 @@ import pytest
 import torch
 from recipes import REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
-from tiny_sd import marks_of, save_sd3, save_sdxl
+from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
 
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
@@ -34,7 +34,7 @@ def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
         # What emoji_vae.yaml would have written.
         changes = {"vae_name_or_path": str(REPOSITORY / "assets" / "emoji-backbone")}
     elif not name.startswith("emoji"):
-        kind = name if name == "sdxl" else "sd3" if name.startswith("sd3") else "sd21"
+        kind = name if name in tiny else "sd3" if name.startswith("sd3") else "sd21"
         changes = {
             "pretrained_model_name_or_path": str(tiny[kind]),
             "vae_name_or_path": None,
@@ -74,9 +74,10 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Stable Diffusion 2.x, XL and 3 of a few channels."""
+    """Stable Diffusion 2.x, XL and 3 and PixArt-Σ of a few channels, by kind or recipe."""
     folder = tmp_path_factory.mktemp("models")
     pipelines = {"sd21": save_pipeline(folder / "sd21", "sd21")}
+    pipelines["pixart_sigma"] = save_pixart(folder / "pixart", sigma=True)
     return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 
 

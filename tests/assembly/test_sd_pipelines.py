@@ -42,6 +42,10 @@ from mobius_train.models.families import as_denoiser
 from mobius_train.plan.simulate import Simulator
 from mobius_train.pretrained.pipeline_index import named_parts
 
+# 28 blocks of two attentions, a feed-forward layer and a table; patches, time, text, its modulation, and the head.
+D, T5_WIDTH = 1152, 4096
+PIXART_SIGMA = 28 * (8 * (D * D + D) + 2 * 4 * D * D + 5 * D + 6 * D)
+PIXART_SIGMA += 17 * D + (257 * D + D * D + D) + (T5_WIDTH + 1) * D + D * D + D + 6 * (D * D + D) + 2 * D + 32 * (D + 1)
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -137,12 +141,14 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
             marks=needs_sd3,
         ),
         pytest.param("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}, marks=needs_sd3),
+        # The sum of the layers' sizes: its page says 0.6B.
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", {"image": PIXART_SIGMA, "text_encoder": 4_762_310_656}),
     ],
 )
 def test_well_known_models_have_their_sizes(name: str, parts: dict[str, int], tmp_path: Path) -> None:
     config = config_of(Path("x"), tmp_path, pretrained_model_name_or_path=name)
     weights = Random(find_configs(config), META)
-    wanted = {"text": 4096 if "-3" in name else 2048}
+    wanted = {"text": 4096 if "-3" in name or "PixArt" in name else 2048}
     found: dict[str, Any] = {
         part: encoder.model for part, encoder in weights.text_encoding(config, META, wanted).encoders.items()
     }
