@@ -105,7 +105,8 @@ def test_the_image_stage_trains_the_transformer_on_frames(kind: str) -> None:
     # The text of the last block is not read.
     assert {name for name, p in model.named_parameters() if p.grad is None} == set()
     # A variance is not trained.
-    rows = model.proj_out.weight.grad.unflatten(0, (4, -1))
+    head: Any = model.proj_out
+    rows = head.weight.grad.unflatten(0, (4, -1))
     assert rows[:, :4].any()
     assert not rows[:, 4:].any()
 
