@@ -48,6 +48,12 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
     elif recipe == "emoji_vae":
         blocks = "down_block_types: [DownEncoderBlock2D], up_block_types: [UpDecoderBlock2D]"
         common += [f"vae_config={{block_out_channels: [8], norm_num_groups: 4, {blocks}}}"]
+    elif recipe == "emoji_sd3_t2i":
+        common += [f"vae_name_or_path={save_pipeline(folder / 'pipeline')}"]
+    elif recipe == "emoji_sd3":
+        # As wide as MiniLM's text, and its mean.
+        pipeline = save_sd3(folder / "pipeline", with_t5=False, text=384, pooled=384)
+        common += [f"pretrained_model_name_or_path={pipeline}"]
     elif recipe == "emoji_t2i":
         common += [f"vae_name_or_path={save_pipeline(folder / 'pipeline')}", _tiny_unet("emoji")]
     else:
