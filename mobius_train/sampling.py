@@ -49,7 +49,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         try:
             # Some editors begin a file with a byte-order mark. A prompt can contain U+2028, where splitlines would
             # split it.
-            lines = read_small(arguments.prompts_file).decode("utf-8-sig").split("\n")
+            text = read_small(arguments.prompts_file).decode("utf-8-sig")
+            lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]

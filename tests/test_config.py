@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipes import RECIPES
 
 from mobius_train.config import RunConfig, load
 from mobius_train.errors import MobiusError
@@ -12,7 +13,6 @@ from mobius_train.errors import MobiusError
 MINIMAL = {"data": {"train": "clips"}, "output_dir": "out", "max_train_steps": 10}
 REPOSITORY = Path(__file__).parent.parent
 # Those of a single run.
-RECIPES = [path for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if "\nstages:" not in path.read_text()]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import REPOSITORY, recipe, write
+from recipes import RECIPES, REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
 from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
 
@@ -21,7 +21,7 @@ from mobius_train.encoders.encoders import Encoders
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 CONFIGS = REPOSITORY / "configs"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = [path.stem for path in RECIPES]
 Entry = tuple[str, torch.Size, torch.dtype, bool]
 
 
@@ -33,6 +33,8 @@ def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
     if name == "emoji_t2i":
         # What emoji_vae.yaml would have written.
         changes = {"vae_name_or_path": str(REPOSITORY / "assets" / "emoji-backbone")}
+    elif name == "emoji_sd3":
+        changes = dict.fromkeys(("pretrained_model_name_or_path", "vae_name_or_path"), str(tiny["sd3 of MiniLM"]))
     elif not name.startswith("emoji"):
         kind = name if name in tiny else "sd3" if name.startswith("sd3") else "sd21"
         changes = {
@@ -78,10 +80,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     pipelines = {"sd21": save_pipeline(folder / "sd21", "sd21")}
     pipelines["pixart_sigma"] = save_pixart(folder / "pixart", sigma=True)
+    pipelines["sd3 of MiniLM"] = save_sd3(folder / "sd3-of-minilm", with_t5=False, text=384, pooled=384)
     return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in RECIPES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in NAMES])
 def test_fake_random_and_pretrained_parts_agree(name: str, tiny: dict[str, Path]) -> None:
     config, path = read(name, tiny)
     configs = find_configs(config, path)

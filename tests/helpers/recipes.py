@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DS_CONFIGS = REPOSITORY / "ds_configs"
 # torchrun takes a free one.
 ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
+# The files of recipes of a single run; the others train in stages.
+RECIPES = [path for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if "\nstages:" not in path.read_text()]
 Run = Callable[..., Path]
 # A ring of the least usual shape: its layers, those behind the fusion, and frozen ones in the graph.
 DEEP: dict[str, Any] = {"ring_width": 0.5, "fusion_depth": 1, "tail_temporal_layers": True}

@@ -81,8 +81,8 @@ def save_sdxl(folder: Path) -> Path:
     return _saved(pipeline, folder)
 
 
-def save_sd3(folder: Path, with_t5: bool = True) -> Path:
-    """With a text of 48 and a pooled text of 32; 16 latent channels, patches of 2."""
+def save_sd3(folder: Path, with_t5: bool = True, text: int = T5, pooled: int = PROJECTION_L + PROJECTION_G) -> Path:
+    """With these widths of text and pooled text; 16 latent channels, patches of 2."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -92,9 +92,9 @@ def save_sd3(folder: Path, with_t5: bool = True) -> Path:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
-        joint_attention_dim=T5,
+        joint_attention_dim=text,
         caption_projection_dim=32,
-        pooled_projection_dim=PROJECTION_L + PROJECTION_G,
+        pooled_projection_dim=pooled,
         pos_embed_max_size=16,
     )
     pipeline = StableDiffusion3Pipeline(

@@ -174,6 +174,8 @@ def test_a_transformer_of_another_kind_is_refused_by_name() -> None:
     for mode in ("serial", "full"):
         with pytest.raises(MobiusError, match=f"mode={mode}"):
             build_denoiser(tiny_pixart(), "text-to-video", mode)
+        with pytest.raises(MobiusError, match="qk_norm"):
+            build_denoiser(tiny_sd3("sd35"), "text-to-video", mode)
 
 
 @pytest.mark.parametrize(("size", "named"), [((8, 7), "8 x 7.*multiples of 2"), ((8, 26), "4 x 13.*12 x 12")])
@@ -214,6 +216,12 @@ def test_the_class_that_released_weights_name(norm_type: str, tmp_path: Path) ->
         # DiT's class was the same.
         with pytest.raises(MobiusError, match="ada_norm_zero"):
             load_image_or_video_model(None, str(tmp_path))
+
+
+def test_latents_that_have_no_tokens_are_refused_for_pixart() -> None:
+    model = ParallelPixArt.from_transformer(tiny_pixart())
+    with pytest.raises(MobiusError, match=r"8 x 7.*multiples of 2"):
+        model.predict(*batch_for(model.spatial, size=(8, 7)).given())
 
 
 @torch.no_grad()
