@@ -4,7 +4,8 @@ Text encoders make them, the latent cache stores them, batches carry them, and m
 
     text     (…, L, D), every backbone
     pooled   (…, P), one vector for the whole caption: Stable Diffusion XL and 3
-    sizes    (…, 6), pixels: height and width of the original, top and left of the crop, height and width: XL
+    sizes    (…, 6), pixels: height and width of the original, top and left of the crop, height and width: XL, PixArt
+    mask     (…, L), bool, true for the text's tokens and false for padding: PixArt
 
 Only the backbone gives the names a meaning.
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT, POOLED, SIZES = "text", "pooled", "sizes"
+TEXT, POOLED, SIZES, MASK = "text", "pooled", "sizes", "mask"
 # Numbers in `sizes`.
 SIZE_NUMBERS = 6
 

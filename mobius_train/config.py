@@ -229,7 +229,7 @@ class RunConfig(Section):
         None,
         ge=1,
         description="tokens per caption; default: the tokenizer's maximum. Stable Diffusion 3: those of T5; default:"
-        " 256",
+        " 256. A pipeline of PixArt or of a run: its own number",
     )
     use_t5: bool | None = Field(
         None,

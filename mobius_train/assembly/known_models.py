@@ -135,6 +135,23 @@ _SD35_MEDIUM: dict[str, Configuration] = _SD3 | {
     "transformer": _SD3["transformer"]
     | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13))}
 }
+_PIXART_SIGMA: dict[str, Configuration] = {
+    "transformer": {
+        "_class_name": "PixArtTransformer2DModel",
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 28,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "cross_attention_dim": 1152,
+        "caption_channels": 4096,
+        "use_additional_conditions": False,
+    },
+    "vae": _VAE,
+    "scheduler": {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+    "text_encoder": _SD3["text_encoder_3"],
+}
 
 # By hub name without the owner, which mirrors keep.
 KNOWN: dict[str, dict[str, Configuration]] = {
@@ -147,6 +164,7 @@ KNOWN: dict[str, dict[str, Configuration]] = {
     "stable-diffusion-xl-base-1.0": _SDXL,
     "stable-diffusion-3-medium-diffusers": _SD3,
     "stable-diffusion-3.5-medium": _SD35_MEDIUM,
+    "PixArt-Sigma-XL-2-1024-MS": _PIXART_SIGMA,
     # The text tower is a RoBERTa-large.
     "chinese-clip-vit-huge-patch14": {
         "text_encoder": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -35,14 +36,24 @@ def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: s
     kind = read_json(folder / CONFIG).get("_class_name", DEFAULT.image_model.__name__)
     if kind in video_models():
         return video_models()[kind].from_pretrained(folder)
-    return load_part(family_of(kind).image_model, part, None, name_or_path)
+    family = family_of(kind)
+    return load_part(family.image_model, part, None, name_or_path, family.also_named)
 
 
-def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | None, name_or_path: str | None) -> Part:
+def load_part(
+    kind: type[Part],
+    subfolder: str,
+    new_config: dict[str, Any] | None,
+    name_or_path: str | None,
+    also_named: Sequence[str] = (),
+) -> Part:
     """Load or create a diffusers model or scheduler.
 
     With `new_config` it is new. Otherwise it is loaded from the subfolder of `name_or_path` if there is one (a
     pipeline), else from the folder itself.
+
+    Args:
+        also_named: further names that the configuration may give a model's class.
 
     Raises:
         MobiusError: see `load_diffusers`.
@@ -56,5 +67,5 @@ def load_part(kind: type[Part], subfolder: str, new_config: dict[str, Any] | Non
     if name_or_path is None:
         raise MobiusError(f"no {subfolder}: set pretrained_model_name_or_path, or {subfolder}_config for a new one")
     if issubclass(kind, nn.Module):
-        return cast(Part, load_diffusers(kind, name_or_path, subfolder))
+        return cast(Part, load_diffusers(kind, name_or_path, subfolder, also_named))
     return cast(Part, load_object(kind, find_model(name_or_path, subfolder, loader.config_name)))

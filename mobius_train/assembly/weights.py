@@ -17,6 +17,7 @@ from mobius_train.assembly.model_configs import ModelConfigs
 from mobius_train.config import RunConfig
 from mobius_train.encoders.clip_towers import T5_TOKENS
 from mobius_train.encoders.load_text_encoding import load_text_encoding, make_text_encoding
+from mobius_train.encoders.masked_text import pipeline_tokens
 from mobius_train.encoders.text_encoder import text_model_class, tokenizer_part
 from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.errors import MobiusError
@@ -110,7 +111,8 @@ class Random:
             with self._device:
                 components[part] = _new_text_model(values)
             components[tokenizer_part(part)] = RandomTokens(components[part].config)
-        return make_text_encoding(components, device, config.max_text_tokens, wanted)
+        tokens = config.max_text_tokens or pipeline_tokens(text_source(config))
+        return make_text_encoding(components, device, tokens, wanted)
 
     def making_layers(self) -> AbstractContextManager[Any]:
         return self._device

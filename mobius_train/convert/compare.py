@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 
-from mobius_train.conditions import POOLED, SIZES, TEXT, Conditions
+from mobius_train.conditions import MASK, POOLED, SIZES, TEXT, Conditions
 from mobius_train.models import weights_hash
 from mobius_train.models.families import as_denoiser
 
@@ -45,6 +45,8 @@ def _conditions(widths: Mapping[str, int], generator: torch.Generator) -> Condit
         tensors[POOLED] = torch.randn(2, widths[POOLED], generator=generator)
     if SIZES in widths:
         tensors[SIZES] = torch.tensor([[512, 768, 0, 0, 512, 768], [1024, 1024, 8, 0, 512, 512]])
+    if MASK in widths:
+        tensors[MASK] = torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2]])
     return Conditions(tensors)
 
 

@@ -12,6 +12,7 @@ from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.convert import compare
 from mobius_train.convert.components import load_components, save_video_pipeline
 from mobius_train.convert.conversion_report import Report
+from mobius_train.encoders.masked_text import pipeline_tokens
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import build_denoiser, weights_hash
@@ -55,7 +56,8 @@ def from_image_model(
             model = cast(Composite, build_denoiser(image_model, "text-to-video", mode, asdict(shape)))
         kind, part = type(model), family_of(type(image_model).__name__).part
         report.mapped.append((f"{part}, {len(image_model.state_dict())} tensors", f"unet/{kind.image_part}"))
-        save_video_pipeline(model, components, source, folder, report, num_frames=num_frames)
+        settings = {"num_frames": num_frames, "max_text_tokens": pipeline_tokens(text_encoder or str(source))}
+        save_video_pipeline(model, components, source, folder, report, **settings)
 
         written = kind.from_pretrained(folder / "unet").eval()
         kept = getattr(written, kind.image_part)

@@ -13,10 +13,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from mobius_train.convert.conversion_report import Report
 from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.encoders.load_text_encoding import make_text_encoding
+from mobius_train.encoders.masked_text import pipeline_tokens
 from mobius_train.encoders.text_encoder import PART, masks_padding, tokenizer_part
 from mobius_train.errors import MobiusError
-from mobius_train.pretrained.model_files import read_json
-from mobius_train.pretrained.pipeline_index import INDEX
 
 
 def stock_components(
@@ -73,5 +72,5 @@ def check_one_text_encoder(components: Mapping[str, Any], kind: type[Any]) -> No
 
 
 def text_tokens_of(folder: Path) -> int | None:
-    """The length of captions in the index of our pipeline; None for other pipelines."""
-    return read_json(folder / INDEX).get("max_text_tokens")
+    """The length of captions of our pipeline; None for most other pipelines."""
+    return pipeline_tokens(str(folder))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobius_train.checkpoint.format import CONFIG
 from mobius_train.checkpoint.read import open_checkpoint
-from mobius_train.conditions import POOLED
+from mobius_train.conditions import MASK, POOLED
 from mobius_train.config import load
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
@@ -84,7 +84,7 @@ def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Pat
 
     A serial model of Stable Diffusion 1 or 2 is written as diffusers' TextToVideoSDPipeline. A text-to-image model is
     written as diffusers' StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline. All others are
-    written as our TextToVideoPipeline, among them models of XL and 3 with another number of text encoders.
+    written as our TextToVideoPipeline, among them PixArt, and models of XL and 3 with another number of text encoders.
 
     Raises:
         MobiusError: diffusers cannot represent the model, or the written pipeline samples other latents.
@@ -92,11 +92,12 @@ def write_pipeline(pipeline: TextToVideoPipeline, source: Path, destination: Pat
     report = Report(source, destination)
     pipeline.set_progress_bar_config(disable=True)
     several, model = pipeline.text_encoder_2 is not None, pipeline.unet
-    pools = POOLED in as_denoiser(model).backbone.condition_widths
+    wanted = as_denoiser(model).backbone.condition_widths
+    pools, masks = POOLED in wanted, MASK in wanted
     with finished_folder(destination) as folder:
         if isinstance(model, SerialUNet) and not several and not pools:
             written = _write_serial(pipeline, folder, report)
-        elif not is_video_model(model) and several == pools:
+        elif not is_video_model(model) and several == pools and not masks:
             written = _write_image(pipeline, folder, report)
         else:
             written = _write_ours(pipeline, folder, report)

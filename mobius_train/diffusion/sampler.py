@@ -32,6 +32,9 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     if getattr(scheduler.config, "rescale_betas_zero_snr", False):
         # Sampling must start at the last timestep, the only one with pure noise (arXiv 2305.08891).
         changes["timestep_spacing"] = "trailing"
+    elif getattr(scheduler.config, "timestep_spacing", None) == "linspace":
+        # Other samplers' spacing, with which DDIM's steps would not end where the next ones begin.
+        changes["timestep_spacing"] = "trailing"
     return DDIMScheduler.from_config(scheduler.config, **changes)
 
 

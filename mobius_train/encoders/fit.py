@@ -10,6 +10,7 @@ from mobius_train.encoders.image_encoder import LatentSpace
 from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser
+from mobius_train.models.families import family_of
 
 # Channels of frames.
 COLOURS = 3
@@ -50,8 +51,8 @@ def check_latents(denoiser: Denoiser, vae_config: Mapping[str, Any]) -> None:
             f"the image model takes latents of {denoiser.backbone.latent_channels} channels but the autoencoder"
             f" produces {channels}: choose a matching pair. Models for inpainting (9 channels) are not supported"
         )
-    predicted = config.get("out_channels", channels)
-    if predicted != channels:
+    predicted = config.get("out_channels") or channels
+    if predicted != channels and not family_of(type(denoiser.image_model).__name__).drops_variance:
         raise MobiusError(
             f"the image model predicts {predicted} channels, but its latents have {channels}: models that predict a"
             " variance too are not supported"
@@ -70,8 +71,9 @@ def check_text(denoiser: Denoiser, text: TextEncoding, source: str) -> None:
     widths = {name: shape[-1] for name, shape in text.shapes().items()} | {SIZES: SIZE_NUMBERS}
     for name, width in denoiser.backbone.condition_widths.items():
         found = widths.get(name)
-        if found != width:
+        if found is None or width not in (0, found):
             raise MobiusError(
-                f"the image model takes the condition {name!r} of width {width}, but the text encoders of {source}"
-                f" produce {found or 'none'}: set text_encoder_name_or_path to a matching text encoder"
+                f"the image model takes the condition {name!r}{f' of width {width}' if width else ''}, but the text"
+                f" encoders of {source} produce {found or 'none'}: set text_encoder_name_or_path to a matching text"
+                " encoder"
             )

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mobius_train.conditions import TEXT
+from mobius_train.conditions import MASK, TEXT
 from mobius_train.encoders.clip_towers import T5_PART, T5_TOKENS, ClipTowers, Sd3Text, XlText, has_projection
+from mobius_train.encoders.masked_text import MaskedText, pipeline_tokens
 from mobius_train.encoders.text_encoder import PART, TextEncoder, load_text_model, tokenizer_part
 from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.errors import MobiusError
@@ -67,7 +68,7 @@ def load_text_encoding(
             if part != T5_PART:
                 raise
             raise MobiusError(f"{error}. To do without T5, set use_t5=false") from error
-    return make_text_encoding(models, device, max_tokens, wanted)
+    return make_text_encoding(models, device, max_tokens or pipeline_tokens(name_or_path), wanted)
 
 
 def make_text_encoding(
@@ -78,8 +79,8 @@ def make_text_encoding(
 ) -> TextEncoding:
     """The text encoding of a pipeline's components.
 
-    A single text encoder gives its last hidden states. Two CLIP encoders are those of Stable Diffusion XL, or those of
-    Stable Diffusion 3 if the first has a projection.
+    A single text encoder gives its last hidden states, and their mask if the backbone takes one. Two CLIP encoders are
+    those of Stable Diffusion XL, or those of Stable Diffusion 3 if the first has a projection.
 
     Args:
         components: text encoders and tokenizers by part; others and None are ignored.
@@ -93,7 +94,8 @@ def make_text_encoding(
     models = {part: components[part] for part in TEXT_PARTS if components.get(part) is not None}
     tokenizers = {part: components[tokenizer_part(part)] for part in models}
     if list(models) == [PART]:
-        return TextEncoder(models[PART], tokenizers[PART], device, max_tokens, wanted)
+        kind = MaskedText if MASK in wanted else TextEncoder
+        return kind(models[PART], tokenizers[PART], device, max_tokens, wanted)
 
     types = {part: model.config.model_type for part, model in models.items()}
     clips = [models[part] for part in CLIP_PARTS if types.get(part) in CLIP_TYPES]

@@ -6,6 +6,7 @@ from mobius_train.models.denoiser import Denoiser
 from mobius_train.models.freezing import Rule, apply_freezing
 from mobius_train.models.hashing import weights_hash
 from mobius_train.models.parallel import ParallelUNet
+from mobius_train.models.pixart.parallel import ParallelPixArt
 from mobius_train.models.sd3.parallel import ParallelSD3
 from mobius_train.models.serial import SerialUNet, TemporalLayers
 from mobius_train.models.unet.image import ImageUNet
@@ -16,6 +17,7 @@ __all__ = [
     "Denoiser",
     "Feature",
     "ImageUNet",
+    "ParallelPixArt",
     "ParallelSD3",
     "ParallelUNet",
     "Ring",

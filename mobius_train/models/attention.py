@@ -20,33 +20,46 @@ AttentionBackend = Literal["sdpa", "flash_attn", "eager"]
 MAX_BATCH = 65535
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's scaled_dot_product_attention; all (N, L, heads, D)."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    mask = None if bias is None else bias.unsqueeze(1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-def flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The flash-attn package, called through diffusers; all (N, L, heads, D)."""
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The flash-attn package, called through diffusers; `sdpa` with a bias, which flash-attn does not have.
+
+    All (N, L, heads, D).
+    """
+    if bias is not None:
+        return sdpa(query, key, value, bias)
     return dispatch_attention_fn(query, key, value, backend=AttentionBackendName.FLASH)
 
 
-def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def eager(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(QK^T / sqrt(D)) V, with the probabilities stored in memory; all (N, L, heads, D)."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1).matmul(value).transpose(1, 2)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scores = scores if bias is None else scores + bias.unsqueeze(1)
+    return scores.softmax(-1).matmul(value).transpose(1, 2)
 
 
-KERNELS: dict[AttentionBackend, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+KERNELS: dict[AttentionBackend, Callable[..., Tensor]] = {
     "sdpa": sdpa,
     "flash_attn": flash_attn,
     "eager": eager,
 }
 
 
-def attend(backend: AttentionBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One of `KERNELS` at any batch size; all (N, L, heads, D)."""
-    pieces = zip(*(each.split(MAX_BATCH) for each in (query, key, value)), strict=True)
+def attend(backend: AttentionBackend, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """One of `KERNELS` at any batch size; all (N, L, heads, D).
+
+    Args:
+        bias: added to the scores, (N, 1, length of the keys).
+    """
+    given = [query, key, value] if bias is None else [query, key, value, bias]
+    pieces = zip(*(each.split(MAX_BATCH) for each in given), strict=True)
     results = [KERNELS[backend](*piece) for piece in pieces]
     return results[0] if len(results) == 1 else torch.cat(results)
 
@@ -65,11 +78,16 @@ class KernelProcessor:
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, L, C), and for cross-attention (N, text length, text width) → (N, L, C)."""
+        """(N, L, C), and for cross-attention (N, text length, text width) → (N, L, C).
+
+        Args:
+            attention_mask: the bias of the scores, (N, 1, text length), as diffusers' blocks give it.
+        """
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        return self.output(attn, attend(self.backend, *self.projected(attn, hidden_states, source)))
+        parts = self.projected(attn, hidden_states, source)
+        return self.output(attn, attend(self.backend, *parts, attention_mask))
 
     def projected(self, attn: Attention, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (N, L, heads, D), key and value (N, length of the source, heads, D), normalised if `attn` does so."""

@@ -58,7 +58,10 @@ class Backbone(Protocol[FeatureT]):
 
     @property
     def condition_widths(self) -> Mapping[str, int]:
-        """Size of the last axis of each condition, by condition name; must equal the text encoder's."""
+        """Size of the last axis of each condition, by condition name; must equal the text encoder's.
+
+        0 for a condition with one number for each token of the text.
+        """
 
     def layers(self) -> Sequence[tuple[Any, ...]]:
         """The shapes of the layers in the order of the forward pass; a ring fits a backbone with equal shapes."""

@@ -10,10 +10,11 @@ from mobius_train.errors import MobiusError
 from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import Denoiser
 from mobius_train.models.family import Family
+from mobius_train.models.pixart.family import PIXART
 from mobius_train.models.sd3.family import SD3
 from mobius_train.models.unet.family import UNET
 
-FAMILIES: tuple[Family, ...] = (UNET, SD3)
+FAMILIES: tuple[Family, ...] = (UNET, SD3, PIXART)
 # The family of a new model whose configuration in the recipe has no `_class_name`.
 DEFAULT = UNET
 
@@ -25,7 +26,8 @@ def family_of(class_name: str) -> Family:
         MobiusError: there is no such family.
     """
     for family in FAMILIES:
-        if class_name in (family.image_model.__name__, *(kind.__name__ for kind in family.video_models)):
+        own = (family.image_model, *family.video_models)
+        if class_name in (*(kind.__name__ for kind in own), *family.also_named):
             return family
     known = ", ".join(family.image_model.__name__ for family in FAMILIES)
     raise MobiusError(f"a {class_name} cannot be a backbone: the supported text-to-image models are {known}")

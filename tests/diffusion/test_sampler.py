@@ -1,6 +1,8 @@
+import itertools
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
 
 from mobius_train.diffusion.sampler import (
@@ -53,6 +55,19 @@ def test_a_perfect_model_is_followed_to_the_image() -> None:
     assert (latents - image).abs().max() < 1e-3
     assert image.abs().max() > 3, "clipping would show"
     assert len(steps) == 30
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_step_ends_where_the_next_one_begins(spacing: str) -> None:
+    given = DPMSolverMultistepScheduler(timestep_spacing=spacing)
+
+    def apart(scheduler: DDIMScheduler) -> int:
+        steps = set_timesteps(scheduler, 50)
+        return max(abs(end - int(start)) for (_, end), (start, _) in itertools.pairwise(steps))
+
+    assert apart(sampling_scheduler(given)) == 0
+    # The control: DDIM's own steps have one length in every spacing.
+    assert apart(DDIMScheduler.from_config(given.config)) == (1 if spacing == "linspace" else 0)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

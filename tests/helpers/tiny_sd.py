@@ -1,4 +1,4 @@
-"""Tiny pipeline folders of Stable Diffusion XL and 3, as diffusers saves them: random, with all their parts."""
+"""Tiny pipeline folders of Stable Diffusion XL, 3 and PixArt, as diffusers saves them: random, with all their parts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -103,6 +107,29 @@ def save_sd3(folder: Path, with_t5: bool = True, text: int = T5, pooled: int = P
         tokenizer=clip_tokenizer("<|endoftext|>"),
         tokenizer_2=clip_tokenizer("!"),
         tokenizer_3=_t5_tokenizer() if with_t5 else None,
+    )
+    return _saved(pipeline, folder)
+
+
+def save_pixart(folder: Path, sigma: bool = False) -> Path:
+    """With a text of 48; 4 latent channels, a variance, patches of 2. PixArt-α takes sizes, as that of 1024 px."""
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=4,
+        cross_attention_dim=48,
+        caption_channels=T5,
+        use_additional_conditions=not sigma,
+    )
+    pipeline = (PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
+        transformer=transformer,
+        vae=_vae(4, scaling_factor=0.18215),
+        # As PixArt's: of another class than the training needs.
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
     )
     return _saved(pipeline, folder)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from autograd_memory import held_for_backward, watched
 from learning import idle, loss, train
-from sd3 import CONFIGS, SD3Batch, sd3_batch, tiny_sd3
+from token_models import KINDS, Batch, batch_for, cast, tiny_model, untouched
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobius_train.conditions import TEXT, Conditions
 from mobius_train.errors import MobiusError
 from mobius_train.measure.graph import leaves_of_graph
 from mobius_train.measure.saved import saved_for_backward
@@ -39,14 +40,14 @@ SHAPES = [
     RingShape(0.0, 2, tail_temporal_layers=True, context_latents=2),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-kinds = pytest.mark.parametrize("kind", CONFIGS)
+kinds = pytest.mark.parametrize("kind", KINDS)
 KEPT, RECOMPUTED = LayerMemory(), LayerMemory(gradient_checkpointing=True)
 
 
 def built(shape: RingShape = PAPER, kind: str = "sd3") -> Any:
     fields = {name: value for name, value in vars(shape).items() if value is not None}
     torch.manual_seed(2)
-    return build_denoiser(tiny_sd3(kind), "text-to-video", "parallel", fields)
+    return build_denoiser(tiny_model(kind), "text-to-video", "parallel", fields)
 
 
 def randomised(model: Any) -> Any:
@@ -59,9 +60,8 @@ def randomised(model: Any) -> Any:
     return model
 
 
-def stills(model: Any, batch: SD3Batch) -> Tensor:
-    with torch.no_grad():
-        return unfold_frames(model.spatial(**batch.pictures(), return_dict=False)[0], batch.sample.shape[2])
+def stills(model: Any, batch: Batch) -> Tensor:
+    return unfold_frames(untouched(model.spatial, batch), batch.sample.shape[2])
 
 
 # The equations.
@@ -150,10 +150,43 @@ def test_a_layer_is_that_of_the_equations(latents: int) -> None:
         assert not torch.allclose(layer(state, None, texts, modulation, clip), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("latents", [0, 2])
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "flash_attn"])
+@torch.no_grad()
+def test_a_layer_does_not_attend_to_padding(latents: int, backend: Any) -> None:
+    torch.manual_seed(0)
+    layer = TokenLayer(16, 2, 12, latents, entering=False)
+    # The frames' attention has no mask.
+    layer.text.set_processor(type(layer.text.processor)(backend))
+    state, text, modulation = torch.randn(6, 8, 16), torch.randn(2, 5, 12), 0.3 * torch.randn(6, 6, 16)
+    bias = -1e4 * (torch.arange(5) >= 3).float().expand(2, 1, 5)
+    masked = layer(state, None, text, modulation, Clip(3, (2, 4), bias))
+    if backend != "flash_attn":
+        expected = layer(state, None, text[:, :3], modulation, Clip(3, (2, 4)))
+        torch.testing.assert_close(masked, expected)
+        assert not torch.allclose(layer(state, None, text, modulation, Clip(3, (2, 4))), expected, atol=1e-4)
+    text[:, 3:] = 7.0
+    torch.testing.assert_close(layer(state, None, text, modulation, Clip(3, (2, 4), bias)), masked)
+
+
+@pytest.mark.parametrize("shape", [PAPER, SHAPES[1], SHAPES[5]], ids=str)
+@torch.no_grad()
+def test_padding_of_the_text_changes_no_prediction(shape: RingShape) -> None:
+    model = randomised(built(shape, "pixart"))
+    sample, timestep, conditions = batch_for(model.spatial).given()
+    before = model.predict(sample, timestep, conditions)
+    # The second clip has one token of padding, the first has none.
+    text = conditions[TEXT].clone()
+    text[:, -1] += 1
+    after = model.predict(sample, timestep, conditions | Conditions.of_text(text))
+    torch.testing.assert_close(before[1], after[1])
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+
+
 @torch.no_grad()
 def test_the_ring_adds_up_its_layers() -> None:
     model = randomised(built(RingShape(ring_every=2)))
-    ring, batch = model.ring, sd3_batch(model.spatial)
+    ring, batch = model.ring, batch_for(model.spatial)
     features = list(features_of(model, batch))
     modulation = ring.modulation(features[0].time)
     difference = torch.zeros_like(features[0].hidden)
@@ -169,7 +202,7 @@ def test_the_ring_adds_up_its_layers() -> None:
 @torch.no_grad()
 def test_only_the_text_of_a_clips_first_frame_is_read() -> None:
     model = randomised(built())
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     features = list(features_of(model, batch))
 
     def prediction(changed: list[int]) -> Tensor:
@@ -187,7 +220,7 @@ def test_only_the_text_of_a_clips_first_frame_is_read() -> None:
 @torch.no_grad()
 def test_clips_of_a_batch_do_not_mix_and_frames_do() -> None:
     model = randomised(built())
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     before = model.predict(*batch.given())
     changed = batch.sample.clone()
     changed[1, :, 2] += 1
@@ -206,20 +239,20 @@ def test_clips_of_a_batch_do_not_mix_and_frames_do() -> None:
 @kinds
 def test_a_new_model_predicts_what_the_transformer_predicts(shape: RingShape, kind: str) -> None:
     model = built(shape, kind)
-    batch = sd3_batch(model.spatial, size=(6, 14))
+    batch = batch_for(model.spatial, size=(6, 14))
     with torch.no_grad():
         assert torch.equal(model.predict(*batch.given()), stills(model, batch))
         # The control: with trained layers it predicts something else.
         assert not torch.allclose(randomised(model).predict(*batch.given()), stills(model, batch), atol=1e-3)
 
 
+@kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_it_predicts_the_same_in_any_dtype(dtype: torch.dtype) -> None:
-    model = built().to(dtype)
-    sample, timestep, conditions = sd3_batch(model.spatial).given()
-    batch = sd3_batch(model.spatial)
-    batch = SD3Batch(batch.sample.to(dtype), timestep, batch.text.to(dtype), batch.pooled.to(dtype))
+def test_it_predicts_the_same_in_any_dtype(dtype: torch.dtype, kind: str) -> None:
+    model = built(kind=kind).to(dtype)
+    sample, timestep, conditions = batch_for(model.spatial).given()
+    batch = cast(batch_for(model.spatial), dtype)._replace(timestep=timestep)
     assert torch.equal(model.predict(sample.to(dtype), timestep, conditions.to(dtype=dtype)), stills(model, batch))
 
 
@@ -231,24 +264,29 @@ def test_every_parameter_learns_and_the_graph_holds_no_frozen_one(
 ) -> None:
     model = built(shape, kind)
     model.set_memory(memory)
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     assert idle(train(model, batch, steps=2)) == set()
     assert {id(leaf) for leaf in leaves_of_graph(loss(model, batch))} == set(map(id, model.ring.parameters()))
     assert all(parameter.grad is None for parameter in model.spatial.parameters())
 
 
-def test_at_the_first_step_only_fusion_and_head_learn() -> None:
+@kinds
+def test_at_the_first_step_only_fusion_and_head_learn(kind: str) -> None:
     # The control of the test above: its check finds parameters that do not learn.
-    model = built()
-    gradients = train(model, sd3_batch(model.spatial), steps=0)
+    model = built(kind=kind)
+    gradients = train(model, batch_for(model.spatial), steps=0)
     learning = gradients.keys() - idle(gradients)
-    assert {name.split(".")[0] for name in learning} == {"fusion", "norm_out", "proj_out"}
+    assert {name.split(".")[0] for name in learning} == {
+        "fusion",
+        "scale_shift_table" if kind.startswith("pixart") else "norm_out",
+        "proj_out",
+    }
 
 
 @shapes
 def test_only_blocks_behind_the_fusion_save_tensors(shape: RingShape) -> None:
     model = built(shape)
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     blocks = len(model.spatial.transformer_blocks)
     names = [f"spatial.transformer_blocks.{number}" for number in range(blocks - shape.fusion_depth, blocks)]
     saved = saved_for_backward(lambda: loss(model, batch), {"": model})[1].tensors
@@ -257,7 +295,7 @@ def test_only_blocks_behind_the_fusion_save_tensors(shape: RingShape) -> None:
     assert [name for name, module in model.named_modules() if module in model.frozen_in_graph()] == names
 
 
-def features_of(model: Any, batch: SD3Batch) -> Iterator[Tokens]:
+def features_of(model: Any, batch: Batch) -> Iterator[Tokens]:
     sample, timestep, conditions = batch.given()
     folded = fold_frames(sample), *fold_conditions(timestep, conditions, sample.shape[2])
     return without_graph(model.backbone.features(*folded))
@@ -268,7 +306,7 @@ def features_of(model: Any, batch: SD3Batch) -> Iterator[Tokens]:
 def test_nothing_that_the_transformer_computed_outlives_the_forward_pass(kind: str, memory: LayerMemory) -> None:
     model, live = randomised(built(kind=kind)), StorageFollower()
     model.set_memory(memory)
-    output = model.ring(watched(features_of(model, sd3_batch(model.spatial)), live), num_frames=3)
+    output = model.ring(watched(features_of(model, batch_for(model.spatial)), live), num_frames=3)
     alive = {storage._cdata for storage, _ in live.alive()} - module_storages(model.spatial)
     # A recomputed projection of the embedded time takes it again.
     assert len(alive) == (1 if memory == RECOMPUTED else 0)
@@ -294,7 +332,7 @@ def most_alive(features: Iterator[Tokens], consume: Callable[[Iterator[Tokens]],
 
 def test_features_are_freed_in_lockstep() -> None:
     model = built()
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     assert most_alive(features_of(model, batch), lambda features: model.ring(features, num_frames=3)) <= 2
     assert most_alive(features_of(model, batch), lambda features: model.ring(list(features), num_frames=3)) == 5
 
@@ -313,7 +351,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_change_the_memory_and_not_the_numbers(shape: RingShape, option: str) -> None:
     model, (memory, share) = randomised(built(shape)), OPTIONS[option]
-    batch = sd3_batch(model.spatial, frames=4)
+    batch = batch_for(model.spatial, frames=4)
     held, gradients = [], []
     for options in (KEPT, memory):
         model.set_memory(options)
@@ -328,7 +366,7 @@ def test_options_change_the_memory_and_not_the_numbers(shape: RingShape, option:
 def test_layers_are_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offload, "MIN_BYTES", 0)
     model = randomised(built())
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     loss(model, batch).backward()
     expected = {name: p.grad.clone() for name, p in model.ring.named_parameters()}
     model.zero_grad()
@@ -342,8 +380,8 @@ def test_layers_are_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_recomputed_layer_keeps_one_state_and_the_first_frames_text() -> None:
     model = built(RingShape(ring_every=1))
     model.set_memory(RECOMPUTED)
-    batch = sd3_batch(model.spatial, tokens=50)
-    more = sd3_batch(model.spatial, tokens=51)
+    batch = batch_for(model.spatial, tokens=50)
+    more = batch_for(model.spatial, tokens=51)
     held = [held_for_backward(lambda b=b: model.predict(*b.given()), model) for b in (batch, more)]  # type: ignore[misc]
     # Four layers keep (B, L, D) each; the rest is the batch, (B, L, 24).
     assert held[1] - held[0] == 4 * 2 * 32 * 4 + 2 * 24 * 4
@@ -361,7 +399,7 @@ def test_dtypes_of_the_branches_are_their_own(
     frozen: torch.dtype, trained: torch.dtype, autocast: bool, shape: RingShape
 ) -> None:
     model = randomised(built(shape))
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     exact = model.predict(*batch.given()).detach()
     model.spatial.to(frozen)
     model.ring.to(trained)
@@ -375,7 +413,7 @@ def test_dtypes_of_the_branches_are_their_own(
 
 def test_attention_takes_the_backend_of_temporal_layers() -> None:
     model = randomised(built())
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     expected = model.predict(*batch.given())
     temporal = attention_layers(model, temporal=True)
     assert temporal == [layer for block in model.ring.blocks for layer in (block.frames, block.text)]
@@ -387,7 +425,7 @@ def test_attention_takes_the_backend_of_temporal_layers() -> None:
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same() -> None:
     model = randomised(built(SHAPES[4]))
-    batch = sd3_batch(model.spatial)
+    batch = batch_for(model.spatial)
     expected = model.predict(*batch.given())
     compile_layers(model.layers_to_compile(), backend="aot_eager")
     torch.testing.assert_close(model.predict(*batch.given()), expected)
@@ -420,13 +458,13 @@ def test_the_costs_of_layers_follow_their_width() -> None:
     ids=str,
 )
 def test_layers_come_behind_every_kth_block_and_the_last_one(shape: RingShape, places: list[int]) -> None:
-    ring: TokenRing = ParallelSD3.from_transformer(tiny_sd3(), shape).ring
+    ring: TokenRing = ParallelSD3.from_transformer(tiny_model(), shape).ring
     assert ring._places == places
     assert len(ring.units()) == len(places) + (shape.fusion_depth if shape.tail_temporal_layers else 0)
 
 
 def test_half_the_width_has_half_of_the_heads_and_a_third_of_the_weights() -> None:
-    whole, half = (ParallelSD3.from_transformer(tiny_sd3(), RingShape(width)).ring for width in (1.0, 0.5))
+    whole, half = (ParallelSD3.from_transformer(tiny_model(), RingShape(width)).ring for width in (1.0, 0.5))
     layer: Any = half.blocks[0]
     assert layer.frames.heads == 2
     assert layer.frames.inner_dim == 16
@@ -446,7 +484,7 @@ def test_a_shape_that_does_not_fit_is_refused_with_those_that_do() -> None:
         (RingShape(context_latents=-1), "context_latents=-1"),
     ):
         with pytest.raises(MobiusError, match=named):
-            ParallelSD3.from_transformer(tiny_sd3(), shape)
+            ParallelSD3.from_transformer(tiny_model(), shape)
 
 
 def test_fields_of_transformers_are_refused_for_a_unet() -> None:
@@ -470,7 +508,7 @@ def test_the_familys_default_differs_from_no_value_of_its_own() -> None:
 
 
 def test_training_goes_on_with_the_models_own_shape() -> None:
-    model = ParallelSD3.from_transformer(tiny_sd3(), RingShape(context_latents=2))
+    model = ParallelSD3.from_transformer(tiny_model(), RingShape(context_latents=2))
     for given in ({}, {"ring_every": 2}, {"ring_every": 2, "context_latents": 2}):
         build_denoiser(model, "text-to-video", "parallel", given)
     for given, named in (({"ring_every": 1}, "ring_every=1.*2"), ({"context_latents": 0}, "context_latents=0.*2")):

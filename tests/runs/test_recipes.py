@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from recipes import DS_CONFIGS, RECIPES, REPOSITORY
 from tiny import KINDS, save_chinese_clip, save_clips, save_pipeline
-from tiny_sd import marks_of, save_sd3, save_sdxl
+from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
 
 from mobius_train.config import load
 from mobius_train.engine.spread import spread_of
@@ -42,6 +42,8 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
         common += [f"pretrained_model_name_or_path={save_sdxl(folder / 'pipeline')}"]
     elif recipe.startswith("sd3"):
         common += [f"pretrained_model_name_or_path={save_sd3(folder / 'pipeline')}", "use_t5=true"]
+    elif recipe == "pixart_sigma":
+        common += [f"pretrained_model_name_or_path={save_pixart(folder / 'pipeline', sigma=True)}"]
     elif recipe.startswith("sd"):
         common += [f"pretrained_model_name_or_path={save_pipeline(folder / 'pipeline', recipe)}"]
     elif recipe == "emoji_vae":

@@ -1,4 +1,4 @@
-"""Whole runs of Stable Diffusion XL and 3, tiny: with all conditions, from the cache and without it."""
+"""Whole runs of Stable Diffusion XL and 3 and of PixArt, tiny: with all conditions, from the cache and without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from recipes import Run, losses, metrics
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import needs_sd3, needs_sdxl, save_pixart, save_sd3, save_sdxl
 
 from mobius_train.data.cache import LatentCache
 from mobius_train.pipeline import load_pipeline
@@ -26,6 +26,7 @@ OWN_TEXT: dict[str, Any] = {"text_encoder_name_or_path": None, "max_text_tokens"
         pytest.param(save_sdxl, "parallel", {"text", "pooled", "sizes"}, marks=needs_sdxl, id="sdxl"),
         pytest.param(save_sdxl, "serial", {"text", "pooled", "sizes"}, marks=needs_sdxl, id="sdxl-serial"),
         pytest.param(save_sd3, "parallel", {"text", "pooled"}, marks=needs_sd3, id="sd3"),
+        pytest.param(save_pixart, "parallel", {"text", "mask", "sizes"}, id="pixart"),
     ],
 )
 def test_a_run_trains_samples_and_exports_with_all_text_encoders(

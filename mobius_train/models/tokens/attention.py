@@ -50,11 +50,11 @@ class TextProcessor(TemporalProcessor):
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, S, D), and text (B, L, text channels) → (N, S, D)."""
+        """(N, S, D), text (B, L, text channels), and the bias of its scores, (B, 1, L) → (N, S, D)."""
         clips = hidden_states.unflatten(0, (len(encoder_hidden_states), -1)).flatten(1, 2)
-        result = super().__call__(attn, clips, encoder_hidden_states)
+        result = super().__call__(attn, clips, encoder_hidden_states, attention_mask)
         return result.view_as(hidden_states)
 
 

@@ -30,6 +30,8 @@ class Clip(NamedTuple):
     num_frames: int
     grid: tuple[int, int]
     """(h, w)"""
+    bias: Tensor | None = None
+    """What FA adds to its scores of the text, (B, 1, L): a large negative number for padding, else 0."""
 
 
 class Modulation(nn.Module):
@@ -99,8 +101,8 @@ class TokenLayer(nn.Module):
             state = state + self.entry(F.layer_norm(hidden, hidden.shape[-1:], eps=EPS))
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table)[:, :, None].unbind(1)
         u = _normalised(state, shift1, scale1)
-        mixed = self.frames(u, num_frames=clip.num_frames) + self.text(u, self._keys(text)) + self.mixing(u, clip)
-        y = (1 + gate1) * mixed
+        of_text = self.text(u, self._keys(text), attention_mask=self._bias(clip))
+        y = (1 + gate1) * (self.frames(u, num_frames=clip.num_frames) + of_text + self.mixing(u, clip))
         return y + (1 + gate2) * self.feed_forward(_normalised(state + y, shift2, scale2))
 
     def zero_outputs(self) -> None:
@@ -113,6 +115,12 @@ class TokenLayer(nn.Module):
         """What FA attends to, (B, L + context latents, T)."""
         text = F.layer_norm(text, text.shape[-1:], eps=EPS)
         return text if self.latents is None else torch.cat([text, self.latents.expand(len(text), -1, -1)], dim=1)
+
+    def _bias(self, clip: Clip) -> Tensor | None:
+        """The scores' bias of these keys, (B, 1, L + context latents)."""
+        if clip.bias is None or self.latents is None:
+            return clip.bias
+        return F.pad(clip.bias, (0, len(self.latents)))
 
 
 def _normalised(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -124,13 +124,13 @@ class TokenRing(ModelMixin, ConfigMixin):
         Raises:
             MobiusError: the shape does not fit the backbone.
         """
-        config, blocks = backbone.model.config, len(backbone.layers())
+        blocks = len(backbone.layers())
         every = min(EVERY, max(blocks - shape.fusion_depth, 1)) if shape.ring_every is None else shape.ring_every
         ring = cls(
             num_layers=blocks,
             channels=backbone.shape.channels,
             heads=backbone.shape.heads,
-            out_channels=config.in_channels if config.out_channels is None else config.out_channels,
+            out_channels=backbone.latent_channels,
             patch_size=backbone.patch_size,
             ring_width=shape.ring_width,
             ring_every=every if shape.ring_width else None,
@@ -138,10 +138,13 @@ class TokenRing(ModelMixin, ConfigMixin):
             tail_temporal_layers=shape.tail_temporal_layers,
             context_latents=shape.context_latents,
         )
-        state = backbone.model.state_dict()
-        head = {name: state[name] for name in ring.state_dict() if name.split(".")[0] in cls.HEAD}
-        ring.load_state_dict(head, strict=False)
+        ring.load_state_dict(cls.head_of(backbone.model), strict=False)
         return ring
+
+    @classmethod
+    def head_of(cls, model: Any) -> dict[str, Tensor]:
+        """The weights of a transformer's output head for the ring's, by name."""
+        return {name: tensor for name, tensor in model.state_dict().items() if name.split(".")[0] in cls.HEAD}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,7 +186,8 @@ class TokenRing(ModelMixin, ConfigMixin):
         """
         stream, units = iter(features), TreatedUnits(self.treatments)
         state = next(stream)
-        clip = Clip(num_frames, state.grid)
+        bias = None if state.bias is None else _first(state.bias, num_frames).to(self.dtype)
+        clip = Clip(num_frames, state.grid, bias)
         modulation, of_tail = units.run(self._enter, state.time)
         difference = self._zero(state) if self.shape.ring_width else None
         behind = dict(zip(self._places, cast(Iterable[TokenLayer], getattr(self, "blocks", ())), strict=True))
@@ -220,7 +224,9 @@ class TokenRing(ModelMixin, ConfigMixin):
             difference = difference + state.hidden
         else:
             hidden = state.hidden.to(dtype)
-        return units.run(layer, difference.to(dtype), hidden, _first(state.text, clip).to(dtype), modulation, clip)
+        return units.run(
+            layer, difference.to(dtype), hidden, _first(state.text, clip.num_frames).to(dtype), modulation, clip
+        )
 
     def _fuse(self, hidden: Tensor, difference: Tensor | None) -> Tensor:
         hidden = hidden.to(self.dtype)
@@ -234,7 +240,7 @@ class TokenRing(ModelMixin, ConfigMixin):
 
         def run(block: Callable[[Tokens], Tokens], layer: TokenLayer | None, state: Tokens) -> Tokens:
             if layer is not None:
-                hidden, text = state.hidden.to(self.dtype), _first(state.text, clip).to(self.dtype)
+                hidden, text = state.hidden.to(self.dtype), _first(state.text, clip.num_frames).to(self.dtype)
                 change = layer(hidden, None, text, modulation, clip)
                 state = state._replace(hidden=state.hidden + change.to(state.hidden.dtype))
             return block(state)
@@ -245,9 +251,9 @@ class TokenRing(ModelMixin, ConfigMixin):
         return unpatchify(self.output_patches(hidden, time.to(self.dtype)), grid, int(self.config.patch_size))
 
 
-def _first(text: Tensor, clip: Clip) -> Tensor:
-    """The text of each clip's first frame, (B, L, D). A copy, so that the other frames' text is freed."""
-    return text.unflatten(0, (-1, clip.num_frames))[:, 0].clone()
+def _first(of_frames: Tensor, num_frames: int) -> Tensor:
+    """That of each clip's first frame, (N, …) → (B, …). A copy, so that those of the other frames are freed."""
+    return of_frames.unflatten(0, (-1, num_frames))[:, 0].clone()
 
 
 def _check(shape: RingShape, blocks: int) -> None:

@@ -22,6 +22,10 @@ class Tokens(NamedTuple):
     """The embedding of timestep and pooled conditions, (N, D)."""
     grid: tuple[int, int]
     """(h, w), the tokens of a frame row by row."""
+    bias: Tensor | None = None
+    """What attention to the text adds to its scores, (N, 1, L): a large negative number for padding, else 0."""
+    of_blocks: Tensor | None = None
+    """What the blocks take of the time, if it is not `time`."""
 
 
 class TokenShape(NamedTuple):

@@ -1,0 +1,1 @@
+"""The transformer of PixArt-α and PixArt-Σ as a backbone, and the ring for it."""
