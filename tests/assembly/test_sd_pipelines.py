@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from recipes import recipe, write
 from safetensors.torch import load_file
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import save_sd3, save_sdxl
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -87,7 +87,6 @@ def test_a_model_without_its_files_has_the_schedule_that_it_was_trained_with(sd3
     assert schedule(pretrained_model_name_or_path=sd21, scheduler_config={"_class_name": own}) == own
 
 
-@needs_sd3
 def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: Path) -> None:
     found = find_configs(config_of(sd3, tmp_path))
     assert {part: values["model_type"] for part, values in found.text_encoders.items()} == {
@@ -111,7 +110,7 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
             "stabilityai/stable-diffusion-xl-base-1.0",
             {"image": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
         ),
-        pytest.param(
+        (
             "stabilityai/stable-diffusion-3-medium-diffusers",
             {
                 "image": 2_028_328_000,
@@ -119,9 +118,8 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
                 "text_encoder_2": 694_659_840,
                 "text_encoder_3": 4_762_310_656,
             },
-            marks=needs_sd3,
         ),
-        pytest.param("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}, marks=needs_sd3),
+        ("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}),
     ],
 )
 def test_well_known_models_have_their_sizes(name: str, parts: dict[str, int], tmp_path: Path) -> None:
@@ -174,7 +172,6 @@ def test_sharded_text_encoders_encode_the_same_and_come_back_whole(
         assert torch.equal(text.encode("a red dog")[name], tensor)
 
 
-@needs_sd3
 def test_an_sd3_folder_is_loaded_by_the_names_of_its_parts(sd3: Path, tmp_path: Path) -> None:
     assert isinstance(load_image_or_video_model(None, str(sd3)), SD3Transformer2DModel)
     loaded = load_parts(config_of(sd3, tmp_path), Pretrained(), CPU)
@@ -189,7 +186,6 @@ def test_an_sd3_folder_is_loaded_by_the_names_of_its_parts(sd3: Path, tmp_path: 
         load_parts(minilm, Pretrained(), CPU)
 
 
-@needs_sdxl
 def test_an_xl_folder_is_loaded_with_both_text_encoders(sdxl: Path, tmp_path: Path) -> None:
     loaded = load_parts(config_of(sdxl, tmp_path), Pretrained(), CPU)
     assert loaded.text.shapes() == {"text": (16, 40), "pooled": (20,)}
@@ -199,9 +195,7 @@ def test_an_xl_folder_is_loaded_with_both_text_encoders(sdxl: Path, tmp_path: Pa
         load_parts(config_of(sdxl, tmp_path, use_t5=True), Pretrained(), CPU)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("sdxl", marks=needs_sdxl), pytest.param("sd3", marks=needs_sd3)], ids=["sdxl", "sd3"]
-)
+@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
 def test_the_planner_counts_all_text_encoders(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     config = config_of(folder, tmp_path)

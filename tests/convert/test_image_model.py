@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from recipes import recipe
 from safetensors.torch import load_file, save_file
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import save_sd3, save_sdxl
 
 from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.assembly.parts import load_parts
@@ -52,10 +52,12 @@ def test_every_frame_is_what_the_image_model_draws(
 @pytest.mark.parametrize(
     ("save", "part", "mode"),
     [
-        pytest.param(save_sdxl, "unet", "parallel", marks=needs_sdxl, id="sdxl"),
-        pytest.param(save_sdxl, "unet", "serial", marks=needs_sdxl, id="sdxl-serial"),
-        pytest.param(save_sd3, "transformer", "parallel", marks=needs_sd3, id="sd3"),
+        (save_sdxl, "unet", "parallel"),
+        (save_sdxl, "unet", "serial"),
+        (save_sd3, "transformer", "parallel"),
+        (save_sd3, "transformer", "serial"),
     ],
+    ids=["sdxl", "sdxl-serial", "sd3", "sd3-serial"],
 )
 def test_a_pipeline_with_several_text_encoders_keeps_them(save: Any, part: str, mode: Any, tmp_path: Path) -> None:
     source = save(tmp_path / "source")
