@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import REPOSITORY, recipe, write
+from recipes import RECIPES, REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
 from tiny_sd import save_sd3, save_sdxl
 
@@ -21,7 +21,7 @@ from mobius_train.encoders.encoders import Encoders
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 CONFIGS = REPOSITORY / "configs"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = [path.stem for path in RECIPES]
 Entry = tuple[str, torch.Size, torch.dtype, bool]
 
 
@@ -80,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NAMES)
 def test_fake_random_and_pretrained_parts_agree(name: str, tiny: dict[str, Path]) -> None:
     config, path = read(name, tiny)
     configs = find_configs(config, path)

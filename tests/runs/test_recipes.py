@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipes import DS_CONFIGS, REPOSITORY
+from recipes import DS_CONFIGS, RECIPES
 from tiny import KINDS, save_chinese_clip, save_clips, save_pipeline
 from tiny_sd import save_sd3, save_sdxl
 
@@ -17,9 +17,6 @@ from mobius_train.run import dry_run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
 SMALL += ["data.subset=null"]
-CONFIGS = REPOSITORY / "configs"
-# Of the recipes of a single run.
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "\nstages:" not in path.read_text())
 
 
 def _tiny_unet(kind: str) -> str:
@@ -55,7 +52,7 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
     return common
 
 
-@pytest.mark.parametrize("path", [CONFIGS / f"{name}.yaml" for name in NAMES], ids=NAMES)
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_dry_run_passes(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
