@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from recipes import DEEP, Run, losses, metrics
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from launching import launch
+from recipes import DEEP, DS_CONFIGS, Run, losses, metrics, recipe, write
 from tiny_sd import save_sd3, save_sdxl
 
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers
 from mobius_train.data.cache import LatentCache
+from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
 from mobius_train.pretrained.pipeline_index import named_parts
@@ -97,3 +99,29 @@ def test_a_small_transformer_learns_images_with_one_text_encoder(run: Run, tmp_p
     assert frames.shape == (1, 1, 3, 32, 32)
     changes = {"pretrained_model_name_or_path": str(output / "final"), "max_train_steps": 2}
     assert len(losses(run("clips", **changes))) == 2
+
+
+@pytest.mark.distributed
+def test_a_run_under_zero_3_on_two_ranks_goes_on_with_one(run: Run, clips_folder: Path, tmp_path: Path) -> None:
+    pipeline = save_sd3(tmp_path / "pipeline")
+    options = OWN_TEXT | TOKEN_RING | {"max_train_steps": 3, "checkpointing_steps": 1, "validation": {"prompts": []}}
+    data = {"cache_dir": str(tmp_path / "cache")}
+    values = recipe(pipeline, clips_folder, tmp_path / "unused", data=data, **options)
+    worker = Path(__file__).parent / "ranks_worker.py"
+    arguments = (str(write(tmp_path / "recipe.yaml", values)), str(tmp_path), str(DS_CONFIGS))
+    moved = "zero3+max_train_steps=1"
+    result = launch(2, worker, *arguments, moved)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+    options |= {"pretrained_model_name_or_path": str(pipeline), "train_batch_size": 4}
+    whole = run("whole", data=data, **options)
+    run(moved, data=data, resume_from_checkpoint="latest", **options)
+    assert losses(tmp_path / moved) == pytest.approx(losses(whole), rel=1e-5)
+    assert len(set(losses(whole))) == 3
+
+    # Latents of another autoencoder.
+    vae = AutoencoderKL.from_pretrained(pipeline / "vae")
+    vae.decoder.conv_in.weight.data += 0.01
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(MobiusError, match=r"no latent cache.*autoencoder"):
+        run("other", data=data | {"cache_required": True}, vae_name_or_path=str(tmp_path / "vae"), **options)
