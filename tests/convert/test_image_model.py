@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from recipes import recipe
+from recipes import REPOSITORY, recipe
 from safetensors.torch import load_file, save_file
 from tiny_sd import save_sd3, save_sdxl
 
@@ -82,6 +84,24 @@ def test_a_pipeline_with_several_text_encoders_keeps_them(save: Any, part: str, 
     for frame in range(2):
         still = stock("a dog", latents=noise[:, :, frame], height=32, width=32, **options).images
         torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-3)
+
+
+def test_the_tool_takes_the_fields_of_a_transformers_ring(
+    stable_diffusion: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(source: Path, name: str, *options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["convert", "from-image-model", str(source), str(tmp_path / name), *options])
+        runpy.run_path(str(REPOSITORY / "tools" / "convert_checkpoint.py"))["main"]()
+
+    source, fields = save_sd3(tmp_path / "source"), ("--ring-every", "1", "--context-latents", "2")
+    convert(source, "video", *fields, "--ring-width", "0.5")
+    video: Any = load_pipeline(tmp_path / "video", "cpu").unet
+    assert video.ring_shape == RingShape(0.5, ring_every=1, context_latents=2)
+    with pytest.raises(MobiusError, match=r"ring_every=1, context_latents=2: rings of a UNet"):
+        convert(stable_diffusion["sd15"], "unet", *fields)
+    with pytest.raises(MobiusError, match=r"serial has no ring: remove ring_every, context_latents"):
+        convert(source, "serial", "--mode", "serial", *fields)
+    assert not (tmp_path / "unet").exists()
 
 
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
