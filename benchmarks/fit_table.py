@@ -1,8 +1,9 @@
-"""Plan the paper's workload in all modes and write the tables of docs/memory.md; needs no GPU.
+"""Plan the paper's workload in all modes, and recipes of larger models, and write the tables of docs/memory.md.
 
     python benchmarks/fit_table.py
+    python benchmarks/fit_table.py --only models
 
-The workload is configs/paper_sd21.yaml: SD 2.1, batch 2, 8 frames, 256 px, accumulation 2.
+It needs no GPU. The paper's workload is configs/paper_sd21.yaml: SD 2.1, batch 2, 8 frames, 256 px, accumulation 2.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 RECIPE = REPOSITORY / "configs" / "paper_sd21.yaml"
 PAGE = REPOSITORY / "docs" / "memory.md"
-BEGIN, END = "<!-- fit table: made by benchmarks/fit_table.py -->", "<!-- end of the fit table -->"
+# The tables of the page, and the lines between which they are.
+MARKS = {
+    "paper": ("<!-- fit table: made by benchmarks/fit_table.py -->", "<!-- end of the fit table -->"),
+    "models": ("<!-- model table: made by benchmarks/fit_table.py -->", "<!-- end of the model table -->"),
+}
 MIB = 2**20
 RANKS = 4
 MODES = {
@@ -49,6 +54,13 @@ SHAPES = {
     "no ring, depth 2, tail layers": ("ring_width=0", "fusion_depth=2", TAIL),
     "no ring, depth 3, tail layers": ("ring_width=0", "fusion_depth=3", TAIL),
 }
+# Recipes of other models, and the members of the family that are planned of each.
+MODELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sdxl": {"ring ½, its recipe": (), "the paper's ring": ("ring_width=1.0",), "serial": ("mode=serial",)},
+    "sd3_medium": {"ring, its recipe": (), "Vchitect, serial": ("mode=serial",), "Vchitect, full": ("mode=full",)},
+    "sd35_medium": {"ring, its recipe": ()},
+}
+COSTS = ("trained", "TFLOP", "saved, MiB", "recomputed", "peak", "recomputed", "and 8-bit AdamW")
 # The paper's measurements (arXiv 2407.06617) in MB of 2**20 bytes, as nvidia-smi prints them: 4 GPUs, float32, DDP.
 PAPER = {
     "serial, materialised attention": (37758, ("mode=serial", "attention_backend=eager")),
@@ -106,18 +118,31 @@ def tables(planner: Planner) -> Iterator[str]:
             yield _row(engine, optimizer, *map(_cell, peaks))
     yield ""
     alone = Spread.over(1, ds_json=zeros[2])
-    yield from _header(
-        "1 GPU, bf16, cached", "trained", "TFLOP", "saved, MiB", "recomputed", "peak", "recomputed", "and 8-bit AdamW"
-    )
+    yield from _header("1 GPU, bf16, cached", *COSTS)
     for shape, fields in SHAPES.items():
         yield _row(shape, *_costs(planner, alone, fields))
 
 
-def _costs(planner: Planner, alone: Spread, fields: tuple[str, ...]) -> Iterator[str]:
+def model_tables() -> Iterator[str]:
+    """The lines of the table of other models, as Markdown."""
+    from mobius_train.engine.ds_config import read_ds_json
+    from mobius_train.engine.spread import Spread
+    from mobius_train.plan import Planner
+
+    alone = Spread.over(1, ds_json=read_ds_json(REPOSITORY / "ds_configs" / "zero2.json"))
+    yield from _header("1 GPU, bf16, cached", *COSTS)
+    for name, shapes in MODELS.items():
+        recipe = REPOSITORY / "configs" / f"{name}.yaml"
+        for shape, fields in shapes.items():
+            yield _row(f"{name}, {shape}", *_costs(Planner(recipe), alone, fields, recipe))
+
+
+def _costs(planner: Planner, alone: Spread, fields: tuple[str, ...], recipe: Path = RECIPE) -> Iterator[str]:
     """The cells of a shape: one micro-batch as it is, recomputed, and with 8-bit AdamW as well."""
-    recomputed, eight = MODES["parallel, recomputed"], ("optimizer=adamw_8bit",)
+    recomputed = MODES["parallel, recomputed"]
     base = (*fields, PRECISIONS["bf16"], *ENCODERS["cached"], "data.cache_required=true")
-    kept, again, small = (_plan(planner, alone, *base, *more) for more in ((), recomputed, (*recomputed, *eight)))
+    options = (("gradient_checkpointing=false",), recomputed, (*recomputed, "optimizer=adamw_8bit"))
+    kept, again, small = (_plan(planner, alone, *base, *more, recipe=recipe) for more in options)
     yield f"{kept.trained / 1e6:.0f}M"
     yield f"{sum(kept.flops.values()) / 1e12:.2f}"
     yield from (f"{sum(plan.saved.values()) / MIB:.0f}" for plan in (kept, again))
@@ -132,27 +157,28 @@ def smallest_gpu(peak: int) -> str:
     return min(fitting, key=lambda gpu: gpu.bytes).name if fitting else "none"
 
 
-def renewed(page: str, lines: str) -> str:
-    """Replace the lines between the marks of a page.
+def renewed(page: str, lines: str, marks: tuple[str, str]) -> str:
+    """Replace the lines between two marks of a page.
 
     Raises:
         MobiusError: the page does not contain the marks.
     """
-    before, begun, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    begin, end = marks
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
     if not begun or not ended:
-        raise MobiusError(f"the page has no marks for the tables: add the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{lines}\n{END}{after}"
+        raise MobiusError(f"the page has no marks for the tables: add the lines {begin} and {end}")
+    return f"{before}{begin}\n{lines}\n{end}{after}"
 
 
 def _peak(planner: Planner, layout: Spread, *overrides: str) -> int:
     return _plan(planner, layout, *overrides).peak
 
 
-def _plan(planner: Planner, layout: Spread, *overrides: str) -> Plan:
+def _plan(planner: Planner, layout: Spread, *overrides: str, recipe: Path = RECIPE) -> Plan:
     from mobius_train.config import load
 
-    return planner.plan(load(RECIPE, ["global_batch_size=null", *overrides]), layout)
+    return planner.plan(load(recipe, ["global_batch_size=null", *overrides]), layout)
 
 
 def _cell(peak: int) -> str:
@@ -170,13 +196,18 @@ def _header(*cells: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown file to update (default: docs/memory.md)")
-    page = parser.parse_args().page
+    parser.add_argument("--only", choices=MARKS, help="renew one of the tables; default: all")
+    options = parser.parse_args()
     choose_accelerator()
     quiet_libraries()
     from mobius_train.files import replace_file
     from mobius_train.plan import Planner
 
-    replace_file(page, renewed(page.read_text(encoding="utf-8"), "\n".join(tables(Planner(RECIPE)))))
+    made = {"paper": lambda: tables(Planner(RECIPE)), "models": model_tables}
+    for name, marks in MARKS.items():
+        if options.only in (None, name):
+            text = options.page.read_text(encoding="utf-8")
+            replace_file(options.page, renewed(text, "\n".join(made[name]()), marks))
 
 
 if __name__ == "__main__":

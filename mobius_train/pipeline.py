@@ -32,7 +32,7 @@ from mobius_train.diffusion.sampler import (
     prompt_generator,
     sampling_scheduler,
 )
-from mobius_train.encoders.fit import check_latents, check_text, pixel_multiple
+from mobius_train.encoders.fit import check_latents, check_side, check_text
 from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
 from mobius_train.encoders.load_text_encoding import load_text_encoding, make_text_encoding
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
@@ -331,9 +331,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             if size is None:
                 raise MobiusError("the model has no size of its own (sample_size is null): set height and width")
             return int(size if isinstance(size, int) else size[axis])
-        multiple = pixel_multiple(as_denoiser(self.unet).image_model, self.vae.config)
-        if pixels < multiple or pixels % multiple:
-            raise MobiusError(f"{pixels} pixels: height and width must be multiples of {multiple}")
+        check_side(("height", "width")[axis], pixels, as_denoiser(self.unet).image_model, self.vae.config)
         return int(pixels) // factor
 
     def _guided_prediction(

@@ -18,7 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import save_sd3, save_sdxl
 
 from mobius_train.conditions import Conditions
 from mobius_train.convert.components import load_components
@@ -240,7 +240,6 @@ def test_saving_and_loading_gives_the_same_clip(components: dict[str, Any], tmp_
         assert torch.equal(sampled(loaded), sampled(pipeline))
 
 
-@needs_sdxl
 @pytest.mark.parametrize("negative", ["", "a red bear"])
 def test_stills_of_xl_are_those_of_its_own_pipeline(tmp_path: Path, negative: str) -> None:
     folder = save_sdxl(tmp_path / "xl")
@@ -268,7 +267,6 @@ def test_stills_of_xl_are_those_of_its_own_pipeline(tmp_path: Path, negative: st
         assert not torch.allclose(sampled(ours, "a hen", latents=noise.unsqueeze(2)).squeeze(2), expected, atol=1e-2)
 
 
-@needs_sd3
 @pytest.mark.parametrize("with_t5", [True, False])
 def test_stills_of_sd3_are_those_of_its_own_pipeline(tmp_path: Path, with_t5: bool) -> None:
     folder = save_sd3(tmp_path / "sd3", with_t5)
@@ -288,7 +286,7 @@ def test_stills_of_sd3_are_those_of_its_own_pipeline(tmp_path: Path, with_t5: bo
         assert torch.allclose(found, expected, atol=0.6 / 255)
         other = ours("a hen", latents=noise.unsqueeze(2), **options).frames.squeeze(1)
         assert not torch.allclose(other, expected, atol=2 / 255)
-    with pytest.raises(MobiusError, match=r"\b36\b.*multiples of 8"):
+    with pytest.raises(MobiusError, match=r"\b36\b.*multiple of 8"):
         pipeline("a dog", height=36, width=32)
 
 
@@ -317,7 +315,7 @@ def test_a_serial_model_has_no_spatial_branch(components: dict[str, Any]) -> Non
     [
         ({"prompt": []}, "prompt"),
         ({"output_type": "gif"}, "output_type='gif'"),
-        ({"height": 17}, r"\b17\b.*height.*width"),
+        ({"height": 17}, r"height=17 is not a multiple"),
         ({"num_frames": 0}, "num_frames=0"),
         ({"num_frames": 4}, "num_frames=4"),
         ({"generator": []}, r"\b0 generators"),

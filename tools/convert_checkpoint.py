@@ -23,7 +23,7 @@ from mobius_train.convert.vchitect import from_vchitect, to_vchitect
 from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
 from mobius_train.job.quiet import quiet_libraries
-from mobius_train.ring_shape import UNET_FIELDS, RingShape
+from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 
 def parse() -> argparse.Namespace:
@@ -37,6 +37,8 @@ def parse() -> argparse.Namespace:
     command.add_argument("--num-frames", type=int, default=8, help="frames per clip (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the new layers (default: %(default)s)")
     _add_shape(command)
+    command.add_argument("--ring-every", type=int, help="transformers: see the recipe's field; so too the next")
+    command.add_argument("--context-latents", type=int)
     _add_paths(command, "pipeline folder", "pipeline folder", text_encoder=True)
 
     command = commands.add_parser(
@@ -81,14 +83,15 @@ def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_
 
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
-    """Options for the fields of RingShape."""
+    """Options for the fields that rings of all models have."""
     command.add_argument("--ring-width", type=float, help="see the recipe's field; so too the next two")
     command.add_argument("--fusion-depth", type=int)
     command.add_argument("--tail-temporal-layers", action="store_true", default=None)
 
 
 def _shape(arguments: argparse.Namespace) -> RingShape:
-    given = {name: getattr(arguments, name) for name in UNET_FIELDS if getattr(arguments, name) is not None}
+    options = {name: getattr(arguments, name, None) for name in RING_FIELDS}
+    given = {name: value for name, value in options.items() if value is not None}
     if given and getattr(arguments, "mode", "parallel") != "parallel":
         raise MobiusError(f"--mode {arguments.mode} has no ring: remove {', '.join(given)}")
     return RingShape(**given)

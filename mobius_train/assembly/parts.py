@@ -21,10 +21,9 @@ from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
-from mobius_train.encoders.fit import check_latents, check_text, pixel_multiple
-from mobius_train.encoders.image_encoder import ImageEncoder, LatentSpace
+from mobius_train.encoders.fit import check_latents, check_side, check_text
+from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
-from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.models.families import as_denoiser
@@ -159,16 +158,10 @@ def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.devic
 def check_resolution(config: RunConfig, vae: AutoencoderKL, image_model: nn.Module | None = None) -> None:
     """
     Raises:
-        MobiusError: a size in the recipe is not a multiple of the autoencoder's reduction, or of the pixels of the
-            image model's patches.
+        MobiusError: the models do not take a size in the recipe; see `check_side`.
     """
-    multiple = pixel_multiple(image_model, vae.config)
     sides = {"data.resolution": config.data.resolution}
     for number, bucket in enumerate(config.data.buckets or ()):
         sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
     for name, pixels in sides.items():
-        if pixels % multiple:
-            reason = "the autoencoder's reduction"
-            if multiple != LatentSpace.of(vae.config).reduction:
-                reason += " times the image model's patch_size"
-            raise MobiusError(f"{name}={pixels} is not a multiple of {multiple}, {reason}")
+        check_side(name, pixels, image_model, vae.config)

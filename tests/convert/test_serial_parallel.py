@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet3DConditionModel
+from tiny_sd import save_sd3, save_sdxl
 from unets import tiny_unet
 from video_models import save_modelscope, serial, unet3d
 
 from mobius_train.convert import compare
+from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet, weights_hash
@@ -126,3 +129,32 @@ def test_stable_diffusion_xl_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(MobiusError, match=r"(?s)transformer_layers_per_block.*addition_embed_type='text_time'"):
         parallel_to_serial(tmp_path / "parallel", tmp_path / "serial")
     assert not (tmp_path / "serial").exists()
+
+
+def test_a_serial_model_of_xl_becomes_a_ring_with_both_text_encoders(tmp_path: Path) -> None:
+    from_image_model(save_sdxl(tmp_path / "xl"), tmp_path / "serial", "serial")
+    report = serial_to_parallel(tmp_path / "serial", tmp_path / "parallel")
+    assert not report.problems
+    assert not any("temporal" in what for what, _ in report.left_out)
+    made, source = (load_pipeline(tmp_path / name, "cpu") for name in ("parallel", "serial"))
+    assert isinstance(made.unet, ParallelUNet)
+    assert made.text_encoder_2 is not None
+    ring = made.unet.ring.state_dict()
+    assert all(torch.equal(ring[name], tensor) for name, tensor in source.unet.temporal.state_dict().items())
+    # diffusers' class has neither pooled text nor sizes.
+    with pytest.raises(MobiusError, match="addition_embed_type='text_time'"):
+        parallel_to_serial(tmp_path / "parallel", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_transformers_are_refused_by_name(tmp_path: Path) -> None:
+    source = save_sd3(tmp_path / "sd3")
+    cases: tuple[tuple[Any, Any, str], ...] = (
+        ("serial", serial_to_parallel, "SerialSD3.*UNet3DConditionModel or a SerialUNet"),
+        ("parallel", parallel_to_serial, "ParallelSD3, not a ParallelUNet"),
+    )
+    for mode, convert, named in cases:
+        from_image_model(source, tmp_path / mode, mode)
+        with pytest.raises(MobiusError, match=named):
+            convert(tmp_path / mode, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

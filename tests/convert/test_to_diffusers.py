@@ -18,7 +18,7 @@ from diffusers import (
 )
 from recipes import recipe
 from safetensors.torch import save_file
-from tiny_sd import needs_sd3, needs_sdxl, save_sd3, save_sdxl
+from tiny_sd import save_sd3, save_sdxl
 from video_models import moved, parallel, save_final, serial
 
 from mobius_train.assembly.load_model import load_image_or_video_model
@@ -92,12 +92,12 @@ def test_an_image_model_of_ours_is_stable_diffusion(stable_diffusion: dict[str, 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        pytest.param("sdxl", StableDiffusionXLPipeline, marks=needs_sdxl),
-        pytest.param("sd3", StableDiffusion3Pipeline, marks=needs_sd3),
-        pytest.param("sd3 without T5", StableDiffusion3Pipeline, marks=needs_sd3),
+        ("sdxl", StableDiffusionXLPipeline),
+        ("sd3", StableDiffusion3Pipeline),
+        ("sd3 without T5", StableDiffusion3Pipeline),
         # diffusers' pipeline cannot encode with one text encoder.
-        pytest.param("sd3 with MiniLM", TextToVideoPipeline, marks=needs_sd3),
-        pytest.param("serial sdxl", TextToVideoPipeline, marks=needs_sdxl),
+        ("sd3 with MiniLM", TextToVideoPipeline),
+        ("serial sdxl", TextToVideoPipeline),
     ],
 )
 def test_models_with_several_text_encoders_become_the_pipelines_that_have_them(

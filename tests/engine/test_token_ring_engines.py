@@ -1,4 +1,4 @@
-"""A ring beside a transformer trains alike in all engines, whatever they shard."""
+"""A ring beside a transformer, and its serial model, train alike in all engines, whatever they shard."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import pytest
 from launching import launch
 from recipes import DS_CONFIGS
 
-ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+CASES = [f"parallel:{engine}" for engine in ("zero0", "zero1", "zero2", "zero3", "fsdp")]
+CASES += ["serial:zero3", "serial:fsdp", "full:zero3", "full:fsdp"]
+MODES = ("parallel", "serial", "full")
 
 
 @pytest.mark.distributed
 def test_sharded_and_recomputed_it_trains_as_plain_adamw_on_the_whole_batch(tmp_path: Path) -> None:
     worker = Path(__file__).parent / "token_ring_worker.py"
-    finished = launch(2, worker, str(DS_CONFIGS), str(tmp_path), ",".join(ENGINES))
+    finished = launch(2, worker, str(DS_CONFIGS), str(tmp_path), ",".join(CASES))
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     seen = json.loads((tmp_path / "2-rings.json").read_text())
-    assert seen.pop("moved") > 1e-2
+    assert all(seen.pop(mode) > 1e-2 for mode in MODES)
     assert {name: apart for name, apart in seen.items() if apart > 1e-5} == {}
-    assert set(seen) == set(ENGINES)
+    assert set(seen) == set(CASES)

@@ -1,9 +1,9 @@
-"""Started on several ranks by test_token_ring_engines.py: trains a ring beside a small transformer.
+"""Started on several ranks by test_token_ring_engines.py: trains a ring beside a small transformer, or a serial model.
 
-    token_ring_worker.py <ds_configs> <folder> <engine>[,<engine>...]
+    token_ring_worker.py <ds_configs> <folder> <mode>:<engine>[,<mode>:<engine>...]
 
 Rank 0 writes <folder>/<world size>-rings.json: how far each engine's weights are from those of plain AdamW on the whole
-batch, and how far these moved.
+batch, and for each mode how far these moved.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ STEPS, CLIPS, RATE, EPSILON = 3, 4, 1e-2, 1e-3
 SHAPE = {"ring_width": 0.5, "ring_every": 1, "fusion_depth": 1, "tail_temporal_layers": True, "context_latents": 2}
 
 
-def model() -> Any:
+def model(mode: Any) -> Any:
     torch.manual_seed(0)
-    made = build_denoiser(tiny_sd3("sd35"), "text-to-video", "parallel", SHAPE)
+    made = build_denoiser(tiny_sd3("sd35" if mode == "parallel" else "sd3"), "text-to-video", mode, SHAPE)
     made.set_memory(LayerMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.5))
     return made
+
+
+def weights_of(made: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in made.trained.named_parameters() if p.requires_grad}
 
 
 def part(batch: SD3Batch, rank: int, ranks: int) -> SD3Batch:
@@ -52,32 +56,33 @@ def part(batch: SD3Batch, rank: int, ranks: int) -> SD3Batch:
 
 
 def batch_of(step: int, made: Any) -> SD3Batch:
-    batch = sd3_batch(made.spatial, clips=CLIPS)
+    batch = sd3_batch(made.image_model, clips=CLIPS)
     generator = torch.Generator().manual_seed(step)
     return batch._replace(sample=torch.randn(batch.sample.shape, generator=generator))
 
 
-def plain() -> dict[str, Tensor]:
-    made = model()
-    optimizer = torch.optim.AdamW(made.ring.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0)
+def plain(mode: str) -> dict[str, Tensor]:
+    made = model(mode)
+    parameters = [p for p in made.trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, eps=EPSILON, weight_decay=0.0)
     for step in range(STEPS):
         optimizer.zero_grad()
         made.predict(*batch_of(step, made).given()).square().mean().backward()
         optimizer.step()
-    return {name: parameter.detach() for name, parameter in made.ring.named_parameters()}
+    return weights_of(made)
 
 
-def trained(name: str, distributed: Distributed) -> dict[str, Tensor]:
-    made, ranks = model(), distributed.world_size
+def trained(mode: str, name: str, distributed: Distributed) -> dict[str, Tensor]:
+    made, ranks = model(mode), distributed.world_size
     chosen = settings(micro_batch_size=CLIPS // ranks, learning_rate=RATE, adam_epsilon=EPSILON, max_grad_norm=0.0)
     engine: Engine
     if name == "fsdp":
         fsdp = FsdpConfig()
         mesh = make_mesh(shard_size(fsdp, ranks, ranks), ranks, distributed.device)
-        engine = FsdpEngine(made.ring, made.units(), chosen, fsdp, mesh, distributed)
+        engine = FsdpEngine(made.trained, made.units(), chosen, fsdp, mesh, distributed)
     else:
         ds_json = resolve(read_ds_json(Path(sys.argv[1]) / f"{name}.json"), chosen, ranks)
-        engine = DeepSpeedEngine(made.ring, chosen, ds_json, distributed)
+        engine = DeepSpeedEngine(made.trained, chosen, ds_json, distributed)
     for step in range(STEPS):
         mine = part(batch_of(step, made), distributed.rank, ranks)
         engine.backward(made.predict(*mine.given(), trained=engine).square().mean())
@@ -94,11 +99,11 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def main() -> None:
     distributed = Distributed(launch)
-    expected = plain()
-    start = {name: parameter.detach() for name, parameter in model().ring.named_parameters()}
-    seen = {"moved": difference(expected, start)}
-    for name in sys.argv[3].split(","):
-        seen[name] = difference(trained(name, distributed), expected)
+    cases = [case.split(":") for case in sys.argv[3].split(",")]
+    expected = {mode: plain(mode) for mode, _ in cases}
+    seen = {mode: difference(weights, weights_of(model(mode))) for mode, weights in expected.items()}
+    for mode, name in cases:
+        seen[f"{mode}:{name}"] = difference(trained(mode, name, distributed), expected[mode])
     if distributed.is_main:
         (Path(sys.argv[2]) / f"{distributed.world_size}-rings.json").write_text(json.dumps(seen))
     distributed.close()

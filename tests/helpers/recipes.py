@@ -15,6 +15,8 @@ from launching import clean_environment, free_port, launch, python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DS_CONFIGS = REPOSITORY / "ds_configs"
+# The recipes of single runs in configs/.
+RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if "\nstages:" not in path.read_text())
 # torchrun takes a free one.
 ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
 # The files of recipes of a single run; the others train in stages.

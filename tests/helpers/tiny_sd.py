@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -38,14 +36,6 @@ CLIP_L, CLIP_G, T5 = 16, 24, 48
 PROJECTION_L, PROJECTION_G = 12, 20
 TOKENS = 16
 LETTERS = "adgoberhmnu"
-# Models that are not backbones have pipelines that load and encode, but do not train.
-needs_sdxl = pytest.mark.skipif(find_spec("mobius_train.models.unet.conditions") is None, reason="XL is no backbone")
-needs_sd3 = pytest.mark.skipif(find_spec("mobius_train.models.sd3") is None, reason="SD3 is no backbone")
-
-
-def marks_of(recipe: str) -> list[pytest.MarkDecorator]:
-    """What a recipe of this name needs."""
-    return [needs_sdxl] if recipe == "sdxl" else [needs_sd3] if recipe.startswith("sd3") else []
 
 
 def save_sdxl(folder: Path) -> Path:

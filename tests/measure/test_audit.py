@@ -12,6 +12,7 @@ import pytest
 import torch
 from launching import python
 from recipes import DEEP, DS_CONFIGS, REPOSITORY, recipe, write
+from tiny_sd import save_sd3, save_sdxl
 
 from mobius_train import config as configuration
 from mobius_train.engine.spread import spread_of
@@ -42,8 +43,10 @@ def one_rank(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Any:
-    def run(steps: int = 2, zero: int = 2, claimed: int | None = None, **changes: Any) -> Audit:
-        path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **changes))
+    def run(
+        steps: int = 2, zero: int = 2, claimed: int | None = None, pipeline: Path = tiny_pipeline, **changes: Any
+    ) -> Audit:
+        path = write(tmp_path / "recipe.yaml", recipe(pipeline, clips_folder, tmp_path / "out", **changes))
         spread = spread_of("deepspeed", DS_CONFIGS / f"zero{zero}.json", ALONE)
         return audit(configuration.load(path), spread, steps, claimed)
 
@@ -98,6 +101,23 @@ def test_the_serial_mode_is_not(audited: Any) -> None:
     for what in (NODES, SAVED):
         assert len(offenders(found, what)) > 10
         assert all(name.startswith("unet.") for name in offenders(found, what))
+
+
+@pytest.mark.parametrize("save", [save_sdxl, save_sd3])
+def test_models_with_several_text_encoders_are_proven_and_their_serial_models_are_not(
+    audited: Any, tmp_path: Path, save: Any
+) -> None:
+    own = {"pipeline": save(tmp_path / "pipeline"), "text_encoder_name_or_path": None, "max_text_tokens": None}
+    assert failed(audited(**own)) == set()
+    deep = audited(**own, **DEEP)
+    assert failed(deep) == set()
+    blocks = "spatial.up_blocks" if save is save_sdxl else "spatial.transformer_blocks"
+    behind = {name for name in deep.nodes if name.startswith("spatial.")}
+    assert behind
+    assert all(name.startswith(blocks) for name in behind)
+    serial = audited(**own, mode="serial")
+    assert failed(serial) == {NODES, SAVED}
+    assert len(offenders(serial, NODES)) > 10
 
 
 def test_serial_layers_recomputed_are_in_the_graph_all_the_same(audited: Any) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from autograd_memory import held_for_backward
 from diffusers import UNet2DConditionModel
+from sd3 import sd3_batch, tiny_sd3
 from torch import Tensor, nn
 from unets import Batch, batch_for, tiny_unet
 
 from mobius_train.measure.saved import saved_for_backward
-from mobius_train.models import ParallelUNet, offload
+from mobius_train.models import ParallelUNet, build_denoiser, offload
 from mobius_train.models.backbone import LayerShape
 from mobius_train.models.compiling import compile_layers
-from mobius_train.models.recompute import LayerMemory, TreatedUnits
+from mobius_train.models.recompute import LayerMemory, TreatedUnits, Treatment
+from mobius_train.models.tokens import ring as token_ring
+from mobius_train.models.unet import ring as unet_ring
 from mobius_train.models.unet.layers import bytes_per_flop
+from mobius_train.ring_shape import PAPER, RingShape
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +75,29 @@ def test_prediction_and_gradients_are_the_same_to_the_last_bit(option: str) -> N
     model.ring.set_memory(OPTIONS[option])
     assert_same(step(model, batch), plain)
     assert all(gradient.isfinite().all() for gradient in plain[1].values())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [PAPER, RingShape(0.5, 1), RingShape(0.5, 1, True), RingShape(0.0, 2, True)],
+    ids=["paper", "frozen-tail", "tail", "no-ring"],
+)
+@pytest.mark.parametrize("kind", ["unet", "tokens"])
+def test_there_is_one_treatment_for_each_unit(kind: str, shape: RingShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one more or less, units behind it would have the treatment of another."""
+    made: list[TreatedUnits] = []
+
+    class Kept(TreatedUnits):
+        def __init__(self, treatments: Iterable[Treatment]) -> None:
+            super().__init__(treatments)
+            made.append(self)
+
+    model: Any = tiny_unet("emoji") if kind == "unet" else tiny_sd3()
+    monkeypatch.setattr(unet_ring if kind == "unet" else token_ring, "TreatedUnits", Kept)
+    batch: Any = batch_for(model, frames=2) if kind == "unet" else sd3_batch(model)
+    build_denoiser(model, "text-to-video", "parallel", asdict(shape)).predict(*batch.given())
+    (units,) = made
+    assert list(units._treatments) == []
 
 
 def test_a_layer_that_is_recomputed_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobius_train.assembly.load_model import load_image_or_video_model
-from mobius_train.conditions import MASK, POOLED, SIZES, TEXT
+from mobius_train.conditions import MASK, POOLED, SIZES, TEXT, Conditions
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelPixArt, ParallelSD3, attention, build_denoiser, weights_hash
 from mobius_train.models.attention import JointProcessor, attention_layers, set_attention_backend
@@ -178,11 +178,25 @@ def test_a_transformer_of_another_kind_is_refused_by_name() -> None:
             build_denoiser(tiny_sd3("sd35"), "text-to-video", mode)
 
 
+VIDEO, IMAGE = "text-to-video", "text-to-image"
+
+
 @pytest.mark.parametrize(("size", "named"), [((8, 7), "8 x 7.*multiples of 2"), ((8, 26), "4 x 13.*12 x 12")])
-def test_latents_that_have_no_tokens_are_refused(size: tuple[int, int], named: str) -> None:
+@pytest.mark.parametrize(("stage", "mode"), [(VIDEO, "parallel"), (VIDEO, "serial"), (IMAGE, "parallel")])
+def test_latents_that_have_no_tokens_are_refused(stage: Any, mode: Any, size: tuple[int, int], named: str) -> None:
     model = tiny_sd3()
+    denoiser = build_denoiser(model, stage, mode)
     with pytest.raises(MobiusError, match=named):
-        walked(model, sd3_batch(model, size=size))
+        denoiser.predict(*sd3_batch(model, size=size).given())
+    assert denoiser.predict(*sd3_batch(model, size=(8, 24)).given()).isfinite().all()
+
+
+@pytest.mark.parametrize(("stage", "mode"), [(VIDEO, "parallel"), (VIDEO, "serial"), (IMAGE, "parallel")])
+def test_a_condition_that_is_missing_is_named(stage: Any, mode: Any) -> None:
+    model = tiny_sd3()
+    sample, timestep, conditions = sd3_batch(model).given()
+    with pytest.raises(MobiusError, match=r"pooled .*missing"):
+        build_denoiser(model, stage, mode).predict(sample, timestep, Conditions.of_text(conditions[TEXT]))
 
 
 @pytest.mark.parametrize("kind", ["sd35", "pixart"])

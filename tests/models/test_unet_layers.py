@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from unets import tiny_unet
 
+from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet
 from mobius_train.models.backbone import LayerShape
 from mobius_train.models.recompute import LayerMemory
-from mobius_train.models.unet.layers import read_layout, tail_bytes_per_flop, transformer_blocks
+from mobius_train.models.unet.layers import bytes_per_flop, read_layout, tail_bytes_per_flop, transformer_blocks
+from mobius_train.models.unet.serial_layer import serial_layer
+from mobius_train.models.unet.temporal import TemporalConv, temporal_attention
 
 
 def layers_built(block: Any) -> list[LayerShape]:
@@ -61,14 +70,67 @@ def test_transformer_blocks_are_what_diffusers_built(changes: dict) -> None:
         assert built in ([], counts)
 
 
-def test_a_tail_layer_costs_what_its_transformer_blocks_save() -> None:
-    layer = LayerShape(2560, 1280, 20)
-    # Width cancels but for SC: 3·2560 + 4·1280 values and 9·1280·3840 products.
-    values, products = 3 * 2560 + 4 * 1280, 9 * 1280 * (2560 + 1280)
-    assert tail_bytes_per_flop(layer, False) == (values + 33 * 1280) / (products + 22 * 1280**2)
-    assert tail_bytes_per_flop(layer, False, 10) == (values + 303 * 1280) / (products + 202 * 1280**2)
-    plain = tail_bytes_per_flop(layer._replace(heads=None), False)
-    assert tail_bytes_per_flop(layer._replace(heads=None), False, 10) == plain
+WIDTH, FRAMES, SIDE = 128, 4, 4
+
+
+def measured(modules: list[nn.Module | None], entering: int, forward: Callable[[Tensor], Tensor]) -> float:
+    """Values that real modules save for the backward pass, over their multiplications."""
+    sample = torch.randn(2 * FRAMES, entering, SIDE, SIDE, requires_grad=True).mul(1)
+    model = nn.ModuleList([module for module in modules if module is not None])
+    saved = saved_for_backward(lambda: forward(sample), {"": model})[1].total
+    with FlopCounterMode(display=False) as flops:
+        forward(sample)
+    return saved / 4 / (flops.get_total_flops() / 2)
+
+
+@pytest.mark.parametrize("entering", [WIDTH, 2 * WIDTH])
+@pytest.mark.parametrize("attention", [False, True], ids=["TC", "TC+TA"])
+def test_the_costs_of_a_layer_of_the_ring_are_those_of_real_modules(entering: int, attention: bool) -> None:
+    conv = TemporalConv(entering, WIDTH, 8)
+    attend = temporal_attention(WIDTH, 2, 8) if attention else None
+
+    def forward(sample: Tensor) -> Tensor:
+        state = conv(sample, FRAMES)
+        return state if attend is None else attend(state, FRAMES)
+
+    found = measured([conv, attend], entering, forward)
+    assert bytes_per_flop(LayerShape(entering, WIDTH, 2 if attention else None)) == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize("entering", [WIDTH, 2 * WIDTH])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+@pytest.mark.parametrize("temporal", [False, True], ids=["frozen", "temporal"])
+def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(entering: int, blocks: int, temporal: bool) -> None:
+    resnet = ResnetBlock2D(in_channels=entering, out_channels=WIDTH, temb_channels=8, groups=8)
+    attention: Any = None
+    if blocks:
+        attention = Transformer2DModel(
+            2,
+            WIDTH // 2,
+            in_channels=WIDTH,
+            num_layers=blocks,
+            norm_num_groups=8,
+            cross_attention_dim=8,
+            use_linear_projection=True,
+        ).requires_grad_(False)
+    conv = TemporalConv(WIDTH, WIDTH, 8) if temporal else None
+    attend = temporal_attention(WIDTH, 2, 8) if temporal and blocks else None
+    time, text = torch.randn(2 * FRAMES, 8), torch.randn(2 * FRAMES, 1, 8)
+
+    def forward(sample: Tensor) -> Tensor:
+        return serial_layer(conv, attend, FRAMES, resnet, attention, sample, None, time, text).hidden
+
+    found = measured([resnet.requires_grad_(False), attention, conv, attend], entering, forward)
+    layer = LayerShape(entering, WIDTH, 2 if blocks else None)
+    assert tail_bytes_per_flop(layer, temporal, blocks) == pytest.approx(found, rel=0.06)
+    # The control: with another number of blocks the formula is wrong.
+    if blocks and not temporal:
+        assert tail_bytes_per_flop(layer, temporal, 4 - blocks) != pytest.approx(found, rel=0.06)
+
+
+def test_transformer_blocks_of_layers_without_attention_cost_nothing() -> None:
+    layer = LayerShape(2560, 1280, None)
+    assert tail_bytes_per_flop(layer, False, 10) == tail_bytes_per_flop(layer, False)
 
 
 def test_the_ring_knows_how_deep_the_tails_attention_is() -> None:
@@ -81,6 +143,7 @@ def test_the_ring_knows_how_deep_the_tails_attention_is() -> None:
     }
     model = ParallelUNet.from_unet2d(tiny_unet("sdxl", **changes), 0, 3, True)
     model.set_memory(LayerMemory(activation_offload=1 / 6))
-    assert model.ring.treatments == ("keep", "keep", "offload", *("keep",) * 4, "keep")
+    # Without a ring there is no entry: the six layers, and the head.
+    assert model.ring.treatments == ("keep", "offload", *("keep",) * 4, "keep")
     # Saved and loaded it has the same configuration as before there were several blocks.
     assert not [name for name in model.ring.config if "transformer_layers" in name]

@@ -64,12 +64,14 @@ def test_the_smallest_gpu_is_the_one_with_the_least_memory_that_fits(fit_table: 
 
 def test_the_page_has_the_marks_of_the_fit_table(fit_table: Any) -> None:
     page = fit_table.PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(fit_table.BEGIN)
-    after = rest.partition(fit_table.END)[2]
-    assert fit_table.renewed(page, "| new |") == f"{before}{fit_table.BEGIN}\n| new |\n{fit_table.END}{after}"
-    for mark in (fit_table.BEGIN, fit_table.END):
-        with pytest.raises(MobiusError, match="<!-- "):
-            fit_table.renewed(page.replace(mark, ""), "| new |")
+    for marks in fit_table.MARKS.values():
+        begin, end = marks
+        before, _, rest = page.partition(begin)
+        after = rest.partition(end)[2]
+        assert fit_table.renewed(page, "| new |", marks) == f"{before}{begin}\n| new |\n{end}{after}"
+        for mark in marks:
+            with pytest.raises(MobiusError, match="<!-- "):
+                fit_table.renewed(page.replace(mark, ""), "| new |", marks)
 
 
 @pytest.mark.parametrize(

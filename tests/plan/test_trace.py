@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from recipes import DEEP, recipe, write
+from tiny_sd import save_sd3, save_sdxl
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.conditions import Conditions
 from mobius_train.config import load
@@ -102,18 +103,30 @@ def test_recomputation_saves_less_and_computes_more() -> None:
     assert recomputed.flops["forward"] == kept.flops["forward"]
 
 
+# The shapes of a caption's conditions; those of the emoji backbone without a pipeline of its own.
+SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
+    None: {"text": (8, 384)},
+    save_sdxl: {"text": (16, 40), "pooled": (20,), "sizes": (6,)},
+    save_sd3: {"text": (16 + 256, 48), "pooled": (32,)},
+}
+
+
 @pytest.mark.parametrize(
     ("mode", "shape"), [("parallel", {}), ("parallel", DEEP), ("serial", {})], ids=["parallel", "deep", "serial"]
 )
+@pytest.mark.parametrize("save", SHAPES, ids=["emoji", "sdxl", "sd3"])
 def test_a_real_model_keeps_what_was_simulated(
-    mode: Any, shape: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    save: Any, mode: Any, shape: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    values = recipe(tiny_pipeline, tmp_path, tmp_path / "run", mode=mode, **shape)
+    own = {} if save is None else {"text_encoder_name_or_path": None, "max_text_tokens": None}
+    pipeline = tiny_pipeline if save is None else save(tmp_path / "pipeline")
+    values = recipe(pipeline, tmp_path, tmp_path / "run", mode=mode, **shape, **own)
     config = load(write(tmp_path / "recipe.yaml", values))
     models = find_configs(config)
     simulated = sum(Simulator().simulate(config, models).step.saved().values())
 
-    denoiser: Any = build_denoiser(UNet2DConditionModel.from_config(models.image_model), "text-to-video", mode, shape)
+    image_model: Any = load_image_or_video_model(None, str(pipeline))
+    denoiser: Any = build_denoiser(image_model, "text-to-video", mode, shape)
     weights = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
     seen: dict[int, Tensor] = {}
 
@@ -122,8 +135,9 @@ def test_a_real_model_keeps_what_was_simulated(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sample, text = torch.randn(2, 4, 4, 8, 8), Conditions.of_text(torch.randn(2, 8, 384))
-        prediction = denoiser.predict(sample, torch.tensor([3, 700]), text)
+        sample = torch.randn(2, denoiser.backbone.latent_channels, 4, 8, 8)
+        conditions = Conditions({name: torch.randn(2, *sizes) for name, sizes in SHAPES[save].items()})
+        prediction = denoiser.predict(sample, torch.tensor([3, 700]), conditions)
         loss = (prediction.float() - torch.randn_like(sample)).square().flatten(1).mean(1).mean()
     real = sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in weights)
     assert loss.requires_grad

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipes import DS_CONFIGS, RECIPES, REPOSITORY
+from recipes import DS_CONFIGS, RECIPES
 from tiny import KINDS, save_chinese_clip, save_clips, save_pipeline
-from tiny_sd import marks_of, save_pixart, save_sd3, save_sdxl
+from tiny_sd import save_pixart, save_sd3, save_sdxl
 
 from mobius_train.config import load
 from mobius_train.engine.spread import spread_of
@@ -17,8 +17,6 @@ from mobius_train.run import dry_run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 SMALL = ["data.resolution=32", "data.validation=null", "train_batch_size=1", "data.dataloader_num_workers=0"]
 SMALL += ["data.subset=null"]
-CONFIGS = REPOSITORY / "configs"
-NAMES = [path.stem for path in RECIPES]
 
 
 def _tiny_unet(kind: str) -> str:
@@ -62,9 +60,7 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
     return common
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(CONFIGS / f"{name}.yaml", marks=marks_of(name), id=name) for name in NAMES]
-)
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_dry_run_passes(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

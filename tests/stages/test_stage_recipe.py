@@ -167,7 +167,7 @@ def test_the_five_stages_of_the_paper_grow() -> None:
     stages = read_stages(REPOSITORY / "configs" / "vchitect_stages.yaml")
     assert len(stages.recipes) == 5
     assert len({recipe.config.seed for recipe in stages.recipes}) == 5
-    longest, largest = [], []
+    longest, largest, shifts = [], [], []
     for recipe in stages.recipes:
         buckets = recipe.config.data.buckets or ()
         assert sum(bucket.share or 0 for bucket in buckets) == pytest.approx(1)
@@ -175,5 +175,11 @@ def test_the_five_stages_of_the_paper_grow() -> None:
         assert min(bucket.num_frames for bucket in buckets) == 1
         longest.append(max(bucket.num_frames for bucket in buckets))
         largest.append(max(bucket.height for bucket in buckets))
+        # A token of Stable Diffusion 3 is 16 x 16 pixels; see the file.
+        tokens = max(bucket.num_frames * bucket.width * bucket.height for bucket in buckets) / 16**2
+        assert recipe.config.objective.flow_shift == pytest.approx(3 * (tokens / 4096) ** 0.25, abs=0.25)
+        shifts.append(recipe.config.objective.flow_shift or 0.0)
+        assert recipe.config.mode == "full"
     assert longest == [24, 40, 80, 40, 40]
     assert largest == [336, 336, 336, 720, 720]
+    assert shifts == sorted(shifts)

@@ -11,9 +11,9 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from mobius_train.conditions import POOLED, TEXT, Conditions
-from mobius_train.errors import MobiusError
 from mobius_train.models.sd3.check import check_sd3
 from mobius_train.models.tokens.backbone import TokenBackbone
+from mobius_train.models.tokens.grid import token_grid
 from mobius_train.models.tokens.state import Tokens, TokenShape, unpatchify
 
 
@@ -44,13 +44,7 @@ class SD3Backbone(TokenBackbone):
         return {TEXT: int(config.joint_attention_dim), POOLED: int(config.pooled_projection_dim)}
 
     def enter(self, sample: Tensor, timesteps: Tensor, conditions: Conditions) -> Tokens:
-        grid = sample.shape[-2] // self.patch_size, sample.shape[-1] // self.patch_size
-        most = self.model.config.pos_embed_max_size
-        if most is not None and max(grid) > most:
-            raise MobiusError(
-                f"latents of {grid[0]} x {grid[1]} patches: this transformer has positions for at most {most} x {most}"
-                f" (pos_embed_max_size). Use a height and width of at most {most * self.patch_size} latents"
-            )
+        grid = token_grid(self.model.config, *sample.shape[-2:])
         return Tokens(
             hidden=self.model.pos_embed(sample).contiguous(),
             text=self.model.context_embedder(conditions[TEXT]),

@@ -13,6 +13,7 @@ from mobius_train.conditions import POOLED, TEXT, Conditions
 from mobius_train.models.backbone import Timestep
 from mobius_train.models.image_denoiser import ImageDenoiser
 from mobius_train.models.sd3.backbone import SD3Backbone
+from mobius_train.models.tokens.grid import token_grid
 
 
 class ImageSD3(ImageDenoiser):
@@ -26,7 +27,12 @@ class ImageSD3(ImageDenoiser):
         super().__init__(model, SD3Backbone(model), [model.norm_out, model.proj_out])
 
     def call(self, model: Callable[..., Any], frames: Tensor, timestep: Timestep, conditions: Conditions) -> Tensor:
-        """Call the model with SD3Transformer2DModel's signature; returns its prediction, (B·F, C, H, W)."""
+        """Call the model with SD3Transformer2DModel's signature; returns its prediction, (B·F, C, H, W).
+
+        Raises:
+            MobiusError: see `token_grid`.
+        """
+        token_grid(self.config, *frames.shape[-2:])
         return model(
             hidden_states=frames,
             encoder_hidden_states=conditions[TEXT],

@@ -18,12 +18,14 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from mobius_train.conditions import POOLED, TEXT, Conditions
+from mobius_train.models.added_conditions import check_conditions
 from mobius_train.models.backbone import Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.sd3.backbone import SD3Backbone
 from mobius_train.models.sd3.vchitect import VchitectLayers, VchitectProcessor
 from mobius_train.models.serial_model import SerialModel
+from mobius_train.models.tokens.grid import token_grid
 
 # diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "SerialSD3"]
@@ -90,7 +92,12 @@ class SerialSD3(SerialModel):
         conditions: Conditions,
         trained: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """See Denoiser. `trained` has this model's call signature."""
+        """See Denoiser. `trained` has this model's call signature.
+
+        Raises:
+            MobiusError: a condition is missing, or has another shape.
+        """
+        check_conditions(conditions, self.backbone.condition_widths, len(sample))
         model = self if trained is None else trained
         return model(sample, timestep, conditions[TEXT], conditions[POOLED], return_dict=False)[0]
 
@@ -102,7 +109,12 @@ class SerialSD3(SerialModel):
         pooled_projections: Tensor,
         return_dict: bool = True,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """(B, C, F, H, W), () or (B,), (B, L, D), (B, P) → `.sample` (B, C, F, H, W)."""
+        """(B, C, F, H, W), () or (B,), (B, L, D), (B, P) → `.sample` (B, C, F, H, W).
+
+        Raises:
+            MobiusError: see `token_grid`.
+        """
+        token_grid(self.transformer.config, *sample.shape[-2:])
         num_frames = sample.shape[2]
         frames = fold_frames(sample).to(self.dtype)
         given = Conditions({TEXT: encoder_hidden_states, POOLED: pooled_projections}).to(dtype=self.dtype)

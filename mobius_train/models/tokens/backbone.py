@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
-from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import Tail, Timestep
 from mobius_train.models.tokens.state import Tokens, TokenShape
 
@@ -49,9 +48,12 @@ class TokenBackbone(ABC):
         """The first state.
 
         Args:
-            sample: (N, C, H, W) in the model's dtype; H and W are multiples of the patch size.
+            sample: (N, C, H, W) in the model's dtype.
             timesteps: (N,).
             conditions: of N frames, in the model's dtype.
+
+        Raises:
+            MobiusError: the transformer has no tokens for this size; see `token_grid`.
         """
 
     @abstractmethod
@@ -111,12 +113,6 @@ class TokenBackbone(ABC):
         return [[block] for block in self._blocks]
 
     def _enter(self, sample: Tensor, timestep: Timestep, conditions: Conditions) -> Tokens:
-        height, width = sample.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise MobiusError(
-                f"latents of {height} x {width} cannot be divided into patches of {self.patch_size}: choose a height"
-                f" and width whose latents are multiples of {self.patch_size}"
-            )
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         dtype = self.model.dtype
         return self.enter(sample.to(dtype), timesteps, conditions.to(dtype=dtype))

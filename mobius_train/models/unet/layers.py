@@ -141,42 +141,46 @@ def _per_level(value: int | list[int] | tuple[int, ...], levels: int) -> list[in
 def bytes_per_flop(layer: LayerShape) -> float:
     """Saved values per multiplication in a forward pass of TC and TA, up to a factor common to all layers.
 
-    Both are proportional to frames and positions, which cancel. A TC saves the inputs of four norms, activations and
-    3-tap convolutions, and of the projection in front.
+    Both are proportional to frames and positions, which cancel. A projection in front of TC is a norm, an activation
+    and a 3-tap convolution.
     """
     width = layer.channels
     projected = layer.in_channels if layer.in_channels != width else 0
-    values, products = 12 * width + 3 * projected, 12 * width**2 + 3 * projected * width
-    if layer.heads is not None:
-        of_attention = _transformer_costs(width)
-        values, products = values + of_attention[0], products + of_attention[1]
+    values, products = _temporal_costs(width, layer.heads is not None)
+    if projected:
+        values, products = values + 3 * projected + width, products + 3 * projected * width
     return values / products
 
 
 def tail_bytes_per_flop(layer: LayerShape, temporal: bool, blocks: int = 1) -> float:
     """As `bytes_per_flop`, for a layer behind the fusion.
 
-    An SC has two norms, activations and 3x3 convolutions. An SA is a TA whose second attentions are over the text.
+    A frozen layer does not save the inputs of its projections and convolutions. An SC has two norms, activations and
+    3x3 convolutions, and a 1x1 convolution if the channels change. An SA is as a TA, but its second attentions are over
+    the text, whose keys cost little.
 
     Args:
         temporal: the layer has a TC and a TA.
         blocks: number of transformer blocks in SA. A TA has one.
     """
-    width = layer.channels
-    values, products = 3 * layer.in_channels + 4 * width, 9 * width * (layer.in_channels + width)
-    if temporal:
-        values, products = values + 12 * width, products + 12 * width**2
+    width, entering = layer.channels, layer.in_channels
+    values, products = 3 * (entering + width), 9 * width * (entering + width)
+    if entering != width:
+        products += entering * width
     if layer.heads is not None:
-        for count in (blocks, 1) if temporal else (blocks,):
-            of_attention = _transformer_costs(width, count)
-            values, products = values + of_attention[0], products + of_attention[1]
+        # The projections around the blocks save 1 state if they are linear, 3 if they are convolutions.
+        values, products = values + (2 + 21 * blocks) * width, products + (2 + 18 * blocks) * width**2
+    if temporal:
+        of_temporal = _temporal_costs(width, layer.heads is not None)
+        values, products = values + of_temporal[0], products + of_temporal[1]
     return values / products
 
 
-def _transformer_costs(width: int, blocks: int = 1) -> tuple[int, int]:
-    """Saved values and multiplications of a TA or SA for each position.
+def _temporal_costs(width: int, attention: bool) -> tuple[int, int]:
+    """Saved values and multiplications of a TC, and of a TA if there is one, for each position.
 
-    It has a norm and two projections, and in each block three norms, q, k, v and results of two attentions, and a gated
-    feed-forward layer four times as wide.
+    A TC has four norms, activations and 3-tap convolutions, and a copy of its input. A TA has a norm, two projections,
+    and a block of three norms, two attentions and a gated feed-forward layer four times as wide.
     """
-    return (3 + 30 * blocks) * width, (2 + 20 * blocks) * width**2
+    values, products = 13 * width, 12 * width**2
+    return (values + 34 * width, products + 22 * width**2) if attention else (values, products)

@@ -165,7 +165,9 @@ class Ring(ModelMixin, ConfigMixin):
             tail_bytes_per_flop(layer, temporal, blocks)
             for layer, blocks in zip(self._behind, self._transformer_blocks, strict=True)
         )
-        self.treatments = memory.treatments([*self._costs, *tail])
+        treatments = memory.treatments([*self._costs, *tail])
+        # Without a ring nothing enters it.
+        self.treatments = treatments if self.shape.ring_width else treatments[1:]
 
     def set_transformer_blocks(self, of_up_blocks: list[list[int]]) -> None:
         """Set what `set_memory` has to know of the tail's spatial layers.
