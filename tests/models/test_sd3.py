@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -233,9 +233,11 @@ def test_the_class_that_released_weights_name(norm_type: str, tmp_path: Path) ->
 
 
 def test_latents_that_have_no_tokens_are_refused_for_pixart() -> None:
-    model = ParallelPixArt.from_transformer(tiny_pixart())
-    with pytest.raises(MobiusError, match=r"8 x 7.*multiples of 2"):
-        model.predict(*batch_for(model.spatial, size=(8, 7)).given())
+    for stage in (VIDEO, IMAGE):
+        image_model = tiny_pixart()
+        model = build_denoiser(image_model, cast(Any, stage), "parallel")
+        with pytest.raises(MobiusError, match=r"8 x 7.*multiples of 2"):
+            model.predict(*batch_for(image_model, size=(8, 7)).given())
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mobius_train.conditions import MASK, SIZE_NUMBERS, SIZES, TEXT, Conditions
 from mobius_train.models.pixart.check import check_pixart
 from mobius_train.models.tokens.backbone import TokenBackbone
+from mobius_train.models.tokens.grid import token_grid
 from mobius_train.models.tokens.state import Tokens, TokenShape, unpatchify
 
 
@@ -55,6 +56,7 @@ class PixArtBackbone(TokenBackbone):
         return widths | ({SIZES: SIZE_NUMBERS} if self.model.use_additional_conditions else {})
 
     def enter(self, sample: Tensor, timesteps: Tensor, conditions: Conditions) -> Tokens:
+        grid = token_grid(self.model.config, *sample.shape[-2:])
         hidden, text, project = self.model.pos_embed(sample), conditions[TEXT], self.model.caption_projection
         of_blocks, time = self.model.adaln_single(
             timesteps, added_cond_kwargs(conditions), batch_size=len(sample), hidden_dtype=hidden.dtype
@@ -65,7 +67,7 @@ class PixArtBackbone(TokenBackbone):
             hidden=hidden.contiguous(),
             text=text if project is None else project(text),
             time=time,
-            grid=(sample.shape[-2] // self.patch_size, sample.shape[-1] // self.patch_size),
+            grid=grid,
             bias=bias.unsqueeze(1),
             of_blocks=of_blocks,
         )

@@ -13,6 +13,7 @@ from mobius_train.conditions import MASK, TEXT, Conditions
 from mobius_train.models.backbone import Timestep
 from mobius_train.models.image_denoiser import ImageDenoiser
 from mobius_train.models.pixart.backbone import PixArtBackbone, added_cond_kwargs
+from mobius_train.models.tokens.grid import token_grid
 
 
 class ImagePixArt(ImageDenoiser):
@@ -28,7 +29,12 @@ class ImagePixArt(ImageDenoiser):
         super().__init__(model, PixArtBackbone(model), [model.norm_out, model.proj_out])
 
     def call(self, model: Callable[..., Any], frames: Tensor, timestep: Timestep, conditions: Conditions) -> Tensor:
-        """Call the model with PixArtTransformer2DModel's signature; returns its prediction, (B·F, C, H, W)."""
+        """Call the model with PixArtTransformer2DModel's signature; returns its prediction, (B·F, C, H, W).
+
+        Raises:
+            MobiusError: see `token_grid`.
+        """
+        token_grid(self.config, *frames.shape[-2:])
         prediction = model(
             hidden_states=frames,
             encoder_hidden_states=conditions[TEXT],
