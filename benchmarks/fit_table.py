@@ -55,7 +55,7 @@ SHAPES = {
     "no ring, depth 3, tail layers": ("ring_width=0", "fusion_depth=3", TAIL),
 }
 # Recipes of other models, and the members of the family that are planned of each.
-MODELS = {
+MODELS: dict[str, dict[str, tuple[str, ...]]] = {
     "sdxl": {"ring ½, its recipe": (), "the paper's ring": ("ring_width=1.0",), "serial": ("mode=serial",)},
     "sd3_medium": {"ring, its recipe": (), "Vchitect, serial": ("mode=serial",), "Vchitect, full": ("mode=full",)},
     "sd35_medium": {"ring, its recipe": ()},
@@ -139,9 +139,9 @@ def model_tables() -> Iterator[str]:
 
 def _costs(planner: Planner, alone: Spread, fields: tuple[str, ...], recipe: Path = RECIPE) -> Iterator[str]:
     """The cells of a shape: one micro-batch as it is, recomputed, and with 8-bit AdamW as well."""
-    kept, recomputed = ("gradient_checkpointing=false",), MODES["parallel, recomputed"]
+    recomputed = MODES["parallel, recomputed"]
     base = (*fields, PRECISIONS["bf16"], *ENCODERS["cached"], "data.cache_required=true")
-    options = (kept, recomputed, (*recomputed, "optimizer=adamw_8bit"))
+    options = (("gradient_checkpointing=false",), recomputed, (*recomputed, "optimizer=adamw_8bit"))
     kept, again, small = (_plan(planner, alone, *base, *more, recipe=recipe) for more in options)
     yield f"{kept.trained / 1e6:.0f}M"
     yield f"{sum(kept.flops.values()) / 1e12:.2f}"
