@@ -38,6 +38,8 @@ def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
     elif not name.startswith("emoji"):
         kind = name if name in tiny else "sd3" if name.startswith("sd3") else "sd21"
         changes = {
+            # The tiny transformer has positions for 128 px.
+            "data": config.data.model_copy(update={"resolution": 64}),
             "pretrained_model_name_or_path": str(tiny[kind]),
             "vae_name_or_path": None,
             "text_encoder_name_or_path": None,
