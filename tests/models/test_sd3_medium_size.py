@@ -72,7 +72,7 @@ def test_weights_memory_and_work_of_the_default_ring() -> None:
     assert sum(p.numel() for p in model.ring.parameters()) / 1e6 == pytest.approx(390, abs=1)
     assert held(model, LayerMemory()) == pytest.approx(13.22, rel=0.01)
     assert held(model, LayerMemory(recompute_activations=True)) == pytest.approx(8.11, rel=0.01)
-    assert held(model, LayerMemory(gradient_checkpointing=True)) == pytest.approx(0.73, rel=0.02)
+    assert held(model, LayerMemory(gradient_checkpointing=True)) == pytest.approx(0.668, rel=0.01)
     assert teraflops(model, LayerMemory()) == (pytest.approx(44.5, rel=0.01), pytest.approx(21.7, rel=0.02))
     assert teraflops(model, LayerMemory(True)) == (pytest.approx(44.5, rel=0.01), pytest.approx(32.5, rel=0.02))
 
