@@ -27,11 +27,18 @@ SHAPES = [
     RingShape(0.0, 4, tail_temporal_layers=True),
 ]
 CASES = [
-    *(("sd2", shape) for shape in SHAPES),
+    ("sd2", RingShape(0.5, 2, tail_temporal_layers=True)),
+    ("sd2", RingShape(0.0, 2, tail_temporal_layers=True)),
+    *(pytest.param("sd2", shape, marks=pytest.mark.slow) for shape in SHAPES if shape.fusion_depth != 2),
     # The last block has no attention.
-    ("sdxl", RingShape(1.0, 1)),
-    ("sdxl", RingShape(0.5, 2, tail_temporal_layers=True)),
-    ("sdxl", RingShape(0.0, 3, tail_temporal_layers=True)),
+    *(
+        pytest.param("sdxl", shape, marks=pytest.mark.slow)
+        for shape in (
+            RingShape(1.0, 1),
+            RingShape(0.5, 2, tail_temporal_layers=True),
+            RingShape(0.0, 3, tail_temporal_layers=True),
+        )
+    ),
 ]
 shapes = pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
 

@@ -31,6 +31,7 @@ def config(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> RunConfig
     return load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", SPREADS)
 def test_a_byte_too_little_is_named_and_enough_is_not(
     config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, engine: str

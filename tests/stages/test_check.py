@@ -112,6 +112,7 @@ def test_optimizer_state_is_kept_between_equal_parameters(
         check_models(read_stages(write_stages(tmp_path, tiny_pipeline, clips_folder, stages)))
 
 
+@pytest.mark.slow
 def test_the_tool_plans_the_memory_of_every_stage(
     tmp_path: Path,
     tiny_pipeline: Path,
@@ -123,7 +124,7 @@ def test_the_tool_plans_the_memory_of_every_stage(
     from plan_memory import main
 
     command = ["plan_memory.py", "--stages", str(write_stages(tmp_path, tiny_pipeline, clips_folder, GROWING))]
-    monkeypatch.setattr(sys, "argv", [*command, "--json", "stages.long.train_batch_size=8"])
+    monkeypatch.setattr(sys, "argv", [*command, "--json", "--no-search", "stages.long.train_batch_size=8"])
     main()
     plans = json.loads(capsys.readouterr().out)
     assert list(plans) == ["images", "short", "long"]
