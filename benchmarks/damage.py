@@ -174,7 +174,6 @@ def main() -> None:
         "files": {kind: {name: asdict(c) for name, c in files.items()} for kind, files in results.items()},
         "flips_of_each_file": arguments.flips,
         "cuts_of_each_file": arguments.cuts,
-        "config": config.dump(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": versions(),
     }
