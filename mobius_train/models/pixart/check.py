@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import PixArtTransformer2DModel
 
 from mobius_train.errors import MobiusError
+from mobius_train.models.tokens.check import block_problems
 
 
 def check_pixart(model: Any) -> None:
@@ -18,20 +19,13 @@ def check_pixart(model: Any) -> None:
     kind = PixArtTransformer2DModel.__name__
     if not isinstance(model, PixArtTransformer2DModel):
         raise MobiusError(f"a {type(model).__name__} cannot be a backbone here: give a {kind}")
-    config, problems = model.config, []
+    config, problems = model.config, block_problems(model.config)
     width = config.num_attention_heads * config.attention_head_dim
     if config.cross_attention_dim != width:
         problems.append(
             f"cross_attention_dim={config.cross_attention_dim}: its blocks have {width} channels"
             f" ({config.num_attention_heads} heads of {config.attention_head_dim}), and so must the text"
         )
-    if config.attention_head_dim % 2:
-        problems.append(
-            f"attention_head_dim={config.attention_head_dim}: the ring rotates pairs of a head's channels by the frame"
-            " number, so heads must have an even size"
-        )
-    if not config.num_layers:
-        problems.append("num_layers=0: there is no block")
     if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
         problems.append(
             f"out_channels={config.out_channels}: it must be in_channels={config.in_channels}, or twice as many for a"

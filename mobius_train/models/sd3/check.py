@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import SD3Transformer2DModel
 
 from mobius_train.errors import MobiusError
+from mobius_train.models.tokens.check import block_problems
 
 
 def check_sd3(model: Any) -> None:
@@ -19,20 +20,13 @@ def check_sd3(model: Any) -> None:
     if not isinstance(model, SD3Transformer2DModel):
         raise MobiusError(f"a {type(model).__name__} cannot be a backbone here: give a {kind}")
     config = model.config
-    problems = []
+    problems = block_problems(config)
     width = config.num_attention_heads * config.attention_head_dim
     if config.caption_projection_dim != width:
         problems.append(
             f"caption_projection_dim={config.caption_projection_dim}: its blocks have {width} channels"
             f" ({config.num_attention_heads} heads of {config.attention_head_dim}), and so must the text"
         )
-    if config.attention_head_dim % 2:
-        problems.append(
-            f"attention_head_dim={config.attention_head_dim}: the ring rotates pairs of a head's channels by the frame"
-            " number, so heads must have an even size"
-        )
-    if not config.num_layers:
-        problems.append("num_layers=0: there is no block")
     if problems:
         raise MobiusError(
             f"this {kind} cannot be a backbone:\n  - "
