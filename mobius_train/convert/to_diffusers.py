@@ -172,7 +172,7 @@ def _write_image(pipeline: TextToVideoPipeline, folder: Path, report: Report) ->
     stock = stock_components(pipeline.components, pipeline.config.max_text_tokens, report, wanted)
     made = _stock_image_pipeline(pipeline, stock)
     made.save_pretrained(folder)
-    # diffusers loads a pipeline without a part only if it is told so.
+    # diffusers loads a pipeline without a part only if the part is passed as None.
     missing = [name for name in ("text_encoder_3", "tokenizer_3") if getattr(made, name, stock) is None]
     written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **dict.fromkeys(missing))
     _cast_as_read(pipeline.unet, _model(written))
