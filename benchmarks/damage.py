@@ -4,8 +4,7 @@
 
 RUN is the folder of a run whose recipe has shards with an index.json and data.cache_dir. Each damage is made on a copy,
 checked by the functions that a start calls, and undone. Bits and lengths are spread evenly over each file; with
---flips 0 every bit is flipped. A control checks the undamaged copy before and after. Exits 1 if a damage is silent:
-neither refused nor without effect on what is read.
+--flips 0 every bit is flipped. A control checks the undamaged copy before and after. Exits 1 if a damage is silent.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mobius_train.checkpoint.folders import checkpoints
-from mobius_train.checkpoint.format import MANIFEST, Manifest
 from mobius_train.checkpoint.verify import problems
 from mobius_train.cli import run
 from mobius_train.config import load
@@ -39,12 +37,11 @@ Check = Callable[[], str]
 
 @dataclass
 class Counted:
-    """The damages of one file: how many were made, refused, without effect, and silent."""
+    """The damages of one file: how many were made, refused, and silent."""
 
     bytes: int
     made: int = 0
     refused: int = 0
-    without_effect: int = 0
     silent: int = 0
 
 
@@ -90,13 +87,12 @@ def _refusal(check: Callable[[], object]) -> str:
     return ""
 
 
-def _checkpoint(folder: Path) -> tuple[dict[Path, Check], Callable[[], object]]:
+def _checkpoint(folder: Path) -> dict[Path, Check]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    # Some bits of the manifest's text, such as one of its spaces, do not change what is read.
-    return dict.fromkeys(files, lambda: "\n".join(problems(folder))), lambda: Manifest.read(folder)
+    return dict.fromkeys(files, lambda: "\n".join(problems(folder)))
 
 
-def _cache(folder: Path) -> tuple[dict[Path, Check], Callable[[], object]]:
+def _cache(folder: Path) -> dict[Path, Check]:
     identity = json.loads((folder / cache.IDENTITY).read_text())
     keys = json.loads((folder / cache.KEYS).read_text())
 
@@ -104,19 +100,18 @@ def _cache(folder: Path) -> tuple[dict[Path, Check], Callable[[], object]]:
         damaged = cache.check_parts(folder, keys, identity)
         return "\n".join(f"{cache.part_path(folder, number)}: {problem}" for number, problem in damaged.items())
 
-    return dict.fromkeys(sorted(folder.glob("part-*")), check), lambda: None
+    return dict.fromkeys(sorted(folder.glob("part-*")), check)
 
 
-def _shard(path: Path) -> tuple[dict[Path, Check], Callable[[], object]]:
-    return {path: lambda: _refusal(lambda: open_clips([path], num_frames=1, resolution=8))}, lambda: None
+def _shard(path: Path) -> dict[Path, Check]:
+    return {path: lambda: _refusal(lambda: open_clips([path], num_frames=1, resolution=8))}
 
 
-def count(files: dict[Path, Check], read: Callable[[], object], flips: int, cuts: int) -> dict[str, Counted]:
+def count(files: dict[Path, Check], flips: int, cuts: int) -> dict[str, Counted]:
     """Damage each file in turn.
 
     Args:
-        files: how the file is checked.
-        read: what a reader takes from files whose damage may have no effect.
+        files: how each file is checked.
 
     Raises:
         MobiusError: an undamaged file is refused, so the counts would mean nothing.
@@ -125,14 +120,11 @@ def count(files: dict[Path, Check], read: Callable[[], object], flips: int, cuts
     for path, check in files.items():
         if problem := check():
             raise MobiusError(f"the undamaged copy is refused: {problem}")
-        expected, counted = read(), Counted(path.stat().st_size)
+        counted = Counted(path.stat().st_size)
         for _ in tqdm(_damages(path, flips, cuts), path.name, leave=False, mininterval=5):
             counted.made += 1
-            reason = check()
-            if reason:
+            if check():
                 counted.refused += 1
-            elif path.name == MANIFEST and read() == expected:
-                counted.without_effect += 1
             else:
                 counted.silent += 1
         if problem := check():
@@ -157,17 +149,14 @@ def main() -> None:
         shutil.copytree(caches[-1], copy / caches[-1].name)
         for name in (shard.name, "index.json"):
             shutil.copy(shard.with_name(name), copy / name)
-        for kind, (files, read) in {
+        for kind, files in {
             "checkpoint": _checkpoint(copy / saved[-1].name),
             "cache": _cache(copy / caches[-1].name),
             "shard": _shard(copy / shard.name),
         }.items():
-            results[kind] = count(files, read, arguments.flips, arguments.cuts)
+            results[kind] = count(files, arguments.flips, arguments.cuts)
     every = [counted for files in results.values() for counted in files.values()]
-    totals = {
-        name: sum(getattr(counted, name) for counted in every)
-        for name in ("made", "refused", "without_effect", "silent")
-    }
+    totals = {name: sum(getattr(counted, name) for counted in every) for name in ("made", "refused", "silent")}
     record = {
         "what": "single flipped bits and cut files",
         "results": totals,
