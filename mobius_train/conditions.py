@@ -68,15 +68,15 @@ class Conditions:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditions:
         """On another device; the floating point tensors in another dtype."""
-        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def unsqueeze(self) -> Conditions:
         """A batch of this one clip."""
-        return self._map(lambda tensor: tensor.unsqueeze(0))
+        return self.map(lambda tensor: tensor.unsqueeze(0))
 
     def repeat_frames(self, num_frames: int) -> Conditions:
         """Each clip's conditions once for every frame: B becomes B·F, the frames of one clip after the other."""
-        return self._map(lambda tensor: tensor.repeat_interleave(num_frames, dim=0))
+        return self.map(lambda tensor: tensor.repeat_interleave(num_frames, dim=0))
 
     def where(self, keep: Tensor, other: Conditions) -> Conditions:
         """These conditions where `keep`, (B,) bool, is true; those of the single clip `other` elsewhere.
@@ -90,5 +90,6 @@ class Conditions:
             mixed[name] = torch.where(chosen, tensor, replacement.to(tensor.device))
         return Conditions(self.tensors | mixed)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        """With a function of each tensor in its place."""
         return Conditions({name: change(tensor) for name, tensor in self.tensors.items()})

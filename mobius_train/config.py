@@ -255,7 +255,13 @@ class RunConfig(Section):
     train_batch_size: int = Field(1, ge=1, description="clips per micro-batch and rank")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     global_batch_size: int | None = Field(
-        None, ge=1, description="if set, must equal batch size x accumulation x ranks"
+        None, ge=1, description="if set, must equal batch size x accumulation x ranks / sequence_parallel_size"
+    )
+    sequence_parallel_size: int = Field(
+        1, ge=1, description="ranks that share every clip: the frozen branch by frames, the ring by positions"
+    )
+    sequence_across_nodes: bool = Field(
+        False, description="allow ranks of several nodes to share a clip, over the network between them"
     )
     gradient_checkpointing: bool = Field(False, description="recompute the trained layers in the backward pass")
     gradient_checkpointing_kept: float = Field(
@@ -381,6 +387,30 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sequence_fits(self) -> RunConfig:
+        size = self.sequence_parallel_size
+        if size == 1:
+            return self
+        if self.stage != "text-to-video":
+            raise ValueError(
+                f"sequence_parallel_size={size} shares the frames of a clip between ranks, but stage is"
+                f" {self.stage!r}: set it to 1"
+            )
+        if self.compile:
+            raise ValueError(
+                f"sequence_parallel_size={size} exchanges statistics inside of the ring's layers, and compile=true"
+                " cannot compile across exchanges: turn one off"
+            )
+        fewest = min([bucket.num_frames for bucket in self.data.buckets or ()] or [self.data.num_frames])
+        frames = self.train_batch_size * fewest
+        if frames < size:
+            raise ValueError(
+                f"sequence_parallel_size={size}, but a batch of {self.train_batch_size} clip(s) of {fewest} frame(s)"
+                f" has only {frames}: each rank needs a frame"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ring_fits(self) -> RunConfig:
         try:
             shape = RingShape(**self.ring_fields())
@@ -402,7 +432,7 @@ class RunConfig(Section):
 
     def samples_per_step(self, ranks: int) -> int:
         """Return the global batch size: samples per optimizer step over all ranks."""
-        return self.train_batch_size * self.gradient_accumulation_steps * ranks
+        return self.train_batch_size * self.gradient_accumulation_steps * (ranks // self.sequence_parallel_size)
 
     def dump(self) -> str:
         """Return the resolved configuration as YAML, which `load` can read."""

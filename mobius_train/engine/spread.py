@@ -64,11 +64,13 @@ class Spread:
             MobiusError: the recipe contradicts the number of ranks, the engine or the DeepSpeed JSON.
         """
         ranks, product = self.ranks, config.samples_per_step(self.ranks)
+        sharing = config.sequence_parallel_size
+        self._check_sequence(sharing, config.sequence_across_nodes)
         if config.global_batch_size not in (None, product):
             raise MobiusError(
                 f"global_batch_size={config.global_batch_size}, but train_batch_size={config.train_batch_size} x"
-                f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {ranks} rank(s) = {product}:"
-                " change one of them"
+                f" gradient_accumulation_steps={config.gradient_accumulation_steps} x {ranks} rank(s)"
+                f"{'' if sharing == 1 else f' / sequence_parallel_size={sharing}'} = {product}: change one of them"
             )
         if config.shard_frozen and ranks == 1:
             raise MobiusError("shard_frozen=true needs more than one rank: use more ranks, or set shard_frozen=false")
@@ -83,6 +85,20 @@ class Spread:
             check_offload(config.optimizer, config.fsdp.cpu_offload)
         elif self.engine == "deepspeed":
             check_offload(config.optimizer, "offload_optimizer" in self.resolved(config)["zero_optimization"])
+
+    def _check_sequence(self, size: int, across_nodes: bool) -> None:
+        ranks, per_node = self.ranks, self.launch.local_world_size
+        if ranks % size:
+            fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+            raise MobiusError(
+                f"sequence_parallel_size={size} does not divide the {ranks} rank(s). Sizes that fit: {fitting}"
+            )
+        if per_node % size and not across_nodes:
+            raise MobiusError(
+                f"sequence_parallel_size={size}, but a node has {per_node} rank(s): ranks of several nodes would share"
+                " clips over the network. Choose a size that divides the ranks of a node, or set"
+                " sequence_across_nodes=true"
+            )
 
     def shard_size(self, config: RunConfig) -> int:
         """Return the number of ranks that each trained parameter is sharded over, under fsdp.

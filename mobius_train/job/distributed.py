@@ -17,6 +17,7 @@ from mobius_train.errors import Interrupted, MobiusError, Stopped
 from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank
 from mobius_train.job.heartbeat import Heartbeat, meet, name_of
 from mobius_train.job.watch import Watch
+from mobius_train.sequence.group import RankGroup, make_group
 
 # Long enough for one rank to encode a data set while the others wait. The heartbeat detects dead ranks earlier.
 TIMEOUT = timedelta(minutes=60)
@@ -34,6 +35,7 @@ class Distributed:
         MobiusError: this node has more ranks than GPUs, or a rank did not join within `meeting`.
 
     Attributes:
+        sequence: the ranks that share this rank's clips; None if it has its own.
         device: this rank's GPU, or the CPU.
         is_main: True on rank 0, the only rank that writes and prints.
         nodes: the name of each rank's node.
@@ -51,10 +53,31 @@ class Distributed:
         # An existing process group is kept, because DeepSpeed caches the first group of a process.
         self._joined = not dist.is_initialized()
         self._heartbeat: Heartbeat | None = None
+        self.sequence: RankGroup | None = None
         self.nodes = [node_name()] * self.world_size
         self.watch = Watch(limits or {}, self._stalled)
         if self._joined:
             self._join(backend, meeting)
+
+    def share_clips(self, size: int) -> None:
+        """Let `size` consecutive ranks share every clip. All ranks call it.
+
+        Args:
+            size: divides the number of ranks; 1 gives each rank its own clips.
+        """
+        current = 1 if self.sequence is None else self.sequence.size
+        if size != current:
+            self.sequence = None if size == 1 else make_group(self.rank, self.world_size, size, TIMEOUT)
+
+    @property
+    def data_rank(self) -> int:
+        """The number of this rank's share of the data. Ranks that share clips have the same."""
+        return self.rank // (1 if self.sequence is None else self.sequence.size)
+
+    @property
+    def data_size(self) -> int:
+        """The number of shares of the data."""
+        return self.world_size // (1 if self.sequence is None else self.sequence.size)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Average each value over all ranks in one all-reduce. All ranks pass the same names in the same order."""

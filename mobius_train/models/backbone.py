@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
+from mobius_train.sequence.split import Split
 
 Timestep = Tensor | float | int
 # Runs the blocks behind the fusion: the hidden state after the fusion, and arguments on which a backbone and its ring
@@ -128,6 +129,24 @@ def fold_frames(sample: Tensor) -> Tensor:
             " Give a still image a frame axis of size 1: sample.unsqueeze(2)"
         )
     return sample.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+def own_frames(
+    split: Split, sample: Tensor, timestep: Timestep, conditions: Conditions
+) -> tuple[Tensor, Timestep, Conditions]:
+    """What a backbone takes for this rank's frames of a batch.
+
+    Args:
+        sample: (B, C, F, H, W).
+        timestep, conditions: see `fold_conditions`.
+
+    Returns:
+        (N_r, C, H, W); the timestep, (N_r,) or a single number; and the conditions of N_r frames.
+    """
+    timestep, conditions = fold_conditions(timestep, conditions, sample.shape[2])
+    if torch.is_tensor(timestep) and timestep.ndim > 0:
+        timestep = split.own(timestep)
+    return split.own(fold_frames(sample)), timestep, conditions.map(split.own)
 
 
 def unfold_frames(frames: Tensor, num_frames: int) -> Tensor:

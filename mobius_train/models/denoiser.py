@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mobius_train.conditions import Conditions
 from mobius_train.models.backbone import Backbone, Timestep
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.sequence.group import SequenceGroup
 
 # Names of `Denoiser.branches`, for plans and measurements.
 SPATIAL, RING, TEMPORAL, HEAD = "spatial", "ring", "temporal layers", "fusion and head"
@@ -62,6 +63,9 @@ class Denoiser(Protocol):
 
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the trained layers store activations for the backward pass."""
+
+    def set_sequence(self, sequence: SequenceGroup | None) -> None:
+        """Set the ranks that share every batch, which all of them pass to `predict`; None for this rank alone."""
 
     def units(self) -> list[list[nn.Module]]:
         """The layers of `trained`. An engine that shards it gathers one unit at a time."""

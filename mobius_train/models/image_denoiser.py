@@ -10,10 +10,12 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from mobius_train.conditions import TEXT, Conditions
+from mobius_train.errors import MobiusError
 from mobius_train.models.added_conditions import check_conditions, given_conditions
 from mobius_train.models.backbone import Backbone, Timestep, fold_conditions, fold_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.sequence.group import SequenceGroup
 
 
 class ImageDenoiser(nn.Module):
@@ -61,6 +63,15 @@ class ImageDenoiser(nn.Module):
             model.enable_gradient_checkpointing()
         elif model.is_gradient_checkpointing:
             model.disable_gradient_checkpointing()
+
+    def set_sequence(self, sequence: SequenceGroup | None) -> None:
+        """See Denoiser.
+
+        Raises:
+            MobiusError: there is a group, but frames share nothing here.
+        """
+        if sequence is not None:
+            raise MobiusError("a text-to-image model computes each frame alone: use more data-parallel ranks instead")
 
     def units(self) -> list[list[nn.Module]]:
         return self.backbone.units()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Protocol, Self, cast
 
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
@@ -16,8 +17,7 @@ from mobius_train.models.backbone import (
     DivisibleBackbone,
     Tail,
     Timestep,
-    fold_conditions,
-    fold_frames,
+    own_frames,
     unfold_frames,
     without_graph,
 )
@@ -25,20 +25,25 @@ from mobius_train.models.composite import Composite
 from mobius_train.models.denoiser import HEAD, RING, SPATIAL
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.ring_shape import RingShape
+from mobius_train.sequence.group import SequenceGroup
+from mobius_train.sequence.group_norm import share_norms
+from mobius_train.sequence.split import Split
 
 
 class RingModule(Protocol):
     """The interface of a ring, an nn.Module called as `ring(features, num_frames=F)`."""
 
-    def __call__(self, features: Iterable[Any], num_frames: int, tail: Tail = ...) -> Tensor:
-        """Predict from the frozen model's features.
+    def __call__(self, features: Iterable[Any], num_frames: int, tail: Tail = ..., split: Split = ...) -> Tensor:
+        """Predict this rank's frames from the frozen model's features.
 
         Args:
             features: without a graph. See `Backbone.features`, or `Backbone.split` if there is a `fusion_depth`.
             tail: the blocks behind the fusion; given if there is a `fusion_depth`.
+            split: how the ranks of a sequence group share the frames; given only with such a group. Optional: without
+                this argument a ring cannot be shared.
 
         Returns:
-            (N, C, H, W).
+            (N_r, C, H, W).
         """
 
     def layers(self) -> Sequence[tuple[Any, ...]]:
@@ -88,6 +93,7 @@ class ParallelModel(Composite):
         self.spatial = spatial.requires_grad_(False).eval()
         self.ring = ring
         self.backbone = backbone
+        self.sequence: SequenceGroup | None = None
         self.register_backbone_config(cast(Any, spatial).config)
 
     @property
@@ -134,22 +140,40 @@ class ParallelModel(Composite):
         """
         check_conditions(conditions, self.backbone.condition_widths, len(sample))
         ring = self.ring if trained is None else trained
-        num_frames = sample.shape[2]
-        frames = (fold_frames(sample), *fold_conditions(timestep, conditions, num_frames))
-        behind: dict[str, Tail] = {}
+        clips, _, num_frames, *_ = sample.shape
+        split = Split(self.sequence, clips * num_frames)
+        frames = own_frames(split, sample, timestep, conditions)
+        behind: dict[str, Any] = {} if self.sequence is None else {"split": split}
         if self.ring_shape.fusion_depth:
             features, behind["tail"] = self._divisible().split(*frames, self.ring_shape.fusion_depth)
         else:
             features = self.backbone.features(*frames)
-        return unfold_frames(ring(without_graph(features), num_frames=num_frames, **behind), num_frames)
+        prediction = ring(without_graph(features), num_frames=num_frames, **behind)
+        return unfold_frames(split.whole(prediction), num_frames)
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
         """See Denoiser. The result shares the spatial branch unless `frozen` is given."""
         kind: Any = type(self)
-        return cast(Self, kind(frozen or self.spatial, module))
+        model = cast(Self, kind(frozen or self.spatial, module))
+        model.set_sequence(self.sequence)
+        return model
 
     def set_memory(self, memory: LayerMemory) -> None:
         cast(RingModule, self.ring).set_memory(memory)
+
+    def set_sequence(self, sequence: SequenceGroup | None) -> None:
+        """See Denoiser. The frozen model runs by frames, the ring by positions.
+
+        Raises:
+            MobiusError: the ring does not support it.
+        """
+        if sequence is not None and "split" not in signature(self.ring.forward).parameters:
+            raise MobiusError(
+                f"{type(self.ring).__name__} cannot be shared by ranks: its forward has no argument `split`. Use"
+                " sequence_parallel_size=1"
+            )
+        self.sequence = sequence
+        share_norms(self.ring, sequence)
 
     def units(self) -> list[list[nn.Module]]:
         return cast(RingModule, self.ring).units()

@@ -21,15 +21,16 @@ from torch.utils.checkpoint import checkpoint
 
 from mobius_train.conditions import TEXT, Conditions
 from mobius_train.models.added_conditions import added_cond_kwargs, check_conditions, given_conditions
-from mobius_train.models.backbone import Feature, Timestep, fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.backbone import Feature, Timestep, own_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.serial_model import SerialModel
 from mobius_train.models.unet.backbone import UNetBackbone, Walk, output_head
 from mobius_train.models.unet.layers import LAYOUT_FIELDS, read_layout
-from mobius_train.models.unet.serial_layer import serial_layer
+from mobius_train.models.unet.serial_layer import on_positions, serial_layer
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
+from mobius_train.sequence.split import Split
 
 # diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "SerialUNet", "TemporalLayers"]
@@ -170,21 +171,23 @@ class SerialUNet(SerialModel):
         Raises:
             MobiusError: a condition is missing, unknown, or has another shape.
         """
-        num_frames = sample.shape[2]
+        clips, _, num_frames, *_ = sample.shape
+        split = Split(self.sequence, clips * num_frames)
         conditions = given_conditions(encoder_hidden_states, added_cond_kwargs)
         check_conditions(conditions, self.backbone.condition_widths, len(sample))
-        walk = Walk(self.unet, fold_frames(sample), *fold_conditions(timestep, conditions, num_frames))
+        walk = Walk(self.unet, *own_frames(split, sample, timestep, conditions))
         pairs = iter(self.temporal.layers())
 
         def layer(*args: Any) -> Feature:
-            return self._run(serial_layer, *next(pairs), num_frames, *args)
+            pair = (on_positions(temporal, split) for temporal in next(pairs))
+            return self._run(serial_layer, *pair, num_frames, *args)
 
         def enter(hidden: Tensor) -> Tensor:
-            return self._run(self.temporal.transformer_in, hidden, num_frames)
+            return self._run(on_positions(self.temporal.transformer_in, split), hidden, num_frames)
 
         for feature in walk.features(layer, enter):
             hidden = feature.hidden
-        prediction = unfold_frames(self._run(output_head, self.unet, hidden), num_frames)
+        prediction = unfold_frames(split.whole(self._run(output_head, self.unet, hidden)), num_frames)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:

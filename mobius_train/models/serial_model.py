@@ -7,6 +7,8 @@ from typing import Self
 from torch import nn
 
 from mobius_train.models.composite import Composite
+from mobius_train.sequence.group import SequenceGroup
+from mobius_train.sequence.group_norm import share_norms
 
 
 class SerialModel(Composite):
@@ -14,6 +16,8 @@ class SerialModel(Composite):
 
     The subclass sets the classes of its parts, computes the prediction, and implements the rest of Denoiser.
     """
+
+    sequence: SequenceGroup | None = None
 
     @property
     def image_model(self) -> nn.Module:
@@ -36,6 +40,11 @@ class SerialModel(Composite):
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> nn.Module:
         """See Denoiser."""
         return module
+
+    def set_sequence(self, sequence: SequenceGroup | None) -> None:
+        """See Denoiser. Spatial layers run by frames, temporal layers by positions."""
+        self.sequence = sequence
+        share_norms(self, sequence)
 
     def train(self, mode: bool = True) -> Self:
         """As for any module, but a frozen image model stays in evaluation mode: dropout there would change it."""

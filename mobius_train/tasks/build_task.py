@@ -32,6 +32,7 @@ def build_task(config: RunConfig, distributed: Distributed, weights: WeightSourc
     describe_data(config.data)
     if config.data.cache_dir is not None and not config.data.cache_required:
         check_writable(config.data.cache_dir)
+    distributed.share_clips(config.sequence_parallel_size)
     weights, device = weights or Pretrained(), distributed.device
     if config.stage == "autoencoder":
         vae = autoencoder_of(config, weights, device)
@@ -40,6 +41,8 @@ def build_task(config: RunConfig, distributed: Distributed, weights: WeightSourc
     loaded = load_parts(config, weights, device)
     train, heldout = open_data(config, distributed)
     parts = build_parts(config, loaded, weights, device)
+    if distributed.sequence is not None:
+        parts.denoiser.set_sequence(distributed.sequence)
     if distributed.is_main:
         print(*parts.attention, sep="\n", flush=True)
     return DiffusionTask(parts, train, heldout, distributed)

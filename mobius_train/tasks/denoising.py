@@ -195,8 +195,8 @@ class DiffusionTask:
             samples,
             self.source.collate,
             batch_size=self.config.train_batch_size,
-            rank=self.distributed.rank,
-            world_size=self.distributed.world_size,
+            rank=self.distributed.data_rank,
+            world_size=self.distributed.data_size,
             shapes=clips.shapes,
             first_frame=self.config.data.random_frame,
             even=self.config.shard_frozen,
@@ -231,8 +231,9 @@ class DiffusionTask:
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation
         main = self.distributed.is_main
-        # Sharded models require all ranks to sample, with identical inputs.
-        if not validation.prompts or not (main or self.config.shard_frozen):
+        # Models that ranks share require all of them to sample, with identical inputs.
+        takes_part = self.distributed.data_rank == 0 or self.config.shard_frozen
+        if not validation.prompts or not takes_part:
             return Shown()
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)

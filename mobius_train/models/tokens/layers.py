@@ -20,18 +20,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobius_train.models.tokens.attention import frame_attention, text_attention
+from mobius_train.sequence.group import SequenceGroup
+from mobius_train.sequence.rows import neighbour_rows
 
 EPS = 1e-6
 
 
 class Clip(NamedTuple):
-    """What the layers of a ring take besides their states."""
+    """What the layers of a ring take besides their states.
+
+    The ranks of a sequence group share the tokens of every frame: their states have S_r tokens instead of S.
+    """
 
     num_frames: int
     grid: tuple[int, int]
     """(h, w)"""
     bias: Tensor | None = None
     """What FA adds to its scores of the text, (B, 1, L): a large negative number for padding, else 0."""
+    sequence: SequenceGroup | None = None
 
 
 class Modulation(nn.Module):
@@ -58,9 +64,10 @@ class Mixing(nn.Module):
 
     def forward(self, hidden: Tensor, clip: Clip) -> Tensor:
         """(N, S, D) → (N, S, D)."""
-        clips = hidden.unflatten(1, clip.grid).unflatten(0, (-1, clip.num_frames))
+        rows, own = neighbour_rows(hidden, clip.grid, clip.sequence)
+        clips = rows.unflatten(1, (-1, clip.grid[1])).unflatten(0, (-1, clip.num_frames))
         mixed = self.convolution(clips.movedim(-1, 1)).movedim(1, -1)
-        return self.projection(F.silu(mixed.flatten(0, 1).flatten(1, 2)))
+        return self.projection(F.silu(mixed.flatten(0, 1).flatten(1, 2)[:, own]))
 
 
 class TokenLayer(nn.Module):

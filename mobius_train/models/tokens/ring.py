@@ -7,8 +7,9 @@ x image tokens and c text tokens of the frozen backbone, x_i those before block 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -22,6 +23,7 @@ from mobius_train.models.tokens.backbone import TokenBackbone
 from mobius_train.models.tokens.layers import Clip, Modulation, TokenLayer, bytes_per_flop, tail_bytes_per_flop
 from mobius_train.models.tokens.state import Tokens, TokenShape, unpatchify
 from mobius_train.ring_shape import RingShape
+from mobius_train.sequence.split import WHOLE, Split
 
 # The default of `ring_every`: half of the cost of a layer behind every block.
 EVERY = 2
@@ -172,33 +174,46 @@ class TokenRing(ModelMixin, ConfigMixin):
         """The fusion with x and the output head."""
         return [module for name, module in self.named_children() if name in ("fusion", *self.HEAD)]
 
-    def forward(self, features: Iterable[Tokens], num_frames: int, tail: Tail | None = None) -> Tensor:
+    def forward(
+        self, features: Iterable[Tokens], num_frames: int, tail: Tail | None = None, split: Split = WHOLE
+    ) -> Tensor:
         """Run in step with the backbone, consuming its features one at a time.
+
+        With a sequence group, d holds this rank's tokens of all frames, (N, S_r, w·D) instead of (N, S, w·D), and
+        features, tail and head this rank's frames, N_r instead of N.
 
         Args:
             features: the first state, then one for each block in front of the fusion, without a graph; and with a
                 `fusion_depth` the input of the tail.
             num_frames: F.
             tail: see `TokenBackbone.split`; required with a `fusion_depth`.
+            split: how the ranks of a sequence group share the frames.
 
         Returns:
             (N, out_channels, H, W).
         """
         stream, units = iter(features), TreatedUnits(self.treatments)
         state = next(stream)
-        bias = None if state.bias is None else _first(state.bias, num_frames).to(self.dtype)
-        clip = Clip(num_frames, state.grid, bias)
-        modulation, of_tail = units.run(self._enter, state.time)
-        difference = self._zero(state) if self.shape.ring_width else None
+        bias = None if state.bias is None else split.first_frames(state.bias, num_frames).to(self.dtype)
+        clip = Clip(num_frames, state.grid, bias, split.group)
+        modulation, of_tail = units.run(self._enter, split.whole(state.time))
+        difference: Tensor | None = None
         behind = dict(zip(self._places, cast(Iterable[TokenLayer], getattr(self, "blocks", ())), strict=True))
+        entering: deque[_Entering] = deque()
         for number, state in enumerate(stream, start=1):
             if number in behind:
-                assert difference is not None
-                assert modulation is not None
-                difference = difference + self._run(units, behind[number], state, difference, modulation, clip)
+                hidden, text = split.token_positions_ahead(state.hidden), split.first_frames(state.text, num_frames)
+                entering.append(_Entering(behind[number], hidden, text))
+            # With a sequence group the next tokens are on their way while a layer computes.
+            if len(entering) > (0 if split.group is None else 1):
+                difference = self._add(units, entering.popleft(), difference, modulation, clip)
+        while entering:
+            difference = self._add(units, entering.popleft(), difference, modulation, clip)
+        if difference is not None:
+            difference = split.token_frames(difference.to(self.dtype), state.hidden.shape[1])
         hidden = self._fuse(state.hidden, difference)
         if tail is not None:
-            state = tail(hidden, self._tail_layer(units, of_tail, clip))
+            state = tail(hidden, self._tail_layer(units, of_tail, clip, split))
             hidden = state.hidden.to(self.dtype)
         prediction = units.run(self._head, hidden, state.time, state.grid)
         self.host_bytes = units.host_bytes
@@ -210,38 +225,40 @@ class TokenRing(ModelMixin, ConfigMixin):
         first, second = (None if part is None else part(time.to(self.dtype)) for part in parts)
         return first, second
 
-    def _zero(self, state: Tokens) -> Tensor:
-        """d_0, (N, S, w·D), in float32: d adds up small increments, and is not saved for the backward pass."""
-        return state.hidden.new_zeros((*state.hidden.shape[:2], self.fusion.in_features), dtype=torch.float32)
-
-    def _run(
-        self, units: TreatedUnits, layer: TokenLayer, state: Tokens, difference: Tensor, modulation: Tensor, clip: Clip
+    def _add(
+        self,
+        units: TreatedUnits,
+        entering: _Entering,
+        difference: Tensor | None,
+        modulation: Tensor | None,
+        clip: Clip,
     ) -> Tensor:
-        """Δ_i(x_{i+1} + d_i)."""
-        dtype, hidden = self.dtype, None
+        """d_{i+1} = d_i + Δ_i(x_{i+1} + d_i)."""
+        dtype, layer, hidden = self.dtype, entering.layer, entering.hidden()
+        if difference is None:
+            # In float32: d adds up small increments, and is not saved for the backward pass.
+            difference = hidden.new_zeros((*hidden.shape[:2], self.fusion.in_features), dtype=torch.float32)
+        text = entering.text.to(dtype)
         if layer.entry is None:
             # Summed outside of the unit: a recomputed layer keeps one state, not two.
-            difference = difference + state.hidden
-        else:
-            hidden = state.hidden.to(dtype)
-        return units.run(
-            layer, difference.to(dtype), hidden, _first(state.text, clip.num_frames).to(dtype), modulation, clip
-        )
+            return difference + units.run(layer, (difference + hidden).to(dtype), None, text, modulation, clip)
+        return difference + units.run(layer, difference.to(dtype), hidden.to(dtype), text, modulation, clip)
 
     def _fuse(self, hidden: Tensor, difference: Tensor | None) -> Tensor:
         hidden = hidden.to(self.dtype)
-        return hidden if difference is None else hidden + self.fusion(difference.to(self.dtype))
+        return hidden if difference is None else hidden + self.fusion(difference)
 
     def _tail_layer(
-        self, units: TreatedUnits, modulation: Tensor | None, clip: Clip
+        self, units: TreatedUnits, modulation: Tensor | None, clip: Clip, split: Split
     ) -> Callable[[Callable[[Tokens], Tokens], Tokens], Tokens]:
         """Computes one block of the tail, each with its own temporal layer."""
         temporal = iter(cast(Iterable[TokenLayer], getattr(self, "tail_blocks", ())))
 
         def run(block: Callable[[Tokens], Tokens], layer: TokenLayer | None, state: Tokens) -> Tokens:
             if layer is not None:
-                hidden, text = state.hidden.to(self.dtype), _first(state.text, clip.num_frames).to(self.dtype)
-                change = layer(hidden, None, text, modulation, clip)
+                hidden = split.token_positions(state.hidden.to(self.dtype))
+                text = split.first_frames(state.text, clip.num_frames).to(self.dtype)
+                change = split.token_frames(layer(hidden, None, text, modulation, clip), state.hidden.shape[1])
                 state = state._replace(hidden=state.hidden + change.to(state.hidden.dtype))
             return block(state)
 
@@ -251,9 +268,14 @@ class TokenRing(ModelMixin, ConfigMixin):
         return unpatchify(self.output_patches(hidden, time.to(self.dtype)), grid, int(self.config.patch_size))
 
 
-def _first(of_frames: Tensor, num_frames: int) -> Tensor:
-    """That of each clip's first frame, (N, …) → (B, …). A copy, so that those of the other frames are freed."""
-    return of_frames.unflatten(0, (-1, num_frames))[:, 0].clone()
+class _Entering(NamedTuple):
+    """What enters a layer of the ring."""
+
+    layer: TokenLayer
+    hidden: Callable[[], Tensor]
+    """Waits for the backbone's tokens, (N, S, D)."""
+    text: Tensor
+    """Of each clip's first frame, (B, L, D)."""
 
 
 def _check(shape: RingShape, blocks: int) -> None:

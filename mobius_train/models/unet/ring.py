@@ -8,6 +8,7 @@ C channels, H, W latent size; w the ring's width.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -33,10 +34,11 @@ from mobius_train.models.unet.layers import (
     split_layout,
     tail_bytes_per_flop,
 )
-from mobius_train.models.unet.serial_layer import Temporal, serial_layer
+from mobius_train.models.unet.serial_layer import Temporal, on_positions, serial_layer
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
 from mobius_train.ring_shape import PAPER, RingShape
+from mobius_train.sequence.split import WHOLE, Grid, Split
 
 HEAD_FIELDS = ("out_channels", "act_fn", "norm_num_groups", "norm_eps", "conv_out_kernel")
 
@@ -240,51 +242,61 @@ class Ring(ModelMixin, ConfigMixin):
         features: Iterable[Feature],
         num_frames: int,
         tail: Callable[[Tensor, Layer], Tensor] | None = None,
+        split: Split = WHOLE,
     ) -> Tensor:
         """Run in step with the spatial branch, consuming its features one at a time.
+
+        With a sequence group, t holds this rank's positions of all frames, (N, C, Q_r, 1) instead of (N, C, H, W), and
+        features, tail and head this rank's frames, N_r instead of N.
 
         Args:
             features: h_0, then one feature for each layer in front of the fusion, without a graph; and with a
                 `fusion_depth` the input of the tail.
             num_frames: F.
             tail: see `UNetBackbone.split`; required with a `fusion_depth`.
+            split: how the ranks of a sequence group share the frames.
 
         Returns:
             (N, out_channels, H, W).
         """
-        stream, units = _Stream(features, self.dtype), TreatedUnits(self.treatments)
-        state = self._states(stream, units, num_frames) if self.shape.ring_width else None
+        entering = 1 + len(self._layers) - len(self._behind) if self.shape.ring_width else 0
+        stream, units = _Stream(features, entering, self.dtype, split), TreatedUnits(self.treatments)
+        state = self._states(stream, units, num_frames, split) if self.shape.ring_width else None
         hidden = stream.last()
         if tail is None:
             prediction = units.run(self._head, hidden, state)
         else:
-            hidden = tail(self._fuse(hidden, state), self._tail_layer(units, num_frames))
+            hidden = tail(self._fuse(hidden, state), self._tail_layer(units, num_frames, split))
             prediction = units.run(self._head, hidden.to(self.dtype), None)
         self.host_bytes = units.host_bytes
         return prediction
 
-    def _states(self, stream: _Stream, units: TreatedUnits, num_frames: int) -> Tensor:
-        """The last time state."""
+    def _states(self, stream: _Stream, units: TreatedUnits, num_frames: int, split: Split) -> Tensor:
+        """The last time state, of this rank's frames."""
         entries = self._entries_in_order()
         state = units.run(self._enter, next(entries), stream.take().hidden, num_frames)
-        bridges = [state]
+        grid = stream.grid
+        bridges, grids = [state], [grid]
         for block in cast(Sequence[RingBlock], self.down_blocks):
             for conv, attention in block.layers():
                 state = _layer(units, next(entries), conv, attention, state, None, stream.take(), num_frames)
                 bridges.append(state)
+                grids.append(grid)
             for downsampler in block.downsamplers:
-                state = downsampler(state)
+                state, grid = _sampled(downsampler, state, grid, split)
                 bridges.append(state)
+                grids.append(grid)
         for conv, attention in self.mid_block.layers():
             state = _layer(units, next(entries), conv, attention, state, None, stream.take(), num_frames)
         for block in cast(Sequence[RingBlock], self.up_blocks[: self._split()]):
             for conv, attention in block.layers():
+                grids.pop()
                 state = _layer(units, next(entries), conv, attention, state, bridges.pop(), stream.take(), num_frames)
             for upsampler in block.upsamplers:
-                state = upsampler(state, bridges[-1].shape[-2:])
-        return state
+                state, grid = _sampled(upsampler, state, grid, split, grids[-1])
+        return split.frames(state, grid)
 
-    def _tail_layer(self, units: TreatedUnits, num_frames: int) -> Layer:
+    def _tail_layer(self, units: TreatedUnits, num_frames: int, split: Split) -> Layer:
         """Computes one layer of the tail, each with its own temporal layers."""
         temporal: Iterator[Any] = itertools.repeat((None, None))
         if self.shape.tail_temporal_layers:
@@ -292,7 +304,8 @@ class Ring(ModelMixin, ConfigMixin):
             temporal = itertools.chain.from_iterable(block.layers() for block in blocks)
 
         def run(conv: nn.Module | None, attention: nn.Module | None, *args: Any) -> Tensor:
-            return serial_layer(self._cast(conv), self._cast(attention), num_frames, *args).hidden
+            pair = (on_positions(self._cast(layer), split) for layer in (conv, attention))
+            return serial_layer(*pair, num_frames, *args).hidden
 
         return lambda *args: Feature(units.run(run, *next(temporal), *args))
 
@@ -343,6 +356,12 @@ def _layer(
     return (feature.attention if entry is None else entry.attention(feature.attention)) + state
 
 
+def _sampled(sampler: nn.Module, state: Tensor, grid: Grid, split: Split, *size: Sequence[int]) -> tuple[Tensor, Grid]:
+    """t at another level, and that level's latent size. A sampler takes neighbouring positions of each frame."""
+    sampled = sampler(split.frames(state, grid), *size)
+    return split.positions(sampled), (sampled.shape[-2], sampled.shape[-1])
+
+
 class Entry(nn.Module):
     """The 1x1 convolutions through which the features of a layer enter a ring of another width."""
 
@@ -372,27 +391,52 @@ class RingBlock(TemporalBlock):
 class _Stream:
     """The spatial features, one at a time, in the ring's dtype or a narrower dtype that a sum with t widens.
 
-    It keeps only the last hidden state, which `Walk` holds for its next layer anyway.
+    It keeps only the last hidden state, which `Walk` holds for its next layer anyway. With a sequence group the feature
+    after the one that it gives is on its way already.
+
+    Args:
+        entering: how many features enter the ring.
+
+    Attributes:
+        grid: (H, W) of the first feature.
     """
 
     hidden: Tensor
+    grid: Grid
 
-    def __init__(self, features: Iterable[Feature], dtype: torch.dtype) -> None:
+    def __init__(self, features: Iterable[Feature], entering: int, dtype: torch.dtype, split: Split) -> None:
         self._features = iter(features)
-        self._dtype = dtype
+        self._dtype, self._split = dtype, split
+        self._taken = self._exchanged(entering)
 
     def take(self) -> Feature:
-        convolution, attention = next(self._features)
-        feature = Feature(self._fitted(convolution), None if attention is None else self._fitted(attention))
-        self.hidden = feature.hidden
-        return feature
+        """The next feature, of this rank's positions."""
+        return next(self._taken)
 
     def last(self) -> Tensor:
-        """The hidden state of the last feature."""
+        """The hidden state of the last feature, of this rank's frames."""
         for convolution, attention in self._features:
             self.hidden = self._fitted(convolution if attention is None else attention)
             del convolution, attention
         return self.hidden
+
+    def _exchanged(self, entering: int) -> Iterator[Feature]:
+        ahead = 0 if self._split.group is None else 1
+        waiting: deque[list[Callable[[], Tensor]]] = deque()
+        for number in range(entering):
+            waiting.append(self._started())
+            if number == 0:
+                self.grid = (self.hidden.shape[-2], self.hidden.shape[-1])
+            if number >= ahead:
+                yield Feature(*[finish() for finish in waiting.popleft()])
+        while waiting:
+            yield Feature(*[finish() for finish in waiting.popleft()])
+
+    def _started(self) -> list[Callable[[], Tensor]]:
+        convolution, attention = next(self._features)
+        fitted = [self._fitted(part) for part in (convolution, attention) if part is not None]
+        self.hidden = fitted[-1]
+        return [self._split.positions_ahead(part) for part in fitted]
 
     def _fitted(self, tensor: Tensor) -> Tensor:
         # A copy widened here would stay in memory until the backward pass of a recomputed layer.

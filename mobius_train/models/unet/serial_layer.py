@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mobius_train.models.backbone import Feature
 from mobius_train.models.unet.backbone import spatial_layer
+from mobius_train.sequence.split import Split
 
 # (N, C, H, W) and F → (N, C, H, W)
 Temporal = Callable[[Tensor, int], Tensor]
@@ -37,3 +38,14 @@ def serial_layer(
     if feature.attention is None or temporal_attention is None:
         return feature
     return feature._replace(attention=temporal_attention(feature.attention, num_frames))
+
+
+def on_positions(temporal: Temporal | None, split: Split) -> Temporal | None:
+    """A temporal layer between spatial layers that have this rank's frames: (N_r, C, H, W) and F → (N_r, C, H, W)."""
+    if temporal is None:
+        return None
+
+    def run(hidden: Tensor, num_frames: int) -> Tensor:
+        return split.frames(temporal(split.positions(hidden), num_frames), (hidden.shape[-2], hidden.shape[-1]))
+
+    return run

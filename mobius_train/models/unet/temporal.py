@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mobius_train.models.attention import TemporalProcessor
 from mobius_train.models.backbone import LayerShape
+from mobius_train.sequence.group_norm import SharedGroupNorm
 
 
 class FrameConv(nn.Conv3d):
@@ -44,11 +45,12 @@ class TemporalConv(TemporalConvLayer):
     def __init__(self, in_channels: int, channels: int, norm_num_groups: int) -> None:
         super().__init__(channels, norm_num_groups=norm_num_groups)
         for convolutions in (self.conv1, self.conv2, self.conv3, self.conv4):
+            convolutions[0] = SharedGroupNorm(norm_num_groups, channels)
             convolutions[-1] = FrameConv(channels, channels)
         self.projection: nn.Module | None = None
         if in_channels != channels:
             self.projection = nn.Sequential(
-                nn.GroupNorm(norm_num_groups, in_channels), nn.SiLU(), FrameConv(in_channels, channels)
+                SharedGroupNorm(norm_num_groups, in_channels), nn.SiLU(), FrameConv(in_channels, channels)
             )
 
     def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
@@ -71,6 +73,7 @@ class TemporalAttention(TransformerTemporalModel):
     def __init__(self, **shape: int) -> None:
         """Arguments as for TransformerTemporalModel."""
         super().__init__(**shape)
+        self.norm = SharedGroupNorm(self.norm.num_groups, self.norm.num_channels, eps=self.norm.eps)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.set_processor(TemporalProcessor("sdpa"))

@@ -1,0 +1,48 @@
+"""Runs whose ranks share clips: the same losses, samples and checkpoints as one rank's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import launch
+from recipes import DEEP, DS_CONFIGS, losses, metrics, recipe, write
+
+WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
+SHARED = "+sequence_parallel_size=2"
+# Of rounding, as in tests/runs/test_ranks.py.
+TOLERANCE = 1e-5
+
+
+def run(ranks: int, recipe_path: Path, output: Path, *runs: str) -> None:
+    result = launch(ranks, WORKER, str(recipe_path), str(output), str(DS_CONFIGS), *runs, timeout=600)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+
+def heldout(folder: Path) -> list[float]:
+    return [line["heldout_loss"] for line in metrics(folder) if "heldout_loss" in line]
+
+
+@pytest.mark.distributed
+def test_under_every_engine_a_shared_clip_trains_as_one_ranks(
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
+) -> None:
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=3, use_ema=True, **DEEP)
+    path = write(tmp_path / "recipe.yaml", values)
+    run(1, path, tmp_path, "zero0")
+    silent = "+validation.prompts=[]"
+    two = [
+        f"zero2{SHARED}+train_batch_size=4",
+        *(f"{engine}{SHARED}+train_batch_size=4{silent}" for engine in ("zero3", "fsdp")),
+    ]
+    # Two groups with two clips each, in two micro-batches.
+    four = [f"zero1{SHARED}{silent}+train_batch_size=1+gradient_accumulation_steps=2"]
+    run(2, path, tmp_path, *two)
+    run(4, path, tmp_path, *four)
+    reference = tmp_path / "zero0"
+    assert len(set(losses(reference))) == 3
+    for name in (*two, *four):
+        assert losses(tmp_path / name) == pytest.approx(losses(reference), rel=TOLERANCE), name
+        assert heldout(tmp_path / name) == pytest.approx(heldout(reference), rel=TOLERANCE), name
+        assert (tmp_path / name / "final" / "model_index.json").is_file()
+    assert len(list((tmp_path / two[0] / "samples" / "step-3").glob("*.gif"))) == 1
