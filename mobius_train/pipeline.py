@@ -223,7 +223,8 @@ class TextToVideoPipeline(DiffusionPipeline):
             frames: Any = torch.cat(clips)
         else:
             images = ImageEncoder(self.vae, device)
-            frames = convert_frames(torch.cat([images.decode(clip) for clip in clips]), output_type)
+            sequence = as_denoiser(self.unet).sequence
+            frames = convert_frames(torch.cat([images.decode(clip, sequence) for clip in clips]), output_type)
         return TextToVideoPipelineOutput(frames) if return_dict else (frames,)
 
     def spatial_only(self) -> TextToVideoPipeline:

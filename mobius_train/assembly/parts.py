@@ -21,7 +21,7 @@ from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
-from mobius_train.encoders.fit import check_latents, check_side, check_text
+from mobius_train.encoders.fit import check_latents, check_positions, check_side, check_text
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.models import Denoiser, build_denoiser
@@ -165,3 +165,7 @@ def check_resolution(config: RunConfig, vae: AutoencoderKL, image_model: nn.Modu
         sides |= {f"data.buckets.{number}.width": bucket.width, f"data.buckets.{number}.height": bucket.height}
     for name, pixels in sides.items():
         check_side(name, pixels, image_model, vae.config)
+    if image_model is not None:
+        sizes = [(bucket.width, bucket.height) for bucket in config.data.buckets or ()]
+        for size in (config.data.resolution, config.data.resolution), *sizes:
+            check_positions(size, image_model, vae.config, config.sequence_parallel_size)

@@ -16,6 +16,7 @@ from mobius_train.data.loader import Collate, Samples
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.models import weights_hash
+from mobius_train.sequence.group import SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Encoders:
     text: TextEncoding
     wanted: frozenset[str] = frozenset({TEXT})
 
-    def encode(self, clip: Clip, variants: Sequence[str] = ()) -> EncodedClip:
+    def encode(self, clip: Clip, variants: Sequence[str] = (), sequence: SequenceGroup | None = None) -> EncodedClip:
         """Encode one clip; the result is on the encoders' device.
 
         Args:
             variants: other captions of the clip.
+            sequence: see `ImageEncoder.posterior`. Each of these ranks encodes the captions.
         """
-        mean, std = self.images.posterior(clip.frames)
+        mean, std = self.images.posterior(clip.frames, sequence)
         first, *others = (self._conditions(clip, caption) for caption in (clip.caption, *variants))
         return EncodedClip(clip.key, mean, std, first, tuple(others))
 
@@ -45,10 +47,10 @@ class Encoders:
         size = Conditions.of_size(height, width, self.wanted)
         return self.text.encode(caption, where=clip.key) | size.to(self.images.device)
 
-    def encode_batch(self, batch: ClipBatch) -> EncodedBatch:
-        """Encode a batch clip by clip, so that the result is bit-identical to the cache."""
+    def encode_batch(self, batch: ClipBatch, sequence: SequenceGroup | None = None) -> EncodedBatch:
+        """Encode a batch clip by clip, so that the result is bit-identical to the cache; see `encode`."""
         clips = zip(batch.keys, batch.captions, batch.frames, strict=True)
-        encoded = [self.encode(Clip(*clip)) for clip in clips]
+        encoded = [self.encode(Clip(*clip), sequence=sequence) for clip in clips]
         return EncodedBatch.collate(list(zip(batch.sample_index.tolist(), encoded, strict=True)))
 
     def without_caption(self) -> Conditions:
@@ -93,16 +95,28 @@ class EncodedSource(Protocol):
 
 
 class Online:
-    """The loader decodes clips, and the device encodes them at every step."""
+    """The loader decodes clips, and the device encodes them at every step.
+
+    Args:
+        sequence: the ranks that get the same batches, and share the encoding of frames.
+    """
 
     collate: Collate = ClipBatch.collate
 
-    def __init__(self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device) -> None:
-        self.samples, self._encoders, self._device = samples, encoders, device
+    def __init__(
+        self,
+        samples: dict[str, Samples | None],
+        encoders: Encoders,
+        device: torch.device,
+        sequence: SequenceGroup | None = None,
+    ) -> None:
+        self.samples, self._encoders, self._device, self._sequence = samples, encoders, device, sequence
 
     def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
         # `mobius_train.measure` passes batches that are already encoded.
-        return self._encoders.encode_batch(batch) if isinstance(batch, ClipBatch) else batch.to(self._device)
+        if isinstance(batch, ClipBatch):
+            return self._encoders.encode_batch(batch, self._sequence)
+        return batch.to(self._device)
 
     @contextmanager
     def encoders_on_device(self) -> Iterator[None]:

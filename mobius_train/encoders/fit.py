@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,27 @@ def check_side(name: str, pixels: int, image_model: Any, vae_config: Mapping[str
         raise MobiusError(
             f"{name}={pixels}: the image model has positions for at most {most} patches along a side"
             f" (pos_embed_max_size), that is {most * multiple} pixels. Use a smaller size"
+        )
+
+
+def check_positions(size: tuple[int, int], image_model: Any, vae_config: Mapping[str, Any], ranks: int) -> None:
+    """Check that ranks that share a clip have a position each in every level of the model.
+
+    Args:
+        size: pixels of a frame's sides.
+        image_model: with its configuration.
+        ranks: sequence_parallel_size.
+
+    Raises:
+        MobiusError: the deepest level of a UNet, or a transformer, has fewer positions than ranks.
+    """
+    levels, patch = len(image_model.config.get("block_out_channels", [0])), image_model.config.get("patch_size")
+    step = LatentSpace.of(vae_config).reduction * 2 ** (levels - 1) * (patch if isinstance(patch, int) else 1)
+    positions = math.prod(-(-side // step) for side in size)
+    if positions < ranks:
+        raise MobiusError(
+            f"sequence_parallel_size={ranks}, but frames of {size[0]} x {size[1]} pixels have only {positions}"
+            f" position(s) in the image model's deepest level: each rank needs one. Use at most {positions}"
         )
 
 

@@ -5,13 +5,17 @@ Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+
+from mobius_train.sequence.group import SequenceGroup
+from mobius_train.sequence.split import bounds, gathered
 
 # The summation order of kernels depends on the batch size, so this number is part of a cached latent's identity and is
 # used for all encoding and decoding.
@@ -93,26 +97,53 @@ class ImageEncoder:
         return self.vae.device
 
     @torch.no_grad()
-    def posterior(self, frames: Tensor) -> Posterior:
+    def posterior(self, frames: Tensor, sequence: SequenceGroup | None = None) -> Posterior:
         """Encode one clip, uint8 (F, 3, H, W).
 
         Clips are not batched: the summation order of kernels depends on the batch size, and the cache must be
         bit-identical to online encoding.
+
+        Args:
+            sequence: ranks that all encode this clip; each encodes some of its frames.
         """
-        parts = [
-            self.vae.encode(to_pixels(part.to(self.device))).latent_dist
-            for part in frames.split(self.space.frames_at_once)
-        ]
-        return Posterior(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
+
+        def encode(part: Tensor) -> Tensor:
+            latents = self.vae.encode(to_pixels(part.to(self.device))).latent_dist
+            return torch.stack([latents.mean, latents.std], dim=1)
+
+        channels, _, *size = self.space.shape(len(frames), *frames.shape[-2:])
+        mean, std = self._in_parts(frames, encode, (2, channels, *size), sequence).unbind(1)
+        return Posterior(mean.contiguous(), std.contiguous())
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """z = (mean + std · noise - shift) · scale, the denoiser's input, for any shape."""
         return self.space.scaled(mean + std * noise)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, c, F, h, w) to uint8 frames (B, F, 3, H, W) on the CPU."""
+    def decode(self, latents: Tensor, sequence: SequenceGroup | None = None) -> Tensor:
+        """Decode latents (B, c, F, h, w) to uint8 frames (B, F, 3, H, W) on the CPU.
+
+        Args:
+            sequence: ranks that all decode these latents; each decodes some of the frames.
+        """
         folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
         folded = self.space.unscaled(folded)
-        pixels = torch.cat([self.vae.decode(part).sample for part in folded.split(self.space.frames_at_once)])
+        size = (side * self.space.reduction for side in latents.shape[-2:])
+        pixels = self._in_parts(folded, lambda part: self.vae.decode(part).sample, (3, *size), sequence)
         return to_frames(pixels).unflatten(0, (latents.shape[0], latents.shape[2])).cpu()
+
+    def _in_parts(
+        self,
+        frames: Tensor,
+        run: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        sequence: SequenceGroup | None,
+    ) -> Tensor:
+        """Run the autoencoder on parts of (F, …), of which each rank takes some; a result has `shape` for a frame."""
+        parts = frames.split(self.space.frames_at_once)
+        if sequence is None:
+            return torch.cat([run(part) for part in parts])
+        of_ranks = [parts[start:stop] for start, stop in pairwise(bounds(len(parts), sequence.size))]
+        nothing = torch.empty((0, *shape), device=self.device)
+        own = torch.cat([nothing, *(run(part) for part in of_ranks[sequence.rank])])
+        return gathered(sequence, own, [sum(map(len, of_rank)) for of_rank in of_ranks])

@@ -64,6 +64,10 @@ class Denoiser(Protocol):
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the trained layers store activations for the backward pass."""
 
+    @property
+    def sequence(self) -> SequenceGroup | None:
+        """The ranks that share every batch; None if this rank has its own."""
+
     def set_sequence(self, sequence: SequenceGroup | None) -> None:
         """Set the ranks that share every batch, which all of them pass to `predict`; None for this rank alone."""
 

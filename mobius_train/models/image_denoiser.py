@@ -30,6 +30,7 @@ class ImageDenoiser(nn.Module):
     """
 
     frozen = None
+    sequence = None
 
     def __init__(self, model: nn.Module, backbone: Backbone, head: Sequence[nn.Module]) -> None:
         super().__init__()

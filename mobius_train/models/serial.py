@@ -179,8 +179,7 @@ class SerialUNet(SerialModel):
         pairs = iter(self.temporal.layers())
 
         def layer(*args: Any) -> Feature:
-            pair = (on_positions(temporal, split) for temporal in next(pairs))
-            return self._run(serial_layer, *pair, num_frames, *args)
+            return self._run(serial_layer, *next(pairs), num_frames, split, *args)
 
         def enter(hidden: Tensor) -> Tensor:
             return self._run(on_positions(self.temporal.transformer_in, split), hidden, num_frames)

@@ -5,14 +5,14 @@ Legend: N frames of all ranks; Q = h·w positions of a frame, in rows of w; Q_r 
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mobius_train.sequence.group import SequenceGroup
-from mobius_train.sequence.split import Grid, shares
+from mobius_train.sequence.split import Grid, bounds
 
 
 class _Range(NamedTuple):
@@ -54,9 +54,7 @@ class _Ranges:
     def __init__(self, grid: Grid, group: SequenceGroup) -> None:
         height, width = grid
         self.group = group
-        counts = shares(height * width, group.size)
-        stops = accumulate(counts)
-        self.own = [_Range(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
+        self.own = [_Range(*pair) for pair in pairwise(bounds(height * width, group.size))]
         self.wanted = [
             _Range(max(0, own.start // width - 1) * width, min(height, (own.stop - 1) // width + 2) * width)
             for own in self.own

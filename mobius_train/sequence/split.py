@@ -10,7 +10,8 @@ those of rank r; C channels, H, W latent size, H·W = Q.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,18 @@ def shares(count: int, size: int) -> list[int]:
     """The share of each of `size` ranks, the larger ones first."""
     whole, left = divmod(count, size)
     return [whole + (rank < left) for rank in range(size)]
+
+
+def bounds(count: int, size: int) -> list[int]:
+    """Where each rank's share begins, and where the last one ends."""
+    return [0, *accumulate(shares(count, size))]
+
+
+def gathered(group: SequenceGroup, own: Tensor, counts: Sequence[int]) -> Tensor:
+    """The parts of all ranks along the first axis, without a graph; rank r's part has `counts[r]` entries there."""
+    entry = own.shape[1:].numel()
+    received = group.exchange(own.flatten().repeat(group.size), [own.numel()] * group.size, [n * entry for n in counts])
+    return received().view(-1, *own.shape[1:])
 
 
 class Split:
@@ -89,7 +102,7 @@ class Split:
         """
         if self.group is None:
             return of_frames.unflatten(0, (-1, num_frames))[:, 0].clone()
-        before = sum(shares(self._frames, self.group.size)[: self.group.rank])
+        before = bounds(self._frames, self.group.size)[self.group.rank]
         first = -(-before // num_frames)
         mine = of_frames[first * num_frames - before :: num_frames]
         clips = self._frames // num_frames
@@ -157,13 +170,8 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, of_frames: Tensor, split: Split) -> Tensor:
         context.split = split
-        group, frames = cast(SequenceGroup, split.group), split._frames
-        # Every rank gets the frames of this rank.
-        of_frame = of_frames[0].numel()
-        of = [count * of_frame for count in shares(frames, group.size)]
-        sent = of_frames.flatten().repeat(group.size)
-        gathered = group.exchange(sent, [of_frames.numel()] * group.size, of)()
-        return gathered.view(frames, *of_frames.shape[1:])
+        group = cast(SequenceGroup, split.group)
+        return gathered(group, of_frames, shares(split._frames, group.size))
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:

@@ -61,7 +61,8 @@ class DiffusionTask:
         self.config, self.parts, self.distributed = parts.config, parts, distributed
         self._clips = {"train": train, "heldout": heldout}
         denoiser, encoders = parts.denoiser, parts.encoders
-        self.source: EncodedSource = Online({"train": train, "heldout": heldout}, encoders, distributed.device)
+        clips: dict[str, Samples | None] = {"train": train, "heldout": heldout}
+        self.source: EncodedSource = Online(clips, encoders, distributed.device, distributed.sequence)
         self._without_caption = encoders.without_caption()
         self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)

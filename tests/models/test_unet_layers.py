@@ -20,6 +20,7 @@ from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.layers import bytes_per_flop, read_layout, tail_bytes_per_flop, transformer_blocks
 from mobius_train.models.unet.serial_layer import serial_layer
 from mobius_train.models.unet.temporal import TemporalConv, temporal_attention
+from mobius_train.sequence.split import WHOLE
 
 
 def layers_built(block: Any) -> list[LayerShape]:
@@ -118,7 +119,7 @@ def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(entering: in
     time, text = torch.randn(2 * FRAMES, 8), torch.randn(2 * FRAMES, 1, 8)
 
     def forward(sample: Tensor) -> Tensor:
-        return serial_layer(conv, attend, FRAMES, resnet, attention, sample, None, time, text).hidden
+        return serial_layer(conv, attend, FRAMES, WHOLE, resnet, attention, sample, None, time, text).hidden
 
     found = measured([resnet.requires_grad_(False), attention, conv, attend], entering, forward)
     layer = LayerShape(entering, WIDTH, 2 if blocks else None)

@@ -202,8 +202,8 @@ class TokenRing(ModelMixin, ConfigMixin):
         entering: deque[_Entering] = deque()
         for number, state in enumerate(stream, start=1):
             if number in behind:
-                hidden, text = split.token_positions_ahead(state.hidden), split.first_frames(state.text, num_frames)
-                entering.append(_Entering(behind[number], hidden, text))
+                ahead, text = split.token_positions_ahead(state.hidden), split.first_frames(state.text, num_frames)
+                entering.append(_Entering(behind[number], ahead, text))
             # With a sequence group the next tokens are on their way while a layer computes.
             if len(entering) > (0 if split.group is None else 1):
                 difference = self._add(units, entering.popleft(), difference, modulation, clip)

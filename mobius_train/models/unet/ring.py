@@ -34,7 +34,7 @@ from mobius_train.models.unet.layers import (
     split_layout,
     tail_bytes_per_flop,
 )
-from mobius_train.models.unet.serial_layer import Temporal, on_positions, serial_layer
+from mobius_train.models.unet.serial_layer import Temporal, serial_layer
 from mobius_train.models.unet.temporal import TemporalAttention, TemporalBlock, TemporalConv, transformer_in
 from mobius_train.models.units import layer_units
 from mobius_train.ring_shape import PAPER, RingShape
@@ -304,8 +304,7 @@ class Ring(ModelMixin, ConfigMixin):
             temporal = itertools.chain.from_iterable(block.layers() for block in blocks)
 
         def run(conv: nn.Module | None, attention: nn.Module | None, *args: Any) -> Tensor:
-            pair = (on_positions(self._cast(layer), split) for layer in (conv, attention))
-            return serial_layer(*pair, num_frames, *args).hidden
+            return serial_layer(self._cast(conv), self._cast(attention), num_frames, split, *args).hidden
 
         return lambda *args: Feature(units.run(run, *next(temporal), *args))
 

@@ -21,6 +21,7 @@ def serial_layer(
     temporal_conv: Temporal | None,
     temporal_attention: Temporal | None,
     num_frames: int,
+    split: Split,
     resnet: nn.Module,
     attention: nn.Module | None,
     hidden: Tensor,
@@ -28,22 +29,24 @@ def serial_layer(
     time_embedding: Tensor,
     text: Tensor,
 ) -> Feature:
-    """`spatial_layer` with TC after SC and TA after SA (Mobius, Eq. 7); each may be absent."""
+    """`spatial_layer` with TC after SC and TA after SA (Mobius, Eq. 7); each may be absent.
+
+    Args:
+        split: how the ranks of a sequence group share the frames.
+    """
 
     def convolve(hidden: Tensor, time_embedding: Tensor) -> Tensor:
         convolved = resnet(hidden, time_embedding)
-        return convolved if temporal_conv is None else temporal_conv(convolved, num_frames)
+        return convolved if temporal_conv is None else on_positions(temporal_conv, split)(convolved, num_frames)
 
     feature = spatial_layer(convolve, attention, hidden, bridge, time_embedding, text)
     if feature.attention is None or temporal_attention is None:
         return feature
-    return feature._replace(attention=temporal_attention(feature.attention, num_frames))
+    return feature._replace(attention=on_positions(temporal_attention, split)(feature.attention, num_frames))
 
 
-def on_positions(temporal: Temporal | None, split: Split) -> Temporal | None:
+def on_positions(temporal: Temporal, split: Split) -> Temporal:
     """A temporal layer between spatial layers that have this rank's frames: (N_r, C, H, W) and F → (N_r, C, H, W)."""
-    if temporal is None:
-        return None
 
     def run(hidden: Tensor, num_frames: int) -> Tensor:
         return split.frames(temporal(split.positions(hidden), num_frames), (hidden.shape[-2], hidden.shape[-1]))

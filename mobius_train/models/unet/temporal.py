@@ -73,7 +73,8 @@ class TemporalAttention(TransformerTemporalModel):
     def __init__(self, **shape: int) -> None:
         """Arguments as for TransformerTemporalModel."""
         super().__init__(**shape)
-        self.norm = SharedGroupNorm(self.norm.num_groups, self.norm.num_channels, eps=self.norm.eps)
+        norm = cast(nn.GroupNorm, self.get_submodule("norm"))
+        self.norm = SharedGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.set_processor(TemporalProcessor("sdpa"))
