@@ -7,6 +7,10 @@ from typing import Any
 
 from mobius_train.plan.advice import Advice
 from mobius_train.plan.planner import CONTEXT, MIB, Plan
+from mobius_train.sequence.group import Sent
+
+# Seconds of a small collective inside a node with NVLink, assumed, not measured.
+LATENCY = 25e-6
 
 ASSUMPTIONS = (
     f"context and workspaces: {CONTEXT / MIB:.0f} MiB for CUDA's context and kernels, cuBLAS's and cuDNN's workspaces"
@@ -32,6 +36,7 @@ def as_json(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
         "host": plan.host,
         "trained_parameters": plan.trained,
         "flops": plan.flops,
+        "sent": None if plan.sent is None else asdict(plan.sent),
         "gpu": None if gpu is None else asdict(gpu) | {"bytes": gpu.bytes},
         "fits": None if gpu is None else plan.fits,
         "largest": limits,
@@ -51,6 +56,8 @@ def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
     lines.append(f"saved for backward: {_mib(sum(plan.saved.values()))} MiB ({saved})")
     work = ", ".join(f"{count / 1e12:.2f} {name}" for name, count in plan.flops.items())
     lines.append(f"work of a micro-batch: {work} TFLOP; {plan.trained / 1e6:.1f}M trained parameters")
+    if plan.sent is not None:
+        lines.append(f"sent to the ranks that share a micro-batch: {sent_text(plan.sent)}")
     if plan.host:
         lines.append(f"in host memory: {_mib(plan.host)} MiB for each rank")
     lines += ["", *_verdict(plan, limits)]
@@ -62,6 +69,17 @@ def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
     lines += ["", "Assumptions:", *(f"  - {text}" for text in ASSUMPTIONS), "Models:"]
     lines += [f"  {part:<14}{source}" for part, source in plan.sources.items()]
     return "\n".join(lines)
+
+
+def sent_text(sent: Sent) -> str:
+    """What the ranks that share a clip send to each other, and its latency."""
+    exchanged, calls = sent.bytes["exchange"] / MIB, sent.calls
+    sums = calls["gather"] + calls["reduce"]
+    return (
+        f"{exchanged:.1f} MiB in {calls['exchange']} exchanges; {sums} sums and statistics of"
+        f" {(sent.bytes['gather'] + sent.bytes['reduce']) / MIB:.2f} MiB, about {sums * LATENCY * 1e3:.1f} ms at"
+        f" {LATENCY * 1e6:.0f} us each"
+    )
 
 
 def _verdict(plan: Plan, limits: dict[str, int | None]) -> list[str]:

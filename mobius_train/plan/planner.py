@@ -20,6 +20,7 @@ from mobius_train.plan.fsdp_states import fsdp
 from mobius_train.plan.gpus import Gpu, check_gpu
 from mobius_train.plan.simulate import FrozenModel, Simulation, Simulator
 from mobius_train.plan.zero_states import EngineMemory
+from mobius_train.sequence.group import Sent
 
 MIB = 2**20
 # Bytes per process on a GPU: CUDA's context and kernels, cuBLAS's and cuDNN's handles and workspaces, NCCL's buffers.
@@ -44,6 +45,8 @@ class Plan:
         trained: number of trained parameters.
         sources: the origin of each model's configuration.
         gpu: the GPU, or None.
+        sent: in a micro-batch to the ranks that share its clips, by the rank that sends the most; None if there are
+            none.
     """
 
     parts: dict[str, int]
@@ -54,6 +57,7 @@ class Plan:
     trained: int
     sources: dict[str, str]
     gpu: Gpu | None = None
+    sent: Sent | None = None
 
     @property
     def peak(self) -> int:
@@ -111,6 +115,7 @@ class Planner:
             trained=sum(sim.trained),
             sources=self._configs(config).sources,
             gpu=gpu,
+            sent=sim.sent,
         )
 
     def _configs(self, config: RunConfig) -> ModelConfigs:

@@ -34,6 +34,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.models.units import layer_units
 from mobius_train.plan.trace import Recorder, Trace, module_bytes
+from mobius_train.sequence.group import Sent, SimulatedGroup
 from mobius_train.tasks.autoencoder import Autoencoding, reconstruction_loss
 from mobius_train.tasks.denoising import squared_error
 
@@ -65,6 +66,7 @@ class Simulation:
         encoding: peak bytes of encoding one clip and its caption.
         sampling: peak bytes of sampling one clip, including decoding.
         heldout: peak bytes of the held-out loss of one batch; 0 without held-out data.
+        sent: to the ranks that share the clips, in `step` by the first of them; None if there are none.
     """
 
     trained: tuple[int, ...]
@@ -79,6 +81,7 @@ class Simulation:
     sampling: int
     heldout: int
     frozen_in_graph: bool = False
+    sent: Sent | None = None
 
 
 class Simulator:
@@ -156,6 +159,9 @@ class Simulator:
             text = [encoder.model for encoder in parts.encoders.text.encoders.values()]
             for module in (parts.denoiser, parts.encoders.images.vae, *text):
                 make_fake(cast(nn.Module, module), self._mode)
+            if config.sequence_parallel_size > 1:
+                # The first rank has the larger shares.
+                parts.denoiser.set_sequence(SimulatedGroup(0, config.sequence_parallel_size))
             self._parts[key] = parts
         return self._parts[key]
 
@@ -215,9 +221,12 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
     if config.validation.prompts:
         sampling = max(
             _without_graph(lambda: _predict(parts, guided, drawn)),
-            _without_graph(lambda: images.decode(torch.randn(1, *drawn))),
+            _without_graph(lambda: images.decode(torch.randn(1, *drawn), denoiser.sequence)),
         )
     frames = (shape.num_frames, 3, shape.height, shape.width)
+    group = denoiser.sequence
+    before = None if group is None else group.sent
+    step = _denoiser_step(parts, batch, latent)
     return Simulation(
         trained=_elements(denoiser.trained, True),
         frozen_inside=_elements(denoiser.trained, False),
@@ -226,14 +235,15 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
         frozen=_frozen(denoiser.frozen, [] if denoiser.frozen is None else _flat(denoiser.backbone.units())),
         vae=_frozen(images.vae, []),
         text=_text(parts),
-        step=_denoiser_step(parts, batch, latent),
+        step=step,
         encoding=max(
-            _without_graph(lambda: images.posterior(torch.zeros(frames, dtype=torch.uint8))),
+            _without_graph(lambda: images.posterior(torch.zeros(frames, dtype=torch.uint8), denoiser.sequence)),
             *(_without_graph(partial(_caption, encoder)) for encoder in text.encoders.values()),
         ),
         sampling=sampling,
         heldout=heldout,
         frozen_in_graph=bool(denoiser.frozen_in_graph()),
+        sent=None if group is None or before is None else group.sent.since(before),
     )
 
 

@@ -8,11 +8,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
+
+KINDS = ("exchange", "gather", "reduce")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a rank sent to the others of its group.
+
+    Attributes:
+        bytes, calls: by kind of collective.
+    """
+
+    bytes: dict[str, int]
+    calls: dict[str, int]
+
+    def since(self, before: Sent) -> Sent:
+        """What was sent after `before`."""
+        return Sent(
+            {kind: self.bytes[kind] - before.bytes[kind] for kind in self.bytes},
+            {kind: self.calls[kind] - before.calls[kind] for kind in self.calls},
+        )
 
 
 class SequenceGroup(ABC):
@@ -21,14 +43,17 @@ class SequenceGroup(ABC):
     Attributes:
         rank: this rank in the group, from 0.
         size: P, the number of ranks.
-        bytes_sent: by this rank to the others, by kind of collective.
-        calls: collectives, by kind.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self.bytes_sent = {"exchange": 0, "gather": 0, "reduce": 0}
-        self.calls = dict.fromkeys(self.bytes_sent, 0)
+        self._bytes = dict.fromkeys(KINDS, 0)
+        self._calls = dict.fromkeys(KINDS, 0)
+
+    @property
+    def sent(self) -> Sent:
+        """What this rank has sent since the group was made."""
+        return Sent(dict(self._bytes), dict(self._calls))
 
     def exchange(self, sent: Tensor, to: Sequence[int], of: Sequence[int], ahead: bool = False) -> Callable[[], Tensor]:
         """Start an all-to-all: `to[j]` elements of the flat tensor go to rank j, `of[i]` elements come from rank i.
@@ -63,8 +88,8 @@ class SequenceGroup(ABC):
     def _reduce(self, tensor: Tensor) -> Tensor: ...
 
     def _count(self, kind: str, sent: int) -> None:
-        self.bytes_sent[kind] += sent
-        self.calls[kind] += 1
+        self._bytes[kind] += sent
+        self._calls[kind] += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies of a model share the ranks."""

@@ -31,6 +31,7 @@ from unets import batch_for, tiny_unet
 from mobius_train.job.distributed import Distributed
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.models.recompute import LayerMemory
+from mobius_train.models.sd3.serial import SerialSD3
 from mobius_train.ring_shape import RingShape
 from mobius_train.sequence.group import SequenceGroup, make_group
 from mobius_train.sequence.group_norm import share_norms
@@ -46,7 +47,8 @@ def unet(*shape: Any) -> tuple[Any, Any]:
 
 def tokens(kind: str, **shape: Any) -> tuple[Any, Any]:
     model = tiny_model(kind)
-    return parallel_of(model, RingShape(**shape)), token_batch(model, clips=CLIPS, frames=FRAMES)
+    batch = token_batch(model, clips=CLIPS, frames=FRAMES)
+    return (parallel_of(model, RingShape(**shape)) if shape else SerialSD3.from_sd3(model)), batch
 
 
 MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -54,6 +56,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "half, tail": lambda: unet(0.5, 2, True),
     "tail alone": lambda: unet(0, 1, True),
     "serial": lambda: unet(),
+    "vchitect": lambda: tokens("sd3"),
     "sd3": lambda: tokens("sd3", ring_every=1),
     "sd35, half, tail": lambda: tokens(
         "sd35", ring_width=0.5, fusion_depth=2, tail_temporal_layers=True, context_latents=2
@@ -96,15 +99,16 @@ def compare(case: str, distributed: Distributed, group: SequenceGroup) -> dict[s
     model.set_sequence(group)
     if precision == "control":
         share_norms(model, None)
-    before = dict(group.bytes_sent)
+    before = group.sent
     found = gradients(model, own, target[mine])
+    sent = group.sent.since(before)
     assert found.keys() == expected.keys()
     for gradient in found.values():
         dist.all_reduce(gradient)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     ranks = distributed.world_size
     apart = max(float((found[key] / ranks - expected[key]).abs().max()) for key in expected)
-    return {"apart": apart / largest, "sent": {kind: group.bytes_sent[kind] - before[kind] for kind in before}}
+    return {"apart": apart / largest, "sent": sent.bytes}
 
 
 folder, size, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(";")

@@ -15,8 +15,8 @@ CASES = (
     *(f"{model}:keep:float64" for model in UNETS),
     *(f"half, tail:{treatment}:float64" for treatment in ("recompute", "selective", "offload")),
     "paper:keep:float32",
-    *(f"{model}:keep:float64" for model in ("sd3", "sd35, half, tail", "pixart")),
-    "sd3:recompute:float64",
+    *(f"{model}:keep:float64" for model in ("sd3", "sd35, half, tail", "pixart", "vchitect")),
+    *(f"{model}:recompute:float64" for model in ("sd3", "vchitect")),
     ALONE,
 )
 

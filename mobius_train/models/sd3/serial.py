@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from mobius_train.conditions import POOLED, TEXT, Conditions
 from mobius_train.models.added_conditions import check_conditions
-from mobius_train.models.backbone import Timestep, fold_conditions, fold_frames, unfold_frames
+from mobius_train.models.backbone import Timestep, own_frames, unfold_frames
 from mobius_train.models.denoiser import HEAD, SPATIAL, TEMPORAL
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.sd3.backbone import SD3Backbone
 from mobius_train.models.sd3.vchitect import VchitectLayers, VchitectProcessor
 from mobius_train.models.serial_model import SerialModel
 from mobius_train.models.tokens.grid import token_grid
+from mobius_train.sequence.split import Split
 
 # diffusers looks up ModelMixin in the module from which it imports a class.
 __all__ = ["ModelMixin", "SerialSD3"]
@@ -115,10 +116,10 @@ class SerialSD3(SerialModel):
             MobiusError: see `token_grid`.
         """
         token_grid(self.transformer.config, *sample.shape[-2:])
-        num_frames = sample.shape[2]
-        frames = fold_frames(sample).to(self.dtype)
+        clips, _, num_frames, *_ = sample.shape
+        split = Split(self.sequence, clips * num_frames)
         given = Conditions({TEXT: encoder_hidden_states, POOLED: pooled_projections}).to(dtype=self.dtype)
-        timestep, conditions = fold_conditions(timestep, given, num_frames)
+        frames, timestep, conditions = own_frames(split, sample.to(self.dtype), timestep, given)
         blocks = self.transformer.transformer_blocks
         branches = {block.attn: own for block, own in zip(blocks, self.temporal.blocks, strict=True)}
         predicted = self.transformer(
@@ -126,8 +127,8 @@ class SerialSD3(SerialModel):
             timestep=torch.as_tensor(timestep, device=frames.device).expand(len(frames)),
             encoder_hidden_states=conditions[TEXT],
             pooled_projections=conditions[POOLED],
-            joint_attention_kwargs={"branches": branches, "num_frames": num_frames},
+            joint_attention_kwargs={"branches": branches, "num_frames": num_frames, "split": split},
             return_dict=False,
         )[0]
-        prediction = unfold_frames(predicted, num_frames)
+        prediction = unfold_frames(split.whole(predicted), num_frames)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mobius_train.errors import MobiusError
 from mobius_train.models.attention import AttentionBackend, JointProcessor, attend
 from mobius_train.models.rotary import rotate_by_frame
+from mobius_train.sequence.split import WHOLE, Split
 
 # Base of the rotation's frequencies, as released.
 THETA = 1e6
@@ -75,33 +76,51 @@ class VchitectBranches(nn.Module):
                 nn.init.zeros_(output.weight)
                 nn.init.zeros_(output.bias)
 
-    def forward(self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend) -> Added:
-        """x (N, S, D) and the projected text of N frames → what the branches add."""
-        cross = self.to_out_context(self._cross(image, text, num_frames, backend))
+    def forward(
+        self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend, split: Split = WHOLE
+    ) -> Added:
+        """x (N, S, D) and the projected text of N frames → what the branches add.
+
+        With a sequence group, both belong to this rank's frames, N_r.
+        """
+        cross = self.to_out_context(self._cross(image, text, num_frames, backend, split))
         if num_frames == 1:
             return Added(cross, None, None)
-        temporal = self._temporal(image, text, num_frames, backend)
+        temporal = self._temporal(image, text, num_frames, backend, split)
         of_image, of_text = temporal.split([image.shape[1], text.query.shape[1]], dim=1)
         context = None if self.to_add_out_temporal is None else self.to_add_out_temporal(of_text)
         return Added(cross, self.to_out_temporal(of_image), context)
 
-    def _cross(self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend) -> Tensor:
+    def _cross(
+        self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend, split: Split
+    ) -> Tensor:
         """X, (N, P, D)."""
         query = self._joined(self.to_q_cross, image, text.query)
-        clips = query.unflatten(0, (-1, num_frames)).flatten(1, 2)
         # The text of each clip's own frame 0. The released code takes that of the first clip for the whole batch.
-        result = attend(backend, clips, text.key[::num_frames], text.value[::num_frames])
-        return result.reshape(query.shape).flatten(-2)
+        key, value = (split.first_frames(each, num_frames) for each in (text.key, text.value))
+        if split.group is None:
+            clips = query.unflatten(0, (-1, num_frames)).flatten(1, 2)
+            return attend(backend, clips, key, value).reshape(query.shape).flatten(-2)
+        # A rank's frames are no whole clips.
+        of_frames = (split.own(each.repeat_interleave(num_frames, 0)) for each in (key, value))
+        return attend(backend, query, *of_frames).flatten(-2)
 
-    def _temporal(self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend) -> Tensor:
+    def _temporal(
+        self, image: Tensor, text: Projected, num_frames: int, backend: AttentionBackend, split: Split
+    ) -> Tensor:
         """T, (N, P, D)."""
         projections = (self.to_q_temp, self.to_k_temp, self.to_v_temp)
         joined = [self._joined(project, image, own) for project, own in zip(projections, text, strict=True)]
-        # (N, P, heads, size) → (B·P, F, heads, size)
-        query, key, value = (each.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1) for each in joined)
+        tokens = joined[0].shape[1]
+        states = [split.token_positions(each.flatten(-2)) for each in joined]
+        # (N, P, D) → (B·P, F, heads, size)
+        query, key, value = (
+            each.unflatten(-1, (self.heads, -1)).unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)
+            for each in states
+        )
         result = attend(backend, rotate_by_frame(query, THETA), rotate_by_frame(key, THETA), value)
-        places = result.unflatten(0, (-1, joined[0].shape[1]))
-        return places.transpose(1, 2).flatten(0, 1).flatten(-2)
+        places = result.unflatten(0, (-1, states[0].shape[1]))
+        return split.token_frames(places.transpose(1, 2).flatten(0, 1).flatten(-2), tokens)
 
     def _joined(self, project: nn.Module, image: Tensor, of_text: Tensor) -> Tensor:
         """The image's projection and the text's, (N, P, heads, size)."""
@@ -200,12 +219,14 @@ class VchitectProcessor(JointProcessor):
         attention_mask: None = None,
         branches: Mapping[Attention, VchitectBranches] | None = None,
         num_frames: int = 1,
+        split: Split = WHOLE,
     ) -> Any:
         """x (N, S, D) and c (N, L, D) → the outputs of both, of the same shapes.
 
         Args:
             branches: those of each block, by the block's attention.
             num_frames: F.
+            split: how the ranks of a sequence group share the frames.
         """
         if branches is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states)
@@ -215,7 +236,7 @@ class VchitectProcessor(JointProcessor):
         own = self.projected(attn, image, image)
         joint = attend(self.backend, *(torch.cat(pair, dim=1) for pair in zip(own, text, strict=True))).flatten(-2)
         branch = branches[attn]
-        added = branch(image, text, num_frames, self.backend)
+        added = branch(image, text, num_frames, self.backend, split)
         joint = torch.add(added.cross, joint, alpha=branch.spatial_scale)
         of_image, of_text = joint.split([image.shape[1], context.shape[1]], dim=1)
         of_image = self.output(attn, of_image.unflatten(-1, (attn.heads, -1)))
