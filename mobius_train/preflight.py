@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -24,6 +25,8 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
 from mobius_train.job.versions import versions
 from mobius_train.pretrained.model_names import check_local
+
+logger = logging.getLogger(__name__)
 
 # Seconds. Checkpoints and logs are ordered by time stamps.
 CLOCKS = 5.0
@@ -63,9 +66,22 @@ def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: 
     clocks = [fact.clock for fact in facts]
     return (
         f"preflight: {distributed.world_size} rank(s) on {len(set(distributed.nodes))} node(s) agree on versions,"
-        f" commit, configuration and data; {_all_reduce(distributed)}; {memory};"
+        f" commit, configuration and data; {_all_reduce(distributed)}; {memory};{_placement(config, distributed)}"
         f" clocks within {max(clocks) - min(clocks):.2f} s; took {time.monotonic() - started:.1f} s"
     )
+
+
+def _placement(config: RunConfig, distributed: Distributed) -> str:
+    """The ranks that share clips, and a warning of those on several nodes; empty if each rank has its own clips."""
+    size, nodes = config.sequence_parallel_size, distributed.nodes
+    if size == 1:
+        return ""
+    groups = [range(first, first + size) for first in range(0, len(nodes), size)]
+    apart = [group for group in groups if len({nodes[rank] for rank in group}) > 1]
+    if apart and distributed.is_main:
+        listed = ", ".join(f"{group[0]} to {group[-1]}" for group in apart)
+        logger.warning("ranks %s share clips over the network between nodes: each layer waits for it", listed)
+    return f" {len(groups)} group(s) of {size} ranks share clips, {len(groups) - len(apart)} within a node;"
 
 
 def _refuse(problems: list[str], distributed: Distributed) -> None:

@@ -7,6 +7,7 @@ import _environment  # noqa: F401
 # isort: split
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from mobius_train.cli import REPOSITORY, run
@@ -34,6 +35,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks-per-node", type=int, help="for fsdp.sharding=hybrid (default: all on one node)")
     parser.add_argument("--json", action="store_true", help="print the full plan as JSON, sizes in bytes")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a stacked bar chart (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--longest",
+        nargs="+",
+        metavar="GPU",
+        help="print the most frames of a clip that 1, 2, 4 and 8 of each of these GPUs share"
+        " (sequence_parallel_size), one clip a micro-batch; with --picture as lines",
+    )
     parser.add_argument("--no-search", action="store_true", help="skip the search for limits and for changes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
@@ -49,7 +57,8 @@ def main() -> None:
     from mobius_train.plan import Planner, find_gpu
     from mobius_train.plan.advice import advise
     from mobius_train.plan.largest import QUANTITIES, largest
-    from mobius_train.plan.picture import check_picture, draw
+    from mobius_train.plan.longest import as_table, longest_clips
+    from mobius_train.plan.picture import check_picture, draw, draw_longest
     from mobius_train.plan.plan_text import as_json, as_text
 
     if arguments.picture is not None:
@@ -64,8 +73,18 @@ def main() -> None:
     if arguments.engine == "deepspeed":
         path = path or REPOSITORY / "ds_configs" / "zero2.json"
     ds_json = None if path is None else read_ds_json(path)
-    spread = Spread.over(arguments.ranks, arguments.engine, ds_json, arguments.ranks_per_node)
     planner = Planner(arguments.stages or arguments.config)
+    if arguments.longest:
+        kinds = [find_gpu(name) for name in arguments.longest]
+        found = {
+            name: longest_clips(planner, one, partial(Spread.over, engine=arguments.engine, ds_json=ds_json), kinds)
+            for name, one in configs.items()
+        }
+        print(json.dumps(found, indent=1) if arguments.json else "\n".join(map(as_table, found.values())))
+        if arguments.picture is not None:
+            draw_longest(found, arguments.picture)
+        return
+    spread = Spread.over(arguments.ranks, arguments.engine, ds_json, arguments.ranks_per_node)
     plans, reports = {}, {}
     for name, config in configs.items():
         plan = plans[name] = planner.plan(config, spread, gpu)

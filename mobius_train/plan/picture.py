@@ -7,6 +7,7 @@ from typing import Any
 
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_writable
+from mobius_train.plan.longest import SIZES, Longest
 from mobius_train.plan.planner import MIB, Plan
 
 
@@ -56,6 +57,30 @@ def draw(plans: dict[str, Plan], path: Path) -> None:
     axes.set_xticks(range(len(plans)), [f"{name}\n{plan.peak / MIB:.0f} MiB" for name, plan in plans.items()])
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
+    _save(figure, path)
+
+
+def draw_longest(plans: dict[str, Longest], path: Path) -> None:
+    """Write a picture with a line for each GPU of each recipe: the longest clip over the number of GPUs that share it.
+
+    Raises:
+        MobiusError: matplotlib is not installed, or cannot write the file.
+    """
+    figure = _figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for recipe, longest in plans.items():
+        for gpu, of_gpu in longest.items():
+            fitting = {size: frames for size, frames in of_gpu.items() if frames is not None}
+            label = gpu if len(plans) == 1 else f"{recipe}, {gpu}"
+            axes.plot(list(fitting), list(fitting.values()), marker="o", label=label)
+    axes.set(xlabel="GPUs that share a clip", ylabel="frames of the longest clip", xticks=list(SIZES))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

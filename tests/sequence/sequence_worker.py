@@ -3,8 +3,9 @@
     sequence_worker.py <folder> <ranks of a group> <case>[;<case>...]
 
 A case is <model>:<treatment>:<dtype>, see `MODELS` and `TREATMENTS`; the dtype `control` is float64 with norms that
-each rank computes alone. Rank 0 writes <folder>/<ranks of a group>.json: by case, how far the mean of all ranks'
-gradients is from the gradient of one rank on the whole batch, over the largest gradient; and the bytes of each kind.
+each rank computes alone. Rank 0 writes <folder>/<ranks of a group>.json, by case: how far the mean of all ranks'
+gradients is from the gradient of one rank on the whole batch, over the largest gradient (`apart`); the bytes that it
+gave torch's collectives for other ranks (`counted`), and those that the planner's simulated group sends (`planned`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.sd3.serial import SerialSD3
 from mobius_train.ring_shape import RingShape
-from mobius_train.sequence.group import SequenceGroup, make_group
+from mobius_train.sequence.group import SequenceGroup, SimulatedGroup, make_group
 from mobius_train.sequence.group_norm import share_norms
 
 CLIPS, FRAMES = 2, 5
@@ -71,6 +72,23 @@ TREATMENTS = {
 }
 
 
+counted = 0
+
+
+def counting(exchange: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's all-to-all, which counts the bytes for other ranks."""
+
+    def run(output: Tensor, given: Tensor, of: list[int], to: list[int], **options: Any) -> Any:
+        global counted
+        counted += (given.numel() - to[dist.get_rank(options["group"])]) * given.element_size()
+        return exchange(output, given, of, to, **options)
+
+    return run
+
+
+dist.all_to_all_single = counting(dist.all_to_all_single)
+
+
 def gradients(model: Any, batch: tuple[Any, ...], target: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     (model.predict(*batch) - target).square().mean().backward()
@@ -96,19 +114,21 @@ def compare(case: str, distributed: Distributed, group: SequenceGroup) -> dict[s
     mine = slice(clips * (distributed.rank // group.size), clips * (distributed.rank // group.size + 1))
     own = (whole[0][mine], timestep[mine], whole[2].map(lambda tensor: tensor[mine]))
     model.set_memory(TREATMENTS[treatment])
+    simulated = SimulatedGroup(group.rank, group.size)
+    model.set_sequence(simulated)
+    gradients(model, own, target[mine])
     model.set_sequence(group)
     if precision == "control":
         share_norms(model, None)
-    before = group.sent
+    before = counted
     found = gradients(model, own, target[mine])
-    sent = group.sent.since(before)
     assert found.keys() == expected.keys()
     for gradient in found.values():
         dist.all_reduce(gradient)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     ranks = distributed.world_size
     apart = max(float((found[key] / ranks - expected[key]).abs().max()) for key in expected)
-    return {"apart": apart / largest, "sent": sent.bytes}
+    return {"apart": apart / largest, "counted": counted - before, "planned": simulated.sent.bytes["exchange"]}
 
 
 folder, size, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(";")

@@ -50,5 +50,6 @@ def test_the_mean_of_the_gradients_is_that_of_one_rank(
     alone = seen.pop(ALONE, None)
     assert {case: found["apart"] for case, found in seen.items() if not found["apart"] < tolerance(case)} == {}
     assert len(seen) == len(cases) - (alone is not None)
+    assert {case: found for case, found in seen.items() if not found["counted"] == found["planned"] > 1e4} == {}
     # Without shared norms it is another model.
     assert alone is None or alone["apart"] > 1e-3

@@ -1,0 +1,53 @@
+"""The longest clip that fits GPUs which share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mobius_train.config import RunConfig
+from mobius_train.engine.spread import Spread
+from mobius_train.errors import MobiusError
+from mobius_train.plan.gpus import Gpu
+from mobius_train.plan.largest import QUANTITIES, largest
+from mobius_train.plan.planner import Planner
+
+SIZES = (1, 2, 4, 8)
+# Frames by GPU and by number of GPUs; None where not even the shortest clip fits.
+Longest = dict[str, dict[int, int | None]]
+
+
+def longest_clips(
+    planner: Planner, config: RunConfig, spread_of: Callable[[int], Spread], gpus: Sequence[Gpu]
+) -> Longest:
+    """Find the most frames of one clip for each GPU, shared by each of `SIZES` GPUs of this kind.
+
+    Args:
+        spread_of: the spread over a number of ranks.
+
+    Raises:
+        MobiusError: the recipe trains no clips, or has buckets, which set the frames.
+    """
+    (frames,) = (quantity for quantity in QUANTITIES if quantity.name == "data.num_frames")
+    if not frames.applies(config):
+        raise MobiusError("the longest clip is that of a recipe for text-to-video without data.buckets")
+    found: Longest = {}
+    for gpu in gpus:
+        of_gpu = found[gpu.name] = {}
+        for size in SIZES:
+            changes = {"sequence_parallel_size": size, "train_batch_size": 1, "global_batch_size": None}
+            shared = config.model_copy(update={**changes, "mixed_precision": _precision(config, gpu)})
+            of_gpu[size] = largest(planner, shared, spread_of(size), gpu, frames)
+    return found
+
+
+def _precision(config: RunConfig, gpu: Gpu) -> str:
+    return "no" if config.mixed_precision == "no" else gpu.half_precision
+
+
+def as_table(longest: Longest) -> str:
+    """One line for each GPU, one column for each number of them."""
+    heads = "".join(f"{size:>6} GPU{'s' if size > 1 else ' '}" for size in SIZES)
+    lines = [f"{'frames of the longest clip':<28}{heads}"]
+    for name, of_gpu in longest.items():
+        lines.append(f"{name:<28}" + "".join(f"{of_gpu[size] or '-':>11}" for size in SIZES))
+    return "\n".join(lines)
