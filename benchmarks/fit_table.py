@@ -40,6 +40,8 @@ MODES = {
 }
 PRECISIONS = {"bf16": "mixed_precision=bf16", "fp32": "mixed_precision='no'"}
 OPTIMIZERS = {"float32": "optimizer=adamw", "8 bits": "optimizer=adamw_8bit"}
+# The kinds that the tables name.
+COLUMN = ("V100-16", "L4-24", "RTX-4090-24", "V100-32", "A100-40", "H100-80", "A100-80", "H200-141")
 ENCODERS = {"online": (), "cached": ("data.cache_dir=cache",)}
 TAIL = "tail_temporal_layers=true"
 # Members of the family of docs/method.md.
@@ -153,7 +155,7 @@ def smallest_gpu(peak: int) -> str:
     """The name of the smallest GPU with enough memory, or "none"."""
     from mobius_train.plan import GPUS
 
-    fitting = [gpu for gpu in GPUS.values() if peak <= gpu.bytes]
+    fitting = [GPUS[name] for name in COLUMN if peak <= GPUS[name].bytes]
     return min(fitting, key=lambda gpu: gpu.bytes).name if fitting else "none"
 
 

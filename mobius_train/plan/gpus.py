@@ -1,4 +1,4 @@
-"""Memory and precision support of the GPUs in the fit table."""
+"""Memory and precision support of common GPUs."""
 
 from __future__ import annotations
 
@@ -37,18 +37,39 @@ class Gpu:
         return "bf16" if self.bf16 else "fp16"
 
 
-# Total capacity as reported by torch's out-of-memory errors on these cards, which is below the nominal size.
+# Total capacity as reported by torch's out-of-memory errors on these cards under Linux, which is below the nominal
+# size. Those without a report (RTX-4060-Ti, RTX-4070, RTX-4080, A10, A6000, MI300X) are the nominal size less the share
+# that cards of the same memory and generation lack.
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        # Volta and Turing: compute capability 7.0 and 7.5.
         Gpu("V100-16", 15.77, bf16=False, flash_attn=False),
         Gpu("V100-32", 31.74, bf16=False, flash_attn=False),
+        Gpu("T4-16", 14.7, bf16=False, flash_attn=False),
+        Gpu("RTX-2080-Ti-11", 10.73, bf16=False, flash_attn=False),
+        # Ampere: 8.0 and 8.6.
         Gpu("A100-40", 39.39),
         Gpu("A100-80", 79.15),
+        Gpu("A10-24", 21.9),
+        Gpu("A6000-48", 47.4),
+        Gpu("RTX-3060-12", 11.75),
+        Gpu("RTX-3080-10", 9.78),
+        Gpu("RTX-3090-24", 23.6),
+        # Ada and Hopper: 8.9 and 9.0.
+        Gpu("L4-24", 21.95, fp8=True),
+        Gpu("L40S-48", 44.4, fp8=True),
+        Gpu("RTX-4060-Ti-16", 15.6, fp8=True),
+        Gpu("RTX-4070-12", 11.6, fp8=True),
+        Gpu("RTX-4080-16", 15.6, fp8=True),
+        Gpu("RTX-4090-24", 23.6, fp8=True),
         Gpu("H100-80", 79.1, fp8=True),
         Gpu("H200-141", 139.7, fp8=True),
-        Gpu("L4-24", 21.95, fp8=True),
-        Gpu("RTX-4090-24", 23.6, fp8=True),
+        # Blackwell: 12.0 and 10.0.
+        Gpu("RTX-5090-32", 31.36, fp8=True),
+        Gpu("B200-180", 178.3, fp8=True),
+        # CDNA 3, under ROCm.
+        Gpu("MI300X-192", 191.5, fp8=True),
     )
 }
 
