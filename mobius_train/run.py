@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,6 +29,7 @@ from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
 from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
@@ -97,15 +99,22 @@ def run_training(
         task = build_task(config, distributed, weights)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
+        # An engine may take the parameters apart.
+        of_task = task.overview()
         engine = make_engine(task.trained, task.units, distributed)
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
             progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
-                print(f"resumed from {folder}", flush=True)
+                print(f"resumed from {folder}: step {progress.step} of {config.max_train_steps}", flush=True)
         elif begin is not None:
             begin(engine)
+        if distributed.is_main:
+            lines = overview(
+                config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step
+            )
+            print(f"\n{lines}\n", flush=True)
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
@@ -121,7 +130,7 @@ def run_training(
                 raise MobiusError(_out_of_memory(distributed.watch.doing, config, spread, error)) from error
         engine.close()
         if distributed.is_main:
-            _report(output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
+            _report(config, output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:
@@ -253,7 +262,7 @@ def _write_config(path: Path, config: str) -> None:
         raise MobiusError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
+def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
     lines: list[dict[str, Any]] = []
     # A full disk leaves the last line incomplete, and later ones missing.
     with suppress(ValueError):
@@ -276,4 +285,8 @@ def _report(output_dir: Path, shown: Shown, seconds: float, memory_gb: float) ->
     for path in shown.paths:
         print(f"  {path.suffix[1:]:<18} {path}")
     print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")
-    print(f"  model              {output_dir / 'final'}")
+    final = output_dir / "final"
+    print(f"  model              {final}")
+    if config.stage == "text-to-video":
+        prompt = next(iter(config.validation.prompts), "a prompt")
+        print(f"\nDraw a clip: python tools/sample.py {final} --prompt {shlex.quote(prompt)}")

@@ -85,7 +85,7 @@ def resume(
     """
     checkpoint = Checkpoint(folder)
     state = checkpoint.state
-    _check(folder, state, identity, distributed.world_size)
+    _check(folder, state, identity, distributed.data_size)
     notes = _check_data(folder, state, identity, changed_data)
     notes += changes(checkpoint, engine.contents(), identity, distributed.world_size)
     if distributed.is_main:

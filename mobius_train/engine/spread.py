@@ -100,6 +100,12 @@ class Spread:
                 " sequence_across_nodes=true"
             )
 
+    def describe(self, config: RunConfig) -> str:
+        """The engine and what it shards."""
+        if self.engine == "deepspeed":
+            return f"DeepSpeed, ZeRO-{self.resolved(config)['zero_optimization']['stage']}"
+        return f"FSDP, {config.fsdp.sharding} sharding" if self.engine == "fsdp" else self.engine
+
     def shard_size(self, config: RunConfig) -> int:
         """Return the number of ranks that each trained parameter is sharded over, under fsdp.
 

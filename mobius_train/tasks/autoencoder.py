@@ -25,7 +25,7 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.models.units import layer_units
 from mobius_train.tasks.inference import Inference
-from mobius_train.tasks.task import HELDOUT_LOSS, Shown, Total, Weights
+from mobius_train.tasks.task import HELDOUT_LOSS, Shown, Total, Weights, count
 
 
 class Autoencoding(nn.Module):
@@ -71,6 +71,18 @@ class AutoencoderTask:
         self._space = LatentSpace.of(vae.config)
         self._dtype = dtype
         self._inference = Inference(self.trained, distributed.device, torch.float32)
+
+    @property
+    def clips(self) -> int:
+        return len(self.train)
+
+    def overview(self) -> dict[str, str]:
+        heldout = 0 if self.heldout is None else len(self.heldout)
+        return {
+            "model": f"autoencoder: AutoencoderKL of {self.config.vae_name_or_path or 'vae_config'}",
+            "parameters": f"{count(self.trained, True)} trained",
+            "data": f"{self.clips} clips, {heldout} held out",
+        }
 
     @property
     def units(self) -> list[list[nn.Module]]:

@@ -28,7 +28,7 @@ from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.show_clips import show_clips
-from mobius_train.tasks.task import Shown, Total, Weights
+from mobius_train.tasks.task import Shown, Total, Weights, count
 
 # The held-out loss must be comparable between runs with different seeds, so its noise has a separate seed.
 HELDOUT_SEED = 20240709
@@ -93,6 +93,28 @@ class DiffusionTask:
         clips = self._clips["train"]
         assert clips is not None
         return order_identity(self.config, clips)
+
+    @property
+    def clips(self) -> int:
+        clips = self._clips["train"]
+        assert clips is not None
+        return len(clips)
+
+    def overview(self) -> dict[str, str]:
+        config, denoiser = self.config, self.parts.denoiser
+        shape = ", ".join(f"{name}={value:g}" for name, value in config.ring_fields().items())
+        kind = f"{config.mode}{f' ({shape})' if shape and config.mode == 'parallel' else ''}"
+        frozen = denoiser.frozen if denoiser.frozen is not None else denoiser.trained
+        heldout = self._clips["heldout"]
+        data = config.data
+        size = "in buckets" if data.buckets else f"{data.num_frames} x {data.resolution} px"
+        where = "latents encoded at each step" if data.cache_dir is None else f"latents cached in {data.cache_dir}"
+        return {
+            "model": f"{config.stage}{f', {kind}' if config.stage == 'text-to-video' else ''}: "
+            f"{type(denoiser.image_model).__name__} of {config.pretrained_model_name_or_path or 'unet_config'}",
+            "parameters": f"{count(denoiser.trained, True)} trained, {count(frozen, False)} frozen",
+            "data": f"{self.clips} clips, {0 if heldout is None else len(heldout)} held out; {size}; {where}",
+        }
 
     def prepare_data(self) -> None:
         """Add missing latents and conditions to the cache, and use the cache as the source."""

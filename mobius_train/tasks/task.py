@@ -32,6 +32,12 @@ class Shown:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def count(module: nn.Module | None, trained: bool) -> str:
+    """The trained or the frozen parameters of a module, in millions."""
+    numbers = [] if module is None else [p.numel() for p in module.parameters() if p.requires_grad == trained]
+    return f"{sum(numbers) / 1e6:.2f}M"
+
+
 class Task(Protocol):
     """A training stage: its trained module, data, loss and samples."""
 
@@ -50,6 +56,13 @@ class Task(Protocol):
     @property
     def data_identity(self) -> dict[str, str]:
         """Everything that decides which training samples come in which order, by name."""
+
+    @property
+    def clips(self) -> int:
+        """The number of training clips, or pictures."""
+
+    def overview(self) -> dict[str, str]:
+        """What is trained, on which data, for the first lines of a run; by name."""
 
     def prepare_data(self) -> None:
         """Slow preparation before training, such as filling the latent cache. Collective."""

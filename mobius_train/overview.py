@@ -1,0 +1,54 @@
+"""What a run is, in the lines that it prints before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mobius_train.config import RunConfig
+from mobius_train.job.distributed import Distributed
+
+WIDTH = 12
+
+
+def overview(
+    config: RunConfig,
+    engine: str,
+    distributed: Distributed,
+    output_dir: Path,
+    of_task: Mapping[str, str],
+    clips: int,
+    done: int,
+) -> str:
+    """One line for each thing, with its name in front.
+
+    Args:
+        engine: see `Spread.describe`.
+        of_task: see `Task.overview`.
+        clips: training clips, or pictures.
+        done: steps that a resumed run has behind it.
+    """
+    batch = config.samples_per_step(distributed.world_size)
+    steps = f"{config.max_train_steps} of {batch} samples: {config.max_train_steps * batch / clips:.3g} epochs"
+    lines = {
+        "run": str(output_dir),
+        **of_task,
+        "device": _device(distributed, config),
+        "engine": engine,
+        "steps": steps if not done else f"{done} done of {steps}",
+        "tracker": f"tensorboard --logdir {output_dir / 'logs'}" if config.report_to else "metrics.jsonl",
+    }
+    return "\n".join(f"{name:<{WIDTH}}{text}" for name, text in lines.items())
+
+
+def _device(distributed: Distributed, config: RunConfig) -> str:
+    ranks, sharing = distributed.world_size, config.sequence_parallel_size
+    kind = "CPU"
+    if distributed.device.type == "cuda":
+        kind = torch.cuda.get_device_name(distributed.device)
+    precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+    shared = f", {sharing} of which share a clip" if sharing > 1 else ""
+    threads = f" ({torch.get_num_threads()} threads each)" if kind == "CPU" else ""
+    return f"{ranks} x {kind}{threads}{shared}, {precision}"
