@@ -155,11 +155,11 @@ class ObjectiveConfig(Section):
 class ValidationConfig(Section):
     """The held-out loss and the samples, computed every `validation_steps` and at the end."""
 
-    prompts: tuple[str, ...] = ()
-    negative_prompt: str = ""
-    num_inference_steps: int = Field(30, ge=1)
-    guidance_scale: float = Field(7.5, ge=1)
-    seed: int = 0
+    prompts: tuple[str, ...] = Field((), description="captions of the samples; none: no samples")
+    negative_prompt: str = Field("", description="what guidance leads away from")
+    num_inference_steps: int = Field(30, ge=1, description="denoising steps of a sample")
+    guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance of the samples; 1: none")
+    seed: int = Field(0, description="seed of the samples' noise")
     max_clips: int = Field(64, ge=1, description="maximum number of held-out clips for the loss")
     timestep_quantiles: tuple[float, ...] = Field(
         (0.1, 0.3, 0.5, 0.7, 0.9), description="timesteps of the held-out loss, as fractions of the schedule"
@@ -191,7 +191,9 @@ class TimeLimits(Section):
 class RunConfig(Section):
     """A training run. Every field can be overridden on the command line as `key=value`."""
 
-    stage: Stage = "text-to-video"
+    stage: Stage = Field(
+        "text-to-video", description="what is trained: an autoencoder, an image model, or temporal layers"
+    )
     mode: Mode = Field("parallel", description="text-to-video: train the ring, serial temporal layers, or all weights")
 
     ring_width: float | None = Field(
@@ -248,8 +250,8 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     validation: ValidationConfig = ValidationConfig()
 
-    output_dir: Path
-    seed: int = 0
+    output_dir: Path = Field(description="folder of the run; {time} in it becomes the time of the start")
+    seed: int = Field(0, description="seed of new weights, noise, timesteps and the order of the data")
     deterministic: bool = Field(False, description="bit-identical results on every run, on GPUs too, but slower")
     max_train_steps: int = Field(ge=1, description="optimizer steps")
     train_batch_size: int = Field(1, ge=1, description="clips per micro-batch and rank")
@@ -283,23 +285,27 @@ class RunConfig(Section):
     frozen_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="dtype of the frozen branch in mode parallel; default: as mixed_precision"
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="dtype of the trained branch while it computes; no: float32"
+    )
     fsdp: FsdpConfig = FsdpConfig()
     shard_frozen: bool = Field(
         False, description="shard the frozen UNet and text encoder over all ranks, gathering layer by layer"
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit requires bitsandbytes and a GPU")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, at the schedule's highest point")
     scale_lr: bool = Field(False, description="multiply learning_rate by accumulation x batch size x ranks")
-    lr_scheduler: LearningRateSchedule = "constant"
-    lr_warmup_steps: int = Field(0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_weight_decay: float = Field(1e-2, ge=0)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    lr_scheduler: LearningRateSchedule = Field(
+        "constant", description="schedule of the learning rate; those of diffusers. constant has no warm-up"
+    )
+    lr_warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the gradients' mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the squared gradients' mean")
+    adam_weight_decay: float = Field(1e-2, ge=0, description="AdamW: weight decay")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW: added to the denominator")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm to clip at; 0: no clipping")
-    use_ema: bool = False
-    ema_decay: float = Field(0.9999, gt=0, lt=1)
+    use_ema: bool = Field(False, description="keep a moving average of the trained weights; samples and final/ use it")
+    ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the moving average after its warm-up")
     max_skipped_steps: int = Field(10, ge=1, description="end the run after this many consecutive non-finite steps")
 
     checkpointing_steps: int | None = Field(
@@ -317,7 +323,9 @@ class RunConfig(Section):
     )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     time_limits: TimeLimits = TimeLimits()
-    report_to: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+    report_to: tuple[Literal["tensorboard"], ...] = Field(
+        ("tensorboard",), description="trackers beside metrics.jsonl; []: none"
+    )
     check_memory: bool = Field(
         True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
     )

@@ -23,7 +23,10 @@ from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run
 from mobius_train.config import RunConfig, load
 from mobius_train.job import environment
 from mobius_train.job.stop import Stop
+from mobius_train.recipe_fields import as_page, as_schema, as_text
 from mobius_train.stages.recipe import Stages, read_stages
+
+FIELDS = {"text": as_text, "markdown": lambda: as_page().rstrip()}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,6 +37,14 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     recipe.add_argument("--stages", type=Path, help="train in the stages of this file (YAML; docs/stages.md)")
     add_engine_options(parser)
+    parser.add_argument(
+        "--fields",
+        nargs="?",
+        choices=FIELDS,
+        const="text",
+        help="print all fields of a recipe with type, default and meaning; as text (default), or as docs/ has them",
+    )
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for editors")
     parser.add_argument("--dry-run", action="store_true", help="check all settings, run one micro-batch, write nothing")
     parser.add_argument("--preflight", action="store_true", help="compare and test the nodes without training")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by old launchers
@@ -44,6 +55,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.fields or arguments.schema:
+        print(FIELDS[arguments.fields]() if arguments.fields else as_schema())
+        return
     ds_path = deepspeed_json(arguments)
     config: RunConfig | Stages
     if arguments.stages is None:

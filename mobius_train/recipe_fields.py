@@ -1,0 +1,118 @@
+"""All fields of a recipe as text, as a page and as a JSON schema."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mobius_train.config import RunConfig
+
+WIDTH = 118
+PAGE = """\
+# The fields of a recipe
+
+    python mobius_train/main.py --fields    # the same as text
+    python mobius_train/main.py --schema    # the JSON schema, for editors
+
+A field of a section has the section's name in front, in overrides as here: `data.num_frames=16`. Of a list of sections
+the number is part of the name: `data.buckets.0.width=512`. `null` stands for the default that the meaning names.
+
+"""
+
+
+class Described(NamedTuple):
+    """A field of a recipe.
+
+    Attributes:
+        name: with the names of its sections, as overrides take it.
+        default: as in YAML; "required" if there is none.
+    """
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Described]:
+    """Every field in the recipe's order, those of sections with the section's name in front."""
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None:
+            # One of a list is numbered.
+            of_list = get_origin(field.annotation) is not None
+            yield from fields(inner, f"{prefix}{name}.{'0.' if of_list else ''}")
+        else:
+            yield Described(prefix + name, _kind(field), _default(field), field.description or "")
+
+
+def as_text() -> str:
+    """A line for each field, and its meaning below it."""
+    lines = []
+    for field in fields():
+        lines.append(f"{field.name}: {field.kind} = {field.default}")
+        lines += textwrap.wrap(field.meaning, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def as_page() -> str:
+    """docs/recipe_fields.md, in Markdown."""
+    return PAGE + as_table() + "\n"
+
+
+def as_table() -> str:
+    """The rows of the page."""
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for field in fields():
+        kind, meaning = (text.replace("|", "\\|") for text in (field.kind, field.meaning))
+        rows.append(f"| `{field.name}` | {kind} | `{field.default}` | {meaning} |")
+    return "\n".join(rows)
+
+
+def as_schema() -> str:
+    """The JSON schema, with which editors complete and check a recipe."""
+    return json.dumps(RunConfig.model_json_schema(), indent=1)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _section(one)) is not None), None)
+
+
+def _kind(field: FieldInfo) -> str:
+    """The type in words, with the limits of numbers."""
+    limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(one, name):g}"
+        for one in field.metadata
+        for name, sign in limits.items()
+        if hasattr(one, name)
+    ]
+    return ", ".join([_words(field.annotation), *bounds])
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return f"list of {_words(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "section"
+    parts = [one for one in get_args(annotation) if one is not type(None)]
+    if parts:
+        return _words(parts[0])
+    return {"int": "integer", "float": "number", "str": "text", "bool": "switch", "Path": "path"}[annotation.__name__]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.default
+    return json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
