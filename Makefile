@@ -4,13 +4,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-READY = $(VENV)/ready-$(shell cat setup.py pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+VERSION = $(shell cat setup.py pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# What training needs, and what the checks need beyond it.
+RUNS = $(VENV)/runs-$(VERSION)
+READY = $(VENV)/ready-$(VERSION)
 # Runs access no model hub. All files they need are in the repository and the installed packages.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: train check test test-slurm setup lint
-train: $(READY)
+train: $(RUNS)
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
 
 check: $(READY) lint
@@ -29,8 +32,12 @@ lint: $(READY)
 
 setup: $(READY)
 
-$(READY): setup.py pyproject.toml constraints.txt
+$(READY): $(RUNS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[emoji,test]'
+	@touch $@
+
+$(RUNS): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[emoji,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[emoji]'
 	@touch $@
