@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launching import launch
+from PIL import Image
 from recipes import DEEP, DS_CONFIGS, losses, metrics, recipe, write
 
 WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
@@ -31,10 +33,8 @@ def test_under_every_engine_a_shared_clip_trains_as_one_ranks(
     path = write(tmp_path / "recipe.yaml", values)
     run(1, path, tmp_path, "zero0")
     silent = "+validation.prompts=[]"
-    two = [
-        f"zero2{SHARED}+train_batch_size=4",
-        *(f"{engine}{SHARED}+train_batch_size=4{silent}" for engine in ("zero3", "fsdp")),
-    ]
+    two = [f"zero2{SHARED}+train_batch_size=4"]
+    two += [f"{engine}{SHARED}+train_batch_size=4{silent}" for engine in ("zero3", "fsdp+shard_frozen=true")]
     # Two groups with two clips each, in two micro-batches.
     four = [f"zero1{SHARED}{silent}+train_batch_size=1+gradient_accumulation_steps=2"]
     run(2, path, tmp_path, *two)
@@ -45,4 +45,29 @@ def test_under_every_engine_a_shared_clip_trains_as_one_ranks(
         assert losses(tmp_path / name) == pytest.approx(losses(reference), rel=TOLERANCE), name
         assert heldout(tmp_path / name) == pytest.approx(heldout(reference), rel=TOLERANCE), name
         assert (tmp_path / name / "final" / "model_index.json").is_file()
-    assert len(list((tmp_path / two[0] / "samples" / "step-3").glob("*.gif"))) == 1
+    drawn, alone = (
+        np.asarray(Image.open(tmp_path / name / "samples" / "step-3" / "00-dog-number-3.gif").convert("RGB"), np.int16)
+        for name in (two[0], "zero0")
+    )
+    assert drawn.shape == (32, 32, 3)
+    assert np.abs(drawn - alone).mean() < 0.5
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_with_another_number_of_ranks_to_a_clip(
+    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
+) -> None:
+    values = recipe(tiny_pipeline, clips_folder, tmp_path / "unused", max_train_steps=4, checkpointing_steps=1, **DEEP)
+    values["validation"]["prompts"] = []
+    path, same = write(tmp_path / "recipe.yaml", values), f"+output_dir={tmp_path / 'one'}+resume_from_checkpoint=auto"
+    # Two data-parallel ranks, then two ranks that share clips, then the first again: four clips in each step.
+    alone, shared = "zero2+train_batch_size=2", f"fsdp{SHARED}+train_batch_size=4"
+    run(
+        2,
+        path,
+        tmp_path,
+        alone,
+        *(f"{kind}+max_train_steps={n}{same}" for n, kind in ((1, alone), (3, shared), (4, alone))),
+    )
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / alone), rel=TOLERANCE)
+    assert len(losses(tmp_path / "one")) == 4
