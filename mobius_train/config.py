@@ -262,6 +262,9 @@ class RunConfig(Section):
     sequence_parallel_size: int = Field(
         1, ge=1, description="ranks that share every clip: the frozen branch by frames, the ring by positions"
     )
+    sequence_overlap: bool = Field(
+        True, description="exchange the next layer's features while the ring computes; one more is in memory"
+    )
     sequence_across_nodes: bool = Field(
         False, description="allow ranks of several nodes to share a clip, over the network between them"
     )

@@ -59,15 +59,17 @@ class Distributed:
         if self._joined:
             self._join(backend, meeting)
 
-    def share_clips(self, size: int) -> None:
+    def share_clips(self, size: int, overlap: bool) -> None:
         """Let `size` consecutive ranks share every clip. All ranks call it.
 
         Args:
             size: divides the number of ranks; 1 gives each rank its own clips.
+            overlap: see `make_group`.
         """
-        current = 1 if self.sequence is None else self.sequence.size
-        if size != current:
-            self.sequence = None if size == 1 else make_group(self.rank, self.world_size, size, TIMEOUT)
+        if size == 1:
+            self.sequence = None
+        elif self.sequence is None or (self.sequence.size, self.sequence.lookahead) != (size, int(overlap)):
+            self.sequence = make_group(self.rank, self.world_size, size, TIMEOUT, overlap)
 
     @property
     def data_rank(self) -> int:

@@ -161,7 +161,9 @@ class Simulator:
                 make_fake(cast(nn.Module, module), self._mode)
             if config.sequence_parallel_size > 1:
                 # The first rank has the larger shares.
-                parts.denoiser.set_sequence(SimulatedGroup(0, config.sequence_parallel_size))
+                parts.denoiser.set_sequence(
+                    SimulatedGroup(0, config.sequence_parallel_size, int(config.sequence_overlap))
+                )
             self._parts[key] = parts
         return self._parts[key]
 

@@ -43,10 +43,11 @@ class SequenceGroup(ABC):
     Attributes:
         rank: this rank in the group, from 0.
         size: P, the number of ranks.
+        lookahead: how many features are on their way beside the ring's work: 1, or 0 without overlap.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, lookahead: int = 1) -> None:
+        self.rank, self.size, self.lookahead = rank, size, lookahead
         self._bytes = dict.fromkeys(KINDS, 0)
         self._calls = dict.fromkeys(KINDS, 0)
 
@@ -99,9 +100,9 @@ class SequenceGroup(ABC):
 class RankGroup(SequenceGroup):
     """A sequence group of the job's ranks."""
 
-    def __init__(self, members: dist.ProcessGroup, ahead: dist.ProcessGroup) -> None:
-        super().__init__(members.rank(), members.size())
-        self._members, self._ahead = members, ahead
+    def __init__(self, members: dist.ProcessGroup, ahead: dist.ProcessGroup | None) -> None:
+        super().__init__(members.rank(), members.size(), lookahead=0 if ahead is None else 1)
+        self._members, self._ahead = members, ahead or members
 
     def _exchange(self, sent: Tensor, to: list[int], of: list[int], ahead: bool) -> Callable[[], Tensor]:
         received = sent.new_empty(sum(of))
@@ -138,13 +139,16 @@ class SimulatedGroup(SequenceGroup):
         return tensor
 
 
-def make_group(rank: int, ranks: int, size: int, timeout: timedelta) -> RankGroup:
-    """The sequence group of this rank: ranks g·size … g·size + size - 1 are group g. Collective over all ranks."""
+def make_group(rank: int, ranks: int, size: int, timeout: timedelta, overlap: bool = True) -> RankGroup:
+    """The sequence group of this rank: ranks g·size … g·size + size - 1 are group g. Collective over all ranks.
+
+    Args:
+        overlap: exchange features beside the ring's work, with a communicator of their own.
+    """
     mine: list[dist.ProcessGroup] = []
     for first in range(0, ranks, size):
         members = range(first, first + size)
-        # One for the exchanges of features, which run beside the ring's collectives, and one for these.
-        made = [dist.new_group(list(members), timeout=timeout) for _ in range(2)]
+        made = [dist.new_group(list(members), timeout=timeout) for _ in range(2 if overlap else 1)]
         if rank in members:
             mine = made
-    return RankGroup(*mine)
+    return RankGroup(mine[0], mine[1] if overlap else None)

@@ -50,6 +50,11 @@ class Split:
     def __init__(self, group: SequenceGroup | None, frames: int) -> None:
         self.group, self._frames = group, frames
 
+    @property
+    def lookahead(self) -> int:
+        """How many results of `positions_ahead` should be waiting while a layer computes."""
+        return 0 if self.group is None else self.group.lookahead
+
     def own(self, of_frames: Tensor) -> Tensor:
         """This rank's frames: (N, …) → (N_r, …)."""
         if self.group is None:

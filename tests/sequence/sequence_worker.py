@@ -133,7 +133,8 @@ def compare(case: str, distributed: Distributed, group: SequenceGroup) -> dict[s
 
 folder, size, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(";")
 with Distributed(launch) as distributed:
-    group = make_group(distributed.rank, distributed.world_size, size, timedelta(seconds=60))
+    # Without overlap on three ranks.
+    group = make_group(distributed.rank, distributed.world_size, size, timedelta(seconds=60), overlap=size != 3)
     seen = {case: compare(case, distributed, group) for case in cases}
     if distributed.is_main:
         (folder / f"{size}.json").write_text(json.dumps(seen))

@@ -205,7 +205,7 @@ class TokenRing(ModelMixin, ConfigMixin):
                 ahead, text = split.token_positions_ahead(state.hidden), split.first_frames(state.text, num_frames)
                 entering.append(_Entering(behind[number], ahead, text))
             # With a sequence group the next tokens are on their way while a layer computes.
-            if len(entering) > (0 if split.group is None else 1):
+            if len(entering) > split.lookahead:
                 difference = self._add(units, entering.popleft(), difference, modulation, clip)
         while entering:
             difference = self._add(units, entering.popleft(), difference, modulation, clip)

@@ -420,7 +420,7 @@ class _Stream:
         return self.hidden
 
     def _exchanged(self, entering: int) -> Iterator[Feature]:
-        ahead = 0 if self._split.group is None else 1
+        ahead = self._split.lookahead
         waiting: deque[list[Callable[[], Tensor]]] = deque()
         for number in range(entering):
             waiting.append(self._started())
