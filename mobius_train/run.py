@@ -31,6 +31,7 @@ from mobius_train.job.versions import versions
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
+from mobius_train.run_page.page import OVERVIEW, PAGE
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
@@ -115,11 +116,12 @@ def run_training(
                 config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step
             )
             print(f"\n{lines}\n", flush=True)
+            _write_text(output_dir / OVERVIEW, lines + "\n")
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
         if distributed.is_main:
-            _write_config(output_dir / "config.yaml", identity.config)
+            _write_text(output_dir / "config.yaml", identity.config)
         distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
@@ -255,9 +257,9 @@ def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Dist
     )
 
 
-def _write_config(path: Path, config: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     try:
-        replace_file(path, config)
+        replace_file(path, text)
     except OSError as error:
         raise MobiusError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -286,6 +288,7 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
         print(f"  {path.suffix[1:]:<18} {path}")
     print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")
     final = output_dir / "final"
+    print(f"  page               {output_dir / PAGE}")
     print(f"  model              {final}")
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")

@@ -27,6 +27,7 @@ from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
 from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.run_page.page import write_run_page
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task, Total
 
 logger = logging.getLogger(__name__)
@@ -242,8 +243,17 @@ class Trainer:
                 logger.error("the samples of step %d were not written: %s", self.progress.step, error)
             if self._to and shown.figures:
                 self._to.write(self.progress.step, shown.figures)
+            if self._to:
+                self._write_page()
         self.distributed.barrier()
         return shown
+
+    def _write_page(self) -> None:
+        """Renew report.html. The run does not depend on it."""
+        try:
+            write_run_page(self.output_dir)
+        except (OSError, MobiusError) as error:
+            logger.error("the page of the run was not written: %s", error)
 
     def _means(self, totals: dict[str, Total]) -> dict[str, float]:
         """Average over all ranks, without names that no rank has a term for."""

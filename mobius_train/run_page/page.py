@@ -1,0 +1,108 @@
+"""report.html of a run: everything that its folder shows, in one file without a server."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mobius_train.errors import MobiusError
+from mobius_train.files import read_lines, read_small, replace_file
+from mobius_train.run_page.curves import drawings
+
+PAGE = "report.html"
+OVERVIEW = "overview.txt"
+# Steps whose samples are on the page: the newest, and others spread evenly.
+STEPS = 6
+# Bytes of one picture on the page; larger ones are named only.
+PICTURE = 8 * 2**20
+
+
+class Picture(NamedTuple):
+    """A file of samples; `data` is None if it is too large for the page."""
+
+    name: str
+    data: str | None
+
+
+class Samples(NamedTuple):
+    step: int
+    pictures: list[Picture]
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write the page of a run from the files in its folder, and return its path.
+
+    Raises:
+        MobiusError: the folder has no metrics.
+        OSError: the page cannot be written.
+    """
+    lines: list[dict[str, Any]] = []
+    # A killed run or a full disk leaves the last line incomplete.
+    with suppress(ValueError, OSError):
+        for line in read_lines(folder / "metrics.jsonl"):
+            lines.append(line)
+    if not lines:
+        raise MobiusError(f"{folder} has no metrics.jsonl, so it is not the folder of a run")
+    samples = _samples(folder / "samples")
+    comparison = None
+    if samples:
+        comparison = _picture(folder / "samples" / f"step-{samples[0].step}" / "comparison.gif")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.jinja").render(
+        name=folder.resolve().name,
+        folder=str(folder),
+        step=lines[-1]["step"],
+        facts=list(_facts(folder)),
+        drawings=drawings(lines),
+        comparison=comparison,
+        samples=samples,
+        recipe=_text(folder / "config.yaml"),
+        finished=(folder / "final").is_dir(),
+    )
+    path = folder / PAGE
+    replace_file(path, page)
+    return path
+
+
+def _facts(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of the overview that the run printed at its start."""
+    for line in (_text(folder / OVERVIEW) or "").splitlines():
+        name, _, text = line.partition(" ")
+        if text:
+            yield name, text.strip()
+
+
+def _samples(folder: Path) -> list[Samples]:
+    """The samples of at most `STEPS` steps, the newest first."""
+    steps = sorted(int(found[1]) for path in folder.glob("step-*") if (found := re.fullmatch(r"step-(\d+)", path.name)))
+    steps = steps[::-1]
+    count = min(STEPS, len(steps))
+    chosen = [steps[number * len(steps) // count] for number in range(count)]
+    return [
+        Samples(step, [_picture(path) for path in sorted((folder / f"step-{step}").glob("[0-9]*.gif"))])
+        for step in chosen
+    ]
+
+
+def _picture(path: Path) -> Picture | None:
+    if not path.is_file():
+        return None
+    if path.stat().st_size > PICTURE:
+        return Picture(str(path), None)
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Picture(path.stem.partition("-")[2].replace("-", " "), f"data:image/gif;base64,{data}")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return read_small(path).decode(errors="replace")
+    except OSError:
+        return None
