@@ -86,10 +86,15 @@ def _samples(folder: Path) -> list[Samples]:
     steps = steps[::-1]
     count = min(STEPS, len(steps))
     chosen = [steps[number * len(steps) // count] for number in range(count)]
-    return [
-        Samples(step, [_picture(path) for path in sorted((folder / f"step-{step}").glob("[0-9]*.gif"))])
-        for step in chosen
-    ]
+    return [Samples(step, list(_pictures(folder / f"step-{step}"))) for step in chosen]
+
+
+def _pictures(folder: Path) -> Iterator[Picture]:
+    """The samples of a step; each file's name begins with its prompt's number."""
+    for path in sorted(folder.glob("[0-9]*.gif")):
+        picture = _picture(path)
+        if picture is not None:
+            yield picture
 
 
 def _picture(path: Path) -> Picture | None:
