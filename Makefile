@@ -12,9 +12,12 @@ READY = $(VENV)/ready-$(VERSION)
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
+# Without a GPU DeepSpeed would warn of its absence in each process.
+ACCELERATOR = $(shell command -v nvidia-smi rocm-smi >/dev/null || echo DS_ACCELERATOR=cpu)
+
 .PHONY: train check test test-slurm setup lint
 train: $(RUNS)
-	PATH="$(abspath $(BIN)):$$PATH" deepspeed mobius_train/main.py --deepspeed ds_configs/zero2.json
+	PATH="$(abspath $(BIN)):$$PATH" $(ACCELERATOR) deepspeed --quiet mobius_train/main.py --deepspeed ds_configs/zero2.json
 
 check: $(READY) lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not distributed and not slurm and not gpu"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from mobius_train.bars import AboveBars
 from mobius_train.errors import MobiusError, Stopped
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,7 +53,7 @@ def run_rank(main: Callable[[], object]) -> NoReturn:
 
 
 def _exit_code(main: Callable[[], object]) -> int:
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[AboveBars()])
     try:
         main()
     except MobiusError as error:

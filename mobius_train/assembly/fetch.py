@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mobius_train.bars import progress
 from mobius_train.config import DataConfig
 from mobius_train.data.clips import describe_source
 from mobius_train.data.patterns import is_remote
@@ -92,7 +91,7 @@ def _indices(shards: Sequence[Remote], show: bool) -> Iterator[None]:
 def _fetch(shards: Sequence[Remote], name: str, show: bool) -> Iterator[None]:
     sizes = [expected.bytes for shard in shards if (expected := listed_shard(shard.path)) is not None]
     total = sum(sizes) if len(sizes) == len(shards) else None
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not show or not shards) as bar:
+    with progress(total=total, unit="B", unit_scale=True, disable=not show or not shards) as bar:
         for number, shard in enumerate(shards, start=1):
             bar.set_description(f"fetching {name}, shard {number} of {len(shards)}")
             fetch_shard(shard, bar.update)

@@ -24,8 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from mobius_train.bars import progress
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
@@ -177,7 +177,7 @@ def build(
         for number, problem in missing.items():
             if problem:
                 logger.warning("%s: %s; its clips are encoded again", part_path(folder, number), problem)
-        with tqdm(
+        with progress(
             total=sum(min(PART, len(keys) - number * PART) for number in missing),
             desc=f"encoding {name}",
             unit="clip",

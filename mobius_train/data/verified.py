@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
+from mobius_train.bars import progress
 from mobius_train.files import sha256
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def _hashed(hashes: Mapping[Path, str]) -> list[Path]:
     paths = list(hashes)
     many = sum(path.stat().st_size for path in paths) >= 2**30
     with ThreadPoolExecutor(THREADS) as pool:
-        found = tqdm(pool.map(sha256, paths), "verifying", len(paths), unit="file", disable=not many)
+        found = progress(pool.map(sha256, paths), desc="verifying", total=len(paths), unit="file", disable=not many)
         return [path for path, digest in zip(paths, found, strict=True) if digest != hashes[path]]
 
 

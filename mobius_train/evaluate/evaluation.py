@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from mobius_train.bars import progress
 from mobius_train.data.buckets import Shape
 from mobius_train.errors import MobiusError
 from mobius_train.evaluate.choose_dimensions import Chosen
@@ -58,7 +58,7 @@ class Evaluation:
         Raises:
             MobiusError: a clip cannot be decoded.
         """
-        for clip in tqdm(clips, total=total, desc="evaluating", unit="clip", dynamic_ncols=True):
+        for clip in progress(clips, total=total, desc="evaluating", unit="clip"):
             self._measure(clip if self._reference is None else self._reference.beside(clip))
 
     def _measure(self, clip: EvaluatedClip) -> None:
@@ -98,7 +98,7 @@ class Evaluation:
         count = len(self._reference.long_enough(self._shape.num_frames))
         theirs, mixed = [], []
         clips = self._reference.in_shape(self._shape)
-        for key, frames in tqdm(clips, total=count, desc=features.name, unit="clip", dynamic_ncols=True):
+        for key, frames in progress(clips, total=count, desc=features.name, unit="clip"):
             theirs.append(features.of(frames))
             mixed.append(features.of(shuffled(frames, key)))
         real = torch.stack(theirs)

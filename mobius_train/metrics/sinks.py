@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from mobius_train.bars import progress
 from mobius_train.metrics.json_lines import JsonLines
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,12 @@ class Sinks:
         self._stack.callback(self._close_events)
         # Smoothing over many steps stabilises the estimate of the remaining time.
         self.bar = self._stack.enter_context(
-            tqdm(
+            progress(
                 total=max_steps,
                 initial=first_step,
                 desc="training",
                 unit="step",
                 smoothing=0.05,
-                dynamic_ncols=True,
             )
         )
 

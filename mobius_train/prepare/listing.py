@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mobius_train.bars import progress
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish_folder, publish_lines, read_lines, temporary_folder
 from mobius_train.prepare.candidate import Drop
@@ -58,7 +57,7 @@ def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
 def _list(config: PrepareConfig, work: Path) -> None:
     """Write the list. If several tasks do so at once, the first folder to be renamed is used."""
     with temporary_folder(work) as own:
-        sources = tqdm(config.sources, desc="listing", unit="source")
+        sources = progress(config.sources, desc="listing", unit="source")
         references = [r for source in sources for r in _with_captions(source, own, work)]
         if not references:
             raise MobiusError(f"no inputs in {len(config.sources)} sources: all are empty")

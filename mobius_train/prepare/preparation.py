@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import cv2
 import torch
-from tqdm import tqdm
 
+from mobius_train.bars import progress
 from mobius_train.data.shards import INDEX, describe_shard
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, publish_lines, read_lines, remove_leftovers
@@ -134,7 +134,7 @@ def _run(inputs: Inputs, current: Pass, workers: int, parts: Sequence[int], titl
     done = total - sum(inputs.size(part) for part in missing)
     if not missing:
         return
-    with tqdm(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
+    with progress(total=total, initial=done, desc=title, unit="input", smoothing=0.1) as bar:
         if workers == 1:
             for part in missing:
                 bar.update(_do(part))
