@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 # Without a GPU DeepSpeed would warn of its absence in each process.
-ACCELERATOR = $(shell command -v nvidia-smi rocm-smi >/dev/null || echo DS_ACCELERATOR=cpu)
+ACCELERATOR = $(shell { command -v nvidia-smi || command -v rocm-smi; } >/dev/null || echo DS_ACCELERATOR=cpu)
 
 .PHONY: train check test test-slurm setup lint
 train: $(RUNS)
