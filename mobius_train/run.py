@@ -100,8 +100,7 @@ def run_training(
         task = build_task(config, distributed, weights)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
-        # An engine may take the parameters apart.
-        of_task = task.overview()
+        of_task = task.overview
         engine = make_engine(task.trained, task.units, distributed)
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)

@@ -27,6 +27,7 @@ from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
 from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.model_card import write_model_card
 from mobius_train.run_page.page import write_run_page
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task, Total
 
@@ -105,11 +106,11 @@ class Trainer:
                 self.saver.wait()
             # The run's final samples come from this validation.
             shown = self._validate()
-            self._export()
+            self._export(shown)
             self.distributed.barrier()
         return shown
 
-    def _export(self) -> None:
+    def _export(self, shown: Shown) -> None:
         """Write final/ in one step.
 
         Raises:
@@ -121,6 +122,8 @@ class Trainer:
         try:
             with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
                 self.task.export(weights, folder)
+                if self.distributed.is_main:
+                    write_model_card(folder, self.config, self.task.overview, shown.figures, shown.paths)
         except (MobiusError, OSError, SafetensorError) as error:
             saved = self._first_step if self.saver.saved is None else self.saver.saved
             at_end = saved == self.progress.step

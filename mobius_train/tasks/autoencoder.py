@@ -6,6 +6,7 @@ Legend: B clips, F frames, H, W pixels; N = B·F images; c, h, w latent channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +77,7 @@ class AutoencoderTask:
     def clips(self) -> int:
         return len(self.train)
 
+    @cached_property
     def overview(self) -> dict[str, str]:
         heldout = 0 if self.heldout is None else len(self.heldout)
         return {

@@ -100,6 +100,7 @@ class DiffusionTask:
         assert clips is not None
         return len(clips)
 
+    @cached_property
     def overview(self) -> dict[str, str]:
         config, denoiser = self.config, self.parts.denoiser
         shape = ", ".join(f"{name}={value:g}" for name, value in config.ring_fields().items())

@@ -61,8 +61,12 @@ class Task(Protocol):
     def clips(self) -> int:
         """The number of training clips, or pictures."""
 
+    @property
     def overview(self) -> dict[str, str]:
-        """What is trained, on which data, for the first lines of a run; by name."""
+        """What is trained, on which data, for the first lines of a run; by name.
+
+        Read it before an engine takes the parameters apart; later it is the same.
+        """
 
     def prepare_data(self) -> None:
         """Slow preparation before training, such as filling the latent cache. Collective."""
