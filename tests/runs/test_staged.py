@@ -174,8 +174,8 @@ def test_a_stop_in_the_middle_and_between_stages_goes_on_by_the_same_command(
             (output / "stop").touch()
         return step_of_trainer(trainer, batches)
 
-    def at_the_end(trainer: Trainer) -> None:
-        export(trainer)
+    def at_the_end(trainer: Trainer, *shown: Any) -> None:
+        export(trainer, *shown)
         (output / "stop").touch()
 
     with pytest.MonkeyPatch.context() as patch:
