@@ -52,8 +52,8 @@ def tiny(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_default_recipe_saves_what_was_planned_within_1_percent() -> None:
     # The plan is of a GPU's attention kernels; which ones auto takes on a CPU is another matter.
-    plan, found = measured(EMOJI, "attention_backend=sdpa")
-    assert sum(found.saved.values()) > 300e6
+    plan, found = measured(EMOJI, "attention_backend=sdpa", "train_batch_size=1")
+    assert sum(found.saved.values()) > 75e6
     assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.01)
     assert plan.saved.keys() == found.saved.keys()
     components = [row for row in rows(plan, found) if row.name in found.components]
