@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 # Name for work outside of all watched modules, such as the loss.
 OUTSIDE = "(outside of modules)"
 NEVER = np.iinfo(np.int64).max
+DEVICE = torch.ops.prim.device.default
 
 
 # Compared by identity.
@@ -106,7 +107,15 @@ class StorageFollower(TorchDispatchMode):
         self._followed.pop(key).freed = len(self.made)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is DEVICE:
+            # Two thirds of all calls on fake tensors ask for a device. They compute nothing.
+            return func(*args)
         result = func(*args, **(kwargs or {}))
+        self._track(func, args, kwargs, result)
+        return result
+
+    def _track(self, func: Any, args: Any, kwargs: dict[str, Any] | None, result: Any) -> None:
+        """Start tracking the new storages of an operator's result."""
         new = {storage._cdata: storage for storage in _storages(result) if storage._cdata not in self._followed}
         if new:
             # The result can share an existing storage, as a view or by an in-place operation.
@@ -115,7 +124,6 @@ class StorageFollower(TorchDispatchMode):
                 record = self.follow(storage, _is_host_copy(func, kwargs))
                 if key not in given:
                     self.made.append(record)
-        return result
 
 
 def module_storages(module: nn.Module) -> set[int]:

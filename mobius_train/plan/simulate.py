@@ -12,7 +12,7 @@ import copy
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -175,15 +175,15 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
 
     def fake(tensor: Tensor) -> Tensor:
         if tensor not in made:
-            with mode:
-                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-                made[tensor] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            made[tensor] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         return made[tensor]
 
-    for inner in module.modules():
-        both: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
-        for tensors in both:
-            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+    with mode:
+        for inner in module.modules():
+            both: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
+            for tensors in both:
+                tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def _as_simulated(config: RunConfig) -> RunConfig:
@@ -215,15 +215,17 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
     latent = images.space.shape(shape.num_frames, shape.height, shape.width)
     drawn = images.space.shape(sampled, config.data.resolution, config.data.resolution)
 
+    @cache
+    def predicting(batch: int, latent: tuple[int, ...]) -> int:
+        # Often both phases take the same batch.
+        return _without_graph(lambda: _predict(parts, batch, latent))
+
     batch, guided = config.train_batch_size, 2 if config.validation.guidance_scale > 1 else 1
-    heldout = 0
-    if config.data.validation is not None:
-        heldout = _without_graph(lambda: _predict(parts, batch, latent))
+    heldout = predicting(batch, latent) if config.data.validation is not None else 0
     sampling = 0
     if config.validation.prompts:
         sampling = max(
-            _without_graph(lambda: _predict(parts, guided, drawn)),
-            _without_graph(lambda: images.decode(torch.randn(1, *drawn), denoiser.sequence)),
+            predicting(guided, drawn), _without_graph(lambda: images.decode(torch.randn(1, *drawn), denoiser.sequence))
         )
     frames = (shape.num_frames, 3, shape.height, shape.width)
     group = denoiser.sequence

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -150,13 +151,12 @@ class Recorder(StorageFollower):
             int(_curve(array(s.nbytes if s.on_host else 0 for s in self.made), deaths).max(initial=0)),
         )
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+    def _track(self, func: Any, args: Any, kwargs: dict[str, Any] | None, result: Any) -> None:
+        super()._track(func, args, kwargs, result)
         count = _flop_formula(func)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
             self._flops[self._phase] = self._flops.get(self._phase, 0) + int(flops)
-        return result
 
     def _complete(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -173,6 +173,7 @@ def _curve(sizes: Bytes, ends: Bytes, starts: Bytes | None = None) -> Bytes:
     return np.cumsum(steps)[:count]
 
 
+@cache
 def _flop_formula(func: Any) -> Callable[..., int] | None:
     """The formula of torch.utils.flop_counter, extended by the CPU's attention, which fake tensors use.
 

@@ -248,7 +248,7 @@ def test_a_pixart_folder_is_loaded_with_its_schedule_and_its_variance_dropped(
 @pytest.mark.parametrize("kind", quick_first(["sdxl", "sd3", "pixart"], "sd3"))
 def test_the_planner_counts_all_text_encoders(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
-    config = config_of(folder, tmp_path)
+    config = config_of(folder, tmp_path, validation={"prompts": []}, data={"validation": None})
     simulation = Simulator().simulate(config, find_configs(config))
     encoders = load_text_encoding(str(folder), CPU, wanted={"text": 48}).encoders.values()
     floats = 4 * sum(p.numel() for encoder in encoders for p in encoder.model.parameters())

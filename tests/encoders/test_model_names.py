@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import clean_environment
-from recipes import DS_CONFIGS, REPOSITORY, recipe, write
+from huggingface_hub import constants
+from recipes import Run
 from tiny import save_pipeline
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-pytestmark = pytest.mark.distributed
+from mobius_train.errors import MobiusError
+
+pytestmark = pytest.mark.slow
 
 
 def _save_text_encoder(pipeline: Path, width: int) -> None:
@@ -26,7 +25,9 @@ def _save_text_encoder(pipeline: Path, width: int) -> None:
     BertTokenizerFast(str(vocabulary), model_max_length=16).save_pretrained(pipeline / "tokenizer")
 
 
-def test_a_dry_run_finds_every_part_under_one_hub_name(clips_folder: Path, tmp_path: Path) -> None:
+def test_a_dry_run_finds_every_part_under_one_hub_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipeline = save_pipeline(tmp_path / "pipeline")
     _save_text_encoder(pipeline, width=384)
     # What a download leaves in the hub's cache.
@@ -34,12 +35,11 @@ def test_a_dry_run_finds_every_part_under_one_hub_name(clips_folder: Path, tmp_p
     shutil.copytree(pipeline, repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    values = recipe(pipeline, clips_folder, tmp_path / "out", pretrained_model_name_or_path="someone/something")
-    del values["text_encoder_name_or_path"]
-    command = [sys.executable, str(REPOSITORY / "mobius_train" / "main.py"), "--dry-run"]
-    command += ["--config", str(write(tmp_path / "recipe.yaml", values))]
-    command += ["--deepspeed", str(DS_CONFIGS / "zero2.json")]
-    environment = clean_environment(HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path / "hub"), PATH=os.environ["PATH"])
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "nothing was written" in result.stdout
+    # The library reads HF_HUB_CACHE once, when it is imported.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    run(dry=True, pretrained_model_name_or_path="someone/something", text_encoder_name_or_path=None)
+    assert "nothing was written" in capsys.readouterr().out
+    # The control: an empty cache.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(MobiusError, match="someone/something"):
+        run(dry=True, pretrained_model_name_or_path="someone/something", text_encoder_name_or_path=None)

@@ -30,7 +30,8 @@ LEAVES = "all leaves of the graph are trained parameters outside the spatial bra
 NONZERO = "every trained parameter gets a non-zero gradient within {} steps"
 HASH = "the spatial weights' hash is unchanged"
 
-
+# What is proven depends on no size.
+SMALL: dict[str, Any] = {"train_batch_size": 1, "data": {"num_frames": 2, "resolution": 16}}
 ALONE = Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
 TOOL = REPOSITORY / "tools" / "audit_graph.py"
 
@@ -46,7 +47,8 @@ def audited(one_rank: None, tiny_pipeline: Path, clips_folder: Path, tmp_path: P
     def run(
         steps: int = 2, zero: int = 2, claimed: int | None = None, pipeline: Path = tiny_pipeline, **changes: Any
     ) -> Audit:
-        path = write(tmp_path / "recipe.yaml", recipe(pipeline, clips_folder, tmp_path / "out", **changes))
+        values = recipe(pipeline, clips_folder, tmp_path / "out", **SMALL | changes)
+        path = write(tmp_path / "recipe.yaml", values)
         spread = spread_of("deepspeed", DS_CONFIGS / f"zero{zero}.json", ALONE)
         return audit(configuration.load(path), spread, steps, claimed)
 
@@ -62,7 +64,7 @@ def offenders(found: Audit, what: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}]
+    "changes", [{}, {"gradient_checkpointing": True, "mixed_precision": "bf16", "gradient_accumulation_steps": 2}]
 )
 def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> None:
     found = audited(**changes)
@@ -74,7 +76,7 @@ def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> N
     assert all(name.startswith("ring") for name in found.nodes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"ring_width": 0}])
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"ring_width": 0}])
 def test_in_front_of_the_fusion_it_is_proven_at_a_depth(audited: Any, changes: dict[str, Any]) -> None:
     found = audited(**DEEP | changes)
     assert failed(found) == set()
@@ -108,7 +110,6 @@ def test_models_with_several_text_encoders_are_proven_and_their_serial_models_ar
     audited: Any, tmp_path: Path, save: Any
 ) -> None:
     own = {"pipeline": save(tmp_path / "pipeline"), "text_encoder_name_or_path": None, "max_text_tokens": None}
-    assert failed(audited(**own)) == set()
     deep = audited(**own, **DEEP)
     assert failed(deep) == set()
     blocks = "spatial.up_blocks" if save is save_sdxl else "spatial.transformer_blocks"
@@ -180,7 +181,7 @@ def test_the_tool_shows_the_proof_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **SMALL))
     monkeypatch.setattr(sys, "argv", [str(TOOL), "--config", str(path), "--top", "2"])
     monkeypatch.setattr(environment, "prepare", lambda: ALONE)
     runpy.run_path(str(TOOL))["main"]()
@@ -193,7 +194,7 @@ def test_the_tool_shows_the_proof_and_writes_nothing(
 
 @pytest.mark.distributed
 def test_the_tool_exits_1_where_nothing_is_proven(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out"))
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out", **SMALL))
     result = python(TOOL, "--config", path, "--json", "mode=serial", HF_HUB_OFFLINE="1")
     report = json.loads(result.stdout)
     assert (result.returncode, report["proven"]) == (1, False)

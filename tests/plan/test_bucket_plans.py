@@ -10,7 +10,7 @@ from recipes import recipe, write
 from mobius_train.config import load
 from mobius_train.engine.spread import Spread
 from mobius_train.plan import Plan, Planner, find_gpu
-from mobius_train.plan.advice import advise
+from mobius_train.plan.advice import CHANGES
 from mobius_train.plan.largest import QUANTITIES
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def test_the_largest_bucket_is_planned(tiny_pipeline: Path, tmp_path: Path, stag
 
     def planned(**data: object) -> Plan:
         values = recipe(tiny_pipeline, tmp_path, tmp_path / "out", stage=stage, validation={"prompts": []})
-        values["data"] |= data
+        values["data"] |= {"validation": None} | data
         return planner.plan(load(write(tmp_path / "recipe.yaml", values)), Spread.over(1))
 
     one = planned(num_frames=8, resolution=64)
@@ -37,8 +37,17 @@ def test_the_largest_bucket_is_planned(tiny_pipeline: Path, tmp_path: Path, stag
 
 
 def test_buckets_say_what_else_would_be_tried(tiny_pipeline: Path, tmp_path: Path) -> None:
-    values = recipe(tiny_pipeline, tmp_path, tmp_path / "out")
-    values["data"]["buckets"] = [LARGE]
-    config = load(write(tmp_path / "recipe.yaml", values))
-    assert [one.name for one in QUANTITIES if one.applies(config)] == ["train_batch_size"]
-    assert not any("resolution" in str(one) for one in advise(Planner(), config, Spread.over(1), find_gpu("V100-16")))
+    values = recipe(tiny_pipeline, tmp_path, tmp_path / "out", data={"resolution": 128})
+
+    def tried(buckets: list[dict[str, int]] | None) -> tuple[set[str], set[str]]:
+        """The quantities whose largest value is sought, and the changes that are tried to make it fit."""
+        values["data"]["buckets"] = buckets
+        config = load(write(tmp_path / "recipe.yaml", values))
+        changes = {one.setting for one in CHANGES if one.apply(config, Spread.over(1), find_gpu("V100-16"))}
+        return {one.name for one in QUANTITIES if one.applies(config)}, changes
+
+    (quantities, changes), (all_quantities, all_changes) = tried([LARGE]), tried(None)
+    assert quantities == {"train_batch_size"}
+    # The control: without buckets the clips' sizes are tried too.
+    assert all_quantities - quantities == {"data.num_frames", "data.resolution"}
+    assert all_changes - changes == {"half of data.resolution"}

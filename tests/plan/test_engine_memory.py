@@ -52,7 +52,13 @@ def measured(folder: Path) -> dict[str, dict[str, int]]:
     return seen
 
 
-def planned(folder: Path, case: str) -> tuple[int, int]:
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    """One for all cases: those of a precision share a simulation."""
+    return Planner()
+
+
+def planned(planner: Planner, folder: Path, case: str) -> tuple[int, int]:
     """Bytes between steps, and the most beside them in a step; frozen models, encoders and the context apart."""
     engine, precision, *overrides = case.split(":")
     overrides += [f"mixed_precision='{precision}'", "data.validation=null", "validation={}"]
@@ -60,7 +66,7 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
     layout = Spread.over(RANKS, "fsdp")
     if engine != "fsdp":
         layout = Spread.over(RANKS, ds_json=read_ds_json(folder / f"{engine}.json"))
-    sim = Planner().simulation(config)
+    sim = planner.simulation(config)
     memory = engine_memory(config, layout, FOREACH)(sim)
     phases = peaks_of_phases(config, sim, memory, layout)
     most = max(sum(parts.values()) - parts[ENCODERS] for parts in phases.values())
@@ -68,7 +74,9 @@ def planned(folder: Path, case: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_plan_is_what_an_engine_allocates(measured: dict[str, dict[str, int]], folder: Path, case: str) -> None:
-    resident, beside = planned(folder, case)
+def test_the_plan_is_what_an_engine_allocates(
+    measured: dict[str, dict[str, int]], folder: Path, planner: Planner, case: str
+) -> None:
+    resident, beside = planned(planner, folder, case)
     assert resident == pytest.approx(measured[case]["resident"], rel=0.02)
     assert beside == pytest.approx(measured[case]["beside"], rel=0.05)

@@ -13,7 +13,7 @@ from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import Launch
-from mobius_train.plan import fit, plan
+from mobius_train.plan import Planner, fit
 from mobius_train.plan.planner import CONTEXT
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -31,12 +31,21 @@ def config(tiny_pipeline: Path, clips_folder: Path, tmp_path: Path) -> RunConfig
     return load(write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "out")))
 
 
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    """One for all plans of this file, which simulates the recipe once."""
+    return Planner()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", SPREADS)
 def test_a_byte_too_little_is_named_and_enough_is_not(
-    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, engine: str
+    config: RunConfig, distributed: Distributed, monkeypatch: pytest.MonkeyPatch, engine: str, planner: Planner
 ) -> None:
-    needed = plan(config, SPREADS[engine]).peak - CONTEXT
+    monkeypatch.setattr(fit, "plan", planner.plan)
+    # The simulation does not depend on where the run is written.
+    config = config.model_copy(update={"output_dir": Path("out")})
+    needed = planner.plan(config, SPREADS[engine]).peak - CONTEXT
     for free, count in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
         told, problems = fit.fit(config, SPREADS[engine], distributed)

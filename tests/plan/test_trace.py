@@ -111,15 +111,32 @@ SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def pipelines(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {None: tiny_pipeline} | {save: save(folder / save.__name__) for save in (save_sdxl, save_sd3)}
+
+
+# tests/measure/test_measure.py measures whole runs of the emoji backbone, in the parallel and the serial mode.
 @pytest.mark.parametrize(
-    ("mode", "shape"), [("parallel", {}), ("parallel", DEEP), ("serial", {})], ids=["parallel", "deep", "serial"]
+    ("save", "mode", "shape"),
+    [
+        (None, "full", {}),
+        (save_sdxl, "serial", {}),
+        (save_sdxl, "parallel", DEEP),
+        (save_sd3, "serial", {}),
+        (save_sd3, "parallel", {}),
+        (save_sd3, "parallel", DEEP),
+    ],
+    ids=["emoji-full", "sdxl-serial", "sdxl-deep", "sd3-serial", "sd3-parallel", "sd3-deep"],
 )
-@pytest.mark.parametrize("save", SHAPES, ids=["emoji", "sdxl", "sd3"])
 def test_a_real_model_keeps_what_was_simulated(
-    save: Any, mode: Any, shape: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    save: Any, mode: Any, shape: dict[str, Any], pipelines: dict[Any, Path], tmp_path: Path
 ) -> None:
-    own = {} if save is None else {"text_encoder_name_or_path": None, "max_text_tokens": None}
-    pipeline = tiny_pipeline if save is None else save(tmp_path / "pipeline")
+    own: dict[str, Any] = {} if save is None else {"text_encoder_name_or_path": None, "max_text_tokens": None}
+    pipeline = pipelines[save]
+    # Without the phases that save nothing.
+    own |= {"validation": {"prompts": []}, "data": {"validation": None}}
     values = recipe(pipeline, tmp_path, tmp_path / "run", mode=mode, **shape, **own)
     config = load(write(tmp_path / "recipe.yaml", values))
     models = find_configs(config)
