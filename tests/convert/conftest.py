@@ -22,7 +22,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny pipeline folders that StableDiffusionPipeline saved, by kind."""
     folders = {}
-    for kind in ("sd15", "sd21"):
+    for kind in ("sd15", "sd21", "small"):
         folder = save_pipeline(tmp_path_factory.mktemp("models") / kind, kind)
         StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(folder / "vae"),

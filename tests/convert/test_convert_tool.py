@@ -12,7 +12,7 @@ pytestmark = pytest.mark.distributed
 
 
 def test_a_conversion_reports_and_one_that_fails_says_why(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    done = convert("from-image-model", stable_diffusion["sd21"], tmp_path / "video", "--mode", "serial")
+    done = convert("from-image-model", stable_diffusion["small"], tmp_path / "video", "--mode", "serial")
     assert done.returncode == 0, done.stderr
     assert "checked   the model read back predicts" in done.stdout
     assert "left out  nothing" in done.stdout

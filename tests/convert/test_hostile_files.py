@@ -85,13 +85,13 @@ def test_fsdp_metadata_stays_in_its_folder_and_makes_no_other_types(sharded: Pat
 def test_single_file(stable_diffusion: dict[str, Path], tmp_path: Path, marker: Path, name: str) -> None:
     torch.save({"state_dict": {"callbacks": Command(marker)}}, tmp_path / name)
     with pytest.raises(MobiusError, match=name):
-        from_single_file(tmp_path / name, stable_diffusion["sd15"], tmp_path / "out")
+        from_single_file(tmp_path / name, stable_diffusion["small"], tmp_path / "out")
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
 
 
 def test_model_folder(stable_diffusion: dict[str, Path], tmp_path: Path, marker: Path) -> None:
-    shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    shutil.copytree(stable_diffusion["small"], tmp_path / "copy")
     folder = tmp_path / "copy" / "unet"
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Command(marker)}, folder / "diffusion_pytorch_model.bin")
@@ -104,7 +104,7 @@ def test_model_folder(stable_diffusion: dict[str, Path], tmp_path: Path, marker:
 @pytest.mark.parametrize("part", ["unet", "vae"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
 def test_cut_weights_are_named(stable_diffusion: dict[str, Path], tmp_path: Path, part: str, kept: float) -> None:
-    shutil.copytree(stable_diffusion["sd15"], tmp_path / "copy")
+    shutil.copytree(stable_diffusion["small"], tmp_path / "copy")
     path = tmp_path / "copy" / part / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(MobiusError, match=f"{part}/diffusion_pytorch_model.safetensors"):
@@ -114,6 +114,6 @@ def test_cut_weights_are_named(stable_diffusion: dict[str, Path], tmp_path: Path
 
 def test_folders_of_something_else_are_refused(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(MobiusError, match=r"UNet2DConditionModel.*SerialUNet"):
-        serial_to_parallel(stable_diffusion["sd15"], tmp_path / "out")
+        serial_to_parallel(stable_diffusion["small"], tmp_path / "out")
     with pytest.raises(MobiusError, match=r"no/config\.json"):
         serial_to_parallel(tmp_path / "no", tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffus
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.errors import MobiusError
 
+# The samples and the held-out loss of a run are no part of its checkpoints.
+QUIET: dict[str, Any] = {"validation": {"prompts": []}, "data": {"validation": None}}
 RING = Path("unet", "ring", "diffusion_pytorch_model.safetensors")
 
 
@@ -27,17 +30,6 @@ def _same(one: Path, other: Path) -> bool:
     expected = load_file(other)
     found = load_file(one)
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.slow
-def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) -> None:
-    output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []})
-    report = checkpoint_to_diffusers(output / "checkpoint-4", tmp_path / "last")
-    assert "ema weights of step 4" in report.notes
-    assert _same(tmp_path / "last" / RING, output / "final" / RING)
-    for name, weights in (("checkpoint-2", None), ("checkpoint-4", "model")):
-        checkpoint_to_diffusers(output / name, tmp_path / name, weights)
-        assert not _same(tmp_path / name / RING, output / "final" / RING)
 
 
 @pytest.mark.slow
@@ -49,7 +41,7 @@ def test_a_run_in_16_bits_is_converted(run: Run, tmp_path: Path, mode: str) -> N
         ds_config=None,
         checkpointing_steps=1,
         max_train_steps=1,
-        validation={"prompts": []},
+        **QUIET,
     )
     consolidate_checkpoint(output / "checkpoint-1", tmp_path / "whole.safetensors")
     config = load(output / "config.yaml")
@@ -72,8 +64,8 @@ def test_a_run_in_16_bits_is_converted(run: Run, tmp_path: Path, mode: str) -> N
 
 @pytest.mark.slow
 def test_a_frozen_branch_in_another_dtype_is_that_of_the_run(run: Run, tmp_path: Path) -> None:
-    output = run(frozen_dtype="bf16", checkpointing_steps=2, max_train_steps=2, validation={"prompts": []})
-    checkpoint_to_diffusers(output / "checkpoint-2", tmp_path / "converted")
+    output = run(frozen_dtype="bf16", checkpointing_steps=1, max_train_steps=1, **QUIET)
+    checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "converted")
     for part in ("ring", "spatial"):
         name = Path("unet") / part / "diffusion_pytorch_model.safetensors"
         assert _same(tmp_path / "converted" / name, output / "final" / name)
@@ -86,35 +78,43 @@ def test_a_frozen_branch_in_another_dtype_is_that_of_the_run(run: Run, tmp_path:
     recipe = tmp_path / "other.yaml"
     recipe.write_text((output / "config.yaml").read_text().replace("frozen_dtype: bf16", "frozen_dtype: fp32"))
     with pytest.raises(MobiusError, match="frozen weights"):
-        checkpoint_to_diffusers(output / "checkpoint-2", tmp_path / "refused", config=recipe)
+        checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "refused", config=recipe)
 
 
 @pytest.mark.distributed
-def test_consolidated_weights_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
-    output = run(use_ema=True, checkpointing_steps=2, validation={"prompts": []}, ds_config="zero1")
-    # The run's folder means its latest checkpoint.
-    for source, tag, name in ((output, None, "a"), (output / "checkpoint-4", None, "b"), (output, "checkpoint-2", "c")):
+def test_the_last_checkpoint_becomes_what_final_holds(run: Run, tmp_path: Path) -> None:
+    output = run(use_ema=True, checkpointing_steps=1, max_train_steps=2, **QUIET, ds_config="zero1")
+    final = output / "final" / RING
+    # Consolidated. The run's folder means its latest checkpoint.
+    for source, tag, name in ((output, None, "a"), (output / "checkpoint-2", None, "b"), (output, "checkpoint-1", "c")):
         consolidate_checkpoint(source, tmp_path / f"{name}.safetensors", weights="ema", tag=tag)
     consolidate_checkpoint(output, tmp_path / "raw.safetensors")
-    assert _same(tmp_path / "a.safetensors", output / "final" / RING)
-    assert _same(tmp_path / "b.safetensors", output / "final" / RING)
-    assert not _same(tmp_path / "c.safetensors", output / "final" / RING)
-    assert not _same(tmp_path / "raw.safetensors", output / "final" / RING)
+    assert _same(tmp_path / "a.safetensors", final)
+    assert _same(tmp_path / "b.safetensors", final)
+    assert not _same(tmp_path / "c.safetensors", final)
+    assert not _same(tmp_path / "raw.safetensors", final)
     with pytest.raises(MobiusError, match=r"model and ema"):
         consolidate_checkpoint(output, tmp_path / "d.safetensors", weights="emma")
-    done = convert("to-diffusers", output / "checkpoint-4", tmp_path / "typed", "--weights", "ema")
+    # As a pipeline.
+    report = checkpoint_to_diffusers(output / "checkpoint-2", tmp_path / "last")
+    assert "ema weights of step 2" in report.notes
+    assert _same(tmp_path / "last" / RING, final)
+    for name, weights in (("checkpoint-1", None), ("checkpoint-2", "model")):
+        checkpoint_to_diffusers(output / name, tmp_path / name, weights)
+        assert not _same(tmp_path / name / RING, final)
+    done = convert("to-diffusers", output / "checkpoint-2", tmp_path / "typed", "--weights", "ema")
     assert done.returncode == 0, done.stderr
-    assert _same(tmp_path / "typed" / RING, output / "final" / RING)
+    assert _same(tmp_path / "typed" / RING, final)
 
 
 @pytest.mark.slow
-def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_other_frozen_weights_and_damages_are_refused(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
     backbone = shutil.copytree(tiny_pipeline, tmp_path / "backbone")
     output = run(
         pretrained_model_name_or_path=str(backbone),
         checkpointing_steps=1,
         max_train_steps=1,
-        validation={"prompts": []},
+        **QUIET,
     )
     unet = UNet2DConditionModel.from_pretrained(backbone / "unet")
     torch.nn.init.zeros_(unet.conv_in.bias)
@@ -122,11 +122,6 @@ def test_other_frozen_weights_than_those_of_the_run_are_refused(run: Run, tiny_p
     with pytest.raises(MobiusError, match=r"frozen weights.*pretrained_model_name_or_path"):
         checkpoint_to_diffusers(output / "checkpoint-1", tmp_path / "pipeline")
     assert not (tmp_path / "pipeline").exists()
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_refused_by_file(run: Run, tmp_path: Path) -> None:
-    output = run(checkpointing_steps=1, max_train_steps=1, validation={"prompts": []})
     shard = output / "checkpoint-1" / "rank-00000-of-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     for attempt in (

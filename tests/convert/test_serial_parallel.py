@@ -56,9 +56,9 @@ def test_a_trained_ring_takes_its_weights_along(tmp_path: Path) -> None:
 
 
 def test_convolutions_as_projections_become_linear_ones(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    config = UNet2DConditionModel.load_config(stable_diffusion["sd15"] / "unet")
+    config = UNet2DConditionModel.load_config(stable_diffusion["small"] / "unet")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(config, attention_head_dim=(1, 1, 2, 2), use_linear_projection=False)
+    unet = UNet2DConditionModel.from_config(config, use_linear_projection=False)
     assert unet.state_dict()["mid_block.attentions.0.proj_in.weight"].ndim == 4
     ParallelUNet.from_unet2d(unet).save_pretrained(tmp_path / "parallel")
     report = parallel_to_serial(tmp_path / "parallel", tmp_path / "serial")
@@ -100,7 +100,7 @@ def test_a_narrow_deep_ring_takes_what_fits_and_the_rest_is_reported(
 
 
 def test_pipelines_keep_their_other_parts(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    source = save_modelscope(stable_diffusion["sd21"], tmp_path / "modelscope")
+    source = save_modelscope(stable_diffusion["small"], tmp_path / "modelscope")
     serial_to_parallel(source, tmp_path / "parallel")
     ours = load_pipeline(tmp_path / "parallel", "cpu")
     assert ours("dog", num_frames=2, num_inference_steps=2, output_type="pt").frames.shape == (1, 2, 3, 32, 32)

@@ -34,7 +34,7 @@ from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.pretrained.model_files import read_json
 
 OPTIONS: dict[str, Any] = {
-    "num_inference_steps": 3,
+    "num_inference_steps": 2,
     "guidance_scale": 4.0,
     "negative_prompt": "d o g",
     "output_type": "latent",
@@ -48,7 +48,7 @@ def noise(frames: int) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    run = save_final(serial(stable_diffusion["sd21"]), stable_diffusion["sd21"], tmp_path / "run")
+    run = save_final(serial(stable_diffusion["small"]), stable_diffusion["small"], tmp_path / "run")
     report = to_diffusers(run, tmp_path / "plain")
     assert len(report.checks) == 3
     stock = DiffusionPipeline.from_pretrained(tmp_path / "plain")
@@ -69,7 +69,7 @@ def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str,
 
 @pytest.mark.slow
 def test_diffusers_makes_our_pipeline_when_it_is_trusted(stable_diffusion: dict[str, Path], tmp_path: Path) -> None:
-    run = save_final(parallel(stable_diffusion["sd15"]), stable_diffusion["sd15"], tmp_path / "run")
+    run = save_final(parallel(stable_diffusion["small"]), stable_diffusion["small"], tmp_path / "run")
     to_diffusers(run, tmp_path / "out")
     folder = str(tmp_path / "out")
     loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
@@ -126,19 +126,19 @@ def test_models_with_several_text_encoders_become_the_pipelines_that_have_them(
     assert "text_encoder_3" in mapped or kind != "sd3"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "dtype"), [("parallel", torch.float16), ("image", torch.bfloat16)])
 def test_a_model_in_16_bits_passes_its_own_check(
-    stable_diffusion: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+    stable_diffusion: dict[str, Path], tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:
-    source = stable_diffusion["sd15"]
-    for name, model in (
-        ("parallel", parallel(source)),
-        ("image", moved(UNet2DConditionModel.from_pretrained(source / "unet"))),
-    ):
-        pipeline = TextToVideoPipeline(unet=model.to(dtype), **load_components(source))
-        report = write_pipeline(pipeline, source, tmp_path / name)
-        assert any("hash" in check for check in report.checks)
-        assert not report.problems
+    source = stable_diffusion["small"]
+    model: Any = (
+        parallel(source) if kind == "parallel" else moved(UNet2DConditionModel.from_pretrained(source / "unet"))
+    )
+    report = write_pipeline(
+        TextToVideoPipeline(unet=model.to(dtype), **load_components(source)), source, tmp_path / kind
+    )
+    assert any("hash" in check for check in report.checks)
+    assert not report.problems
 
 
 def test_a_serial_model_that_diffusers_cannot_express_is_refused(
@@ -154,7 +154,7 @@ def test_a_serial_model_that_diffusers_cannot_express_is_refused(
 def test_trained_weights_and_a_recipe_make_the_pipeline(
     stable_diffusion: dict[str, Path], mode: str, tmp_path: Path
 ) -> None:
-    source = stable_diffusion["sd21"]
+    source = stable_diffusion["small"]
     values = recipe(source, tmp_path, tmp_path / "run", mode=mode, text_encoder_name_or_path=None, max_text_tokens=9)
     config = RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(values)))
     model = (parallel if mode == "parallel" else serial)(source)

@@ -25,14 +25,14 @@ import pytest
 from clip_files import shard
 from fsspec.registry import _registry
 from launching import launch
-from recipes import DS_CONFIGS, Run, losses, recipe, write
+from recipes import Run, losses, recipe, write
 
 from mobius_train.data import remote as module
 from mobius_train.data.remote import ATTEMPTS, Remote, fetch_index, fetch_shard, remote_shards
 from mobius_train.data.shards import describe_shard
 from mobius_train.errors import MobiusError
 
-WORKER = Path(__file__).parents[1] / "runs" / "ranks_worker.py"
+WORKER = Path(__file__).parent / "fetch_worker.py"
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -311,7 +311,7 @@ def test_a_full_disk_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 # Whole runs
 
-QUIET: dict[str, Any] = {"validation": {"prompts": []}, "max_train_steps": 2}
+QUIET: dict[str, Any] = {"validation": {"prompts": [], "max_clips": 1}, "max_train_steps": 1}
 
 
 def _data(server: Server, tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -366,21 +366,18 @@ def test_what_is_wrong_with_an_address_is_said_before_models_load(
 
 
 @pytest.mark.distributed
-def test_ranks_of_a_node_share_the_fetching_and_fail_together(
-    server: Server, tiny_pipeline: Path, tmp_path: Path
-) -> None:
+def test_ranks_of_a_node_share_the_fetching_and_fail_together(server: Server, tmp_path: Path) -> None:
     server.index()
-    values = recipe(tiny_pipeline, server.folder, tmp_path, data=_data(server, tmp_path), validation={"prompts": []})
-    values["max_train_steps"] = 1
-    path = write(tmp_path / "recipe.yaml", values)
-    result = launch(2, WORKER, str(path), str(tmp_path / "runs"), str(DS_CONFIGS), "zero2")
+    path = write(tmp_path / "recipe.yaml", recipe(tmp_path, server.folder, tmp_path, data=_data(server, tmp_path)))
+    result = launch(2, WORKER, str(path))
     assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(result.stdout.splitlines()) == [f"rank {rank}: 12 and 4 clips" for rank in (0, 1)]
     assert sorted(server.asked) == ["/index.json", "/s-0.tar", "/s-1.tar", "/s-2.tar"]
     came = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "to").rglob("*.tar")}
     assert came == {path.name: hashlib.sha256(path.read_bytes()).digest() for path in server.folder.glob("*.tar")}
     (server.folder / "s-2.tar").unlink()
     for left in (tmp_path / "to").rglob("s-2.tar"):
         left.unlink()
-    result = launch(2, WORKER, str(path), str(tmp_path / "more"), str(DS_CONFIGS), "zero2")
-    assert result.returncode != 0
-    assert re.search(r"cannot fetch .*s-2\.tar", result.stderr)
+    result = launch(2, WORKER, str(path))
+    assert result.returncode == 1
+    assert len(re.findall(r"error: .*cannot fetch .*s-2\.tar", result.stderr)) == 2

@@ -1,4 +1,4 @@
-"""A ring beside a transformer, and its serial model, train alike in all engines, whatever they shard."""
+"""A ring beside a transformer, and its serial models, train alike in the engines, whatever they shard."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from launching import launch
 from recipes import DS_CONFIGS
 
-CASES = [f"parallel:{engine}" for engine in ("zero0", "zero1", "zero2", "zero3", "fsdp")]
-CASES += ["serial:zero3", "serial:fsdp", "full:zero3", "full:fsdp"]
+# Stages 0 and 1 hold whole gradients, as test_engines.py compares with stage 2.
+CASES = [f"parallel:{engine}" for engine in ("zero2", "zero3", "fsdp")] + ["serial:zero3", "full:fsdp"]
 MODES = ("parallel", "serial", "full")
 
 

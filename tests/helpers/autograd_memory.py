@@ -45,6 +45,12 @@ def held_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
     return saved_for_backward(forward, {"": model})[1].total
 
 
+def result_and_held(forward: Callable[[], Tensor], model: nn.Module) -> tuple[Tensor, int]:
+    """What `forward` returns, to differentiate, and the bytes of `held_for_backward`."""
+    result, saved = saved_for_backward(forward, {"": model})
+    return result, saved.total
+
+
 def tensors_saved_in(branch: str, forward: Callable[[], Tensor], model: nn.Module) -> int:
     """How many tensors the modules of a branch save, parameters included."""
     saved = saved_for_backward(forward, {"": model})[1]

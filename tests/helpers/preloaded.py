@@ -28,6 +28,8 @@ HEAVY = [
     "torch.distributed.tensor",
     "torch.utils.tensorboard",
     "deepspeed",
+    # Imported by the first engine: torch's compiler, through its decorators.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "transformers",
     "diffusers",
     "diffusers.models.transformers",
@@ -38,6 +40,25 @@ HEAVY = [
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(HEAVY)
+
+
+def start_script(
+    command: Sequence[str], environment: Mapping[str, str], out: Path, err: Path | None = None
+) -> BaseProcess:
+    """Start a script in a process of its own.
+
+    Args:
+        command: script and arguments.
+        environment: all variables of the process.
+        out: where it appends what it prints.
+        err: where it appends errors; `out` without it.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    files = str(out), str(out if err is None else err)
+    process = _context.Process(target=_run, args=(list(command), dict(environment), *files))
+    process.start()
+    return process
 
 
 def run_scripts(
@@ -58,16 +79,12 @@ def run_scripts(
     Raises:
         subprocess.TimeoutExpired: they ran longer.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         outputs = Path(folder) / "stdout", Path(folder) / "stderr"
         processes = [
-            _context.Process(target=_run, args=(list(command), dict(environment), *map(str, outputs)))
+            start_script(command, environment, *outputs)
             for command, environment in zip(commands, environments, strict=True)
         ]
-        for process in processes:
-            process.start()
         try:
             status = _wait(processes, time.monotonic() + timeout)
         finally:

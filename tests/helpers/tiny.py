@@ -26,17 +26,19 @@ FOUR_LEVELS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
+TWO_LEVELS: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    "attention_head_dim": (1, 2),
+    "use_linear_projection": True,
+}
 KINDS: dict[str, dict[str, Any]] = {
     # Attention in every level, as in the emoji backbone; the text is real MiniLM's.
-    "emoji": {
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-        "attention_head_dim": (1, 2),
-        "use_linear_projection": True,
-        "cross_attention_dim": 384,
-    },
+    "emoji": TWO_LEVELS | {"cross_attention_dim": 384},
+    # The smallest that Stable Diffusion's text encoder goes with.
+    "small": TWO_LEVELS | {"cross_attention_dim": WIDTH},
     "sd15": FOUR_LEVELS | {"attention_head_dim": 8, "cross_attention_dim": WIDTH},
     "sd21": FOUR_LEVELS
     | {"attention_head_dim": (1, 1, 2, 2), "use_linear_projection": True, "cross_attention_dim": WIDTH},

@@ -12,25 +12,27 @@ from mobius_train.conditions import POOLED, SIZES, TEXT, Conditions
 from mobius_train.models import SerialUNet, TemporalLayers
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    # Stable Diffusion 1.x: 1x1 convolutions as projections, a fixed number of heads.
+    # Stable Diffusion 1.x: two layers a level, 1x1 convolutions as projections, a fixed number of heads.
     "sd1": {
-        "block_out_channels": (32, 64, 64, 64),
-        "norm_num_groups": 16,
+        "block_out_channels": (16, 32, 32, 32),
+        "norm_num_groups": 8,
         "layers_per_block": 2,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 24,
     },
-    # Stable Diffusion 2.x: linear projections, heads of size 64.
+    # Stable Diffusion 2.x: linear projections, heads of one size.
     "sd2": {
-        "block_out_channels": (64, 128, 128, 128),
+        "block_out_channels": (32, 64, 64, 64),
+        "norm_num_groups": 8,
         "layers_per_block": 1,
         "attention_head_dim": (1, 2, 2, 2),
-        "cross_attention_dim": 1024,
+        "cross_attention_dim": 40,
         "use_linear_projection": True,
     },
-    # Three levels, attention in all of them.
+    # Three levels, attention in all of them; takes the text of MiniLM.
     "emoji": {
-        "block_out_channels": (64, 96, 128),
+        "block_out_channels": (32, 48, 64),
+        "norm_num_groups": 8,
         "layers_per_block": 1,
         "attention_head_dim": 4,
         "cross_attention_dim": 384,
@@ -39,7 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     # Stable Diffusion XL: no attention in the first level, more transformer blocks in the others, added conditions.
     "sdxl": {
-        "block_out_channels": (64, 128, 128),
+        "block_out_channels": (32, 64, 64),
+        "norm_num_groups": 8,
         "layers_per_block": 1,
         "attention_head_dim": (1, 2, 2),
         "cross_attention_dim": 48,

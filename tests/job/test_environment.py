@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from launching import clean_environment
+from launching import python
 
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import Launch, detect
@@ -68,28 +68,38 @@ except MobiusError as error:
 """
 
 
-def _prepared(**variables: str) -> str:
-    environment = clean_environment(**variables)
-    result = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, check=True)
-    return result.stdout.strip()
+Prepared = Callable[..., str]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    """What SHOW prints in a process with these variables of a launcher."""
+    (tmp_path / "show.py").write_text(SHOW)
+
+    def run(**variables: str) -> str:
+        result = python(tmp_path / "show.py", **variables)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    return run
 
 
 @pytest.mark.distributed
-def test_a_single_process_meets_itself() -> None:
+def test_a_single_process_meets_itself(prepared: Prepared) -> None:
     # Even where a cluster's profile names another master.
-    rank, world_size, local_size, address, port = _prepared(MASTER_ADDR="elsewhere", MASTER_PORT="1").split()
+    rank, world_size, local_size, address, port = prepared(MASTER_ADDR="elsewhere", MASTER_PORT="1").split()
     assert (rank, world_size, local_size, address) == ("0", "1", "1", "127.0.0.1")
     assert int(port) > 1024
 
 
 @pytest.mark.distributed
-def test_a_single_rank_of_a_launcher_does_too() -> None:
+def test_a_single_rank_of_a_launcher_does_too(prepared: Prepared) -> None:
     launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    assert _prepared(**launcher).split()[-1] != "29500"
+    assert prepared(**launcher).split()[-1] != "29500"
 
 
 @pytest.mark.distributed
-def test_srun_on_several_nodes_wants_to_know_the_first() -> None:
+def test_srun_on_several_nodes_wants_to_know_the_first(prepared: Prepared) -> None:
     several = {
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "0",
@@ -99,5 +109,5 @@ def test_srun_on_several_nodes_wants_to_know_the_first() -> None:
         "SLURM_NTASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
     }
-    assert "scontrol show hostnames" in _prepared(**several)
-    assert _prepared(**several, MASTER_ADDR="n1").split() == ["1", "2", "1", "n1", "20007"]
+    assert "scontrol show hostnames" in prepared(**several)
+    assert prepared(**several, MASTER_ADDR="n1").split() == ["1", "2", "1", "n1", "20007"]

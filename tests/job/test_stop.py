@@ -22,7 +22,12 @@ from mobius_train.trainer import Trainer
 
 @pytest.mark.slow
 def test_a_touched_file_stops_a_run_which_then_resumes_by_itself(run: Run, tmp_path: Path) -> None:
-    options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}}
+    options: dict[str, Any] = {
+        "resume_from_checkpoint": "auto",
+        "max_train_steps": 3,
+        "validation": {"prompts": []},
+        "data": {"validation": None},
+    }
     whole = losses(run("whole", **options))
     output, step_of_trainer = tmp_path / "out", Trainer._step
 
@@ -88,10 +93,15 @@ def test_before_the_first_step_a_request_ends_the_run_at_once(
 
 @pytest.mark.slow
 def test_auto_is_not_content_with_damaged_checkpoints_alone(run: Run, tmp_path: Path) -> None:
-    options = {"resume_from_checkpoint": "auto", "validation": {"prompts": []}, "checkpointing_steps": 4}
+    options: dict[str, Any] = {
+        "resume_from_checkpoint": "auto",
+        "validation": {"prompts": []},
+        "checkpointing_steps": 1,
+        "max_train_steps": 1,
+    }
     output = run(**options)
-    (output / "checkpoint-4" / "state.json").write_text("{}")
-    with pytest.raises(MobiusError, match=r"checkpoint-4/state\.json"):
+    (output / "checkpoint-1" / "state.json").write_text("{}")
+    with pytest.raises(MobiusError, match=r"checkpoint-1/state\.json"):
         run(**options)
 
 

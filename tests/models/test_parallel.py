@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from kinds import DTYPES, each_kind_in_one_size, two_kinds
 from torch import Tensor
 from unets import Batch, batch_for, serial_with_random_temporal_layers, tiny_unet
 
@@ -22,7 +23,7 @@ def picture_by_picture(unet: UNet2DConditionModel, batch: Batch) -> Tensor:
     return prediction.unflatten(0, (len(batch.sample), -1)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (18, 10)], ids=["even", "odd"])
+@each_kind_in_one_size
 @torch.no_grad()
 def test_new_model_predicts_what_the_2d_model_predicts(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
     batch = batch_for(unet, size=size)
@@ -35,6 +36,7 @@ def test_new_model_predicts_what_the_2d_model_predicts(unet: UNet2DConditionMode
     assert torch.equal(one.by(model), picture_by_picture(unet, one))
 
 
+@two_kinds
 @torch.no_grad()
 def test_serial_model_with_ordinary_temporal_layers_does_not(unet: UNet2DConditionModel) -> None:
     batch = batch_for(unet)
@@ -72,6 +74,7 @@ def test_spatial_is_the_given_unet_frozen_in_evaluation_mode() -> None:
     assert all(parameter.requires_grad for parameter in model.ring.parameters())
 
 
+@two_kinds
 def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     model = ParallelUNet.from_unet2d(unet)
     torch.nn.init.normal_(model.ring.fusion.weight)
@@ -111,24 +114,20 @@ def test_another_backbones_ring_is_refused() -> None:
         ParallelUNet(tiny_unet("emoji"), ring)
 
 
-@pytest.mark.parametrize("spatial_dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("ring_dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-def test_dtypes_of_the_branches_are_their_own(
-    spatial_dtype: torch.dtype, ring_dtype: torch.dtype, autocast: bool
-) -> None:
+@DTYPES
+def test_dtypes_of_the_branches_are_their_own(frozen: torch.dtype, trained: torch.dtype, autocast: bool) -> None:
     model = ParallelUNet.from_unet2d(tiny_unet("emoji"))
     torch.nn.init.normal_(model.ring.fusion.weight, std=0.1)
     batch = batch_for(model.spatial)
     exact = batch.by(model).detach()
-    model.spatial.to(spatial_dtype)
-    model.ring.to(ring_dtype)
+    model.spatial.to(frozen)
+    model.ring.to(trained)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         prediction = batch.by(model)
-    assert prediction.dtype == (torch.bfloat16 if autocast else ring_dtype)
+    assert prediction.dtype == (torch.bfloat16 if autocast else trained)
     assert (prediction.float() - exact).norm() < 0.05 * exact.norm()
     prediction.float().square().mean().backward()
-    assert all(parameter.grad.dtype == ring_dtype for parameter in model.ring.parameters())
+    assert all(parameter.grad.dtype == trained for parameter in model.ring.parameters())
 
 
 def test_with_trained_shares_the_spatial_branch() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from autograd_memory import held_for_backward, tensors_saved_in, watched
+from autograd_memory import held_for_backward, result_and_held, watched
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from learning import idle, loss, train
 from torch import nn
@@ -17,6 +17,7 @@ from unets import CONFIGS, Batch, batch_for, serial_with_random_temporal_layers,
 
 from mobius_train.config import Mode
 from mobius_train.measure.graph import leaves_of_graph
+from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, build_denoiser
 from mobius_train.models.backbone import Feature, fold_conditions, fold_frames, without_graph
 from mobius_train.models.recompute import LayerMemory
@@ -28,12 +29,8 @@ def features_of(model: ParallelUNet, batch: Batch) -> Iterator[Feature]:
     return without_graph(model.backbone.features(fold_frames(batch.sample), *folded))
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_after_two_steps_every_parameter_of_the_ring_learns(
-    unet: UNet2DConditionModel, gradient_checkpointing: bool
-) -> None:
+def test_after_two_steps_every_parameter_of_the_ring_learns(unet: UNet2DConditionModel) -> None:
     model: Any = build_denoiser(unet, "text-to-video", "parallel")
-    model.set_memory(LayerMemory(gradient_checkpointing))
     gradients = train(model, batch_for(unet, frames=4), steps=2)
     assert len(gradients) == len(list(model.ring.parameters()))
     assert idle(gradients) == set()
@@ -53,9 +50,10 @@ def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradie
     model: Any = build_denoiser(unet, "text-to-video", "parallel")
     model.set_memory(LayerMemory(gradient_checkpointing))
     batch = batch_for(unet)
-    assert tensors_saved_in("spatial", lambda: loss(model, batch), model) == 0
+    value, saved = saved_for_backward(lambda: loss(model, batch), {"": model})
+    assert [name for name in saved.tensors if name.startswith("spatial.")] == []
     ring = set(map(id, model.ring.parameters()))
-    leaves = leaves_of_graph(loss(model, batch))
+    leaves = leaves_of_graph(value)
     assert leaves
     assert all(id(leaf) in ring for leaf in leaves)
 
@@ -64,9 +62,10 @@ def test_the_graph_holds_no_spatial_parameter(unet: UNet2DConditionModel, gradie
 def test_the_graph_of_a_serial_model_holds_spatial_parameters(mode: Mode) -> None:
     model: Any = build_denoiser(tiny_unet("sd2"), "text-to-video", mode)
     batch = batch_for(model.unet)
-    assert tensors_saved_in("unet", lambda: loss(model, batch), model) > 100
+    value, saved = saved_for_backward(lambda: loss(model, batch), {"": model})
+    assert sum(count for name, count in saved.tensors.items() if name.startswith("unet.")) > 100
     spatial = set(map(id, model.unet.parameters()))
-    in_graph = [leaf for leaf in leaves_of_graph(loss(model, batch)) if id(leaf) in spatial]
+    in_graph = [leaf for leaf in leaves_of_graph(value) if id(leaf) in spatial]
     assert bool(in_graph) == (mode == "full")
 
 
@@ -140,15 +139,16 @@ def test_recomputing_changes_the_memory_and_not_the_numbers(unet: UNet2DConditio
     held, gradients, outputs = [], [], []
     for recompute in (False, True):
         model.ring.gradient_checkpointing = recompute
-        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
-        outputs.append(model.predict(*batch.given()))
+        output, kept = result_and_held(lambda: model.predict(*batch.given()), model)
+        outputs.append(output)
+        held.append(kept)
         model.zero_grad()
-        outputs[-1].square().mean().backward()
+        output.square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in model.ring.parameters()])
     assert held[1] < 0.2 * held[0]
     assert torch.equal(*outputs)
-    for kept, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(kept, recomputed)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_diffusers_switch_for_gradient_checkpointing_works() -> None:
@@ -176,9 +176,10 @@ def test_temporal_weights_have_the_names_and_shapes_of_the_3d_unet() -> None:
     config = CONFIGS["sd2"]
     unet3d = UNet3DConditionModel(
         block_out_channels=config["block_out_channels"],
+        norm_num_groups=config["norm_num_groups"],
         layers_per_block=config["layers_per_block"],
         cross_attention_dim=config["cross_attention_dim"],
-        attention_head_dim=64,
+        attention_head_dim=32,
     )
     ring = {name: p.shape for name, p in ParallelUNet.from_unet2d(tiny_unet("sd2")).ring.named_parameters()}
     theirs = {

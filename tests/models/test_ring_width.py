@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import quick_first
 from learning import idle, loss, train
 from unets import batch_for, tiny_unet
 
@@ -19,12 +18,10 @@ from mobius_train.models.unet.layers import ring_groups, scaled_layout
 from mobius_train.models.unet.ring import Ring
 from mobius_train.ring_shape import RingShape
 
-WIDTHS = (0.5, 2.0)
-kinds = pytest.mark.parametrize("kind", quick_first(["sd2", "sdxl"], "sd2"))
+widths = pytest.mark.parametrize(("kind", "width"), [("sd2", 0.5), pytest.param("sdxl", 2.0, marks=pytest.mark.slow)])
 
 
-@kinds
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_a_new_model_predicts_what_the_2d_model_predicts(kind: str, width: float) -> None:
     unet = tiny_unet(kind)
     batch = batch_for(unet)
@@ -34,8 +31,7 @@ def test_a_new_model_predicts_what_the_2d_model_predicts(kind: str, width: float
     torch.testing.assert_close(prediction, expected)
 
 
-@kinds
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_every_parameter_learns_and_the_graph_holds_nothing_else(kind: str, width: float) -> None:
     model: Any = build_denoiser(tiny_unet(kind), "text-to-video", "parallel", {"ring_width": width})
     assert model.ring_shape.ring_width == width

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from autograd_memory import held_for_backward
+from autograd_memory import result_and_held
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from kinds import EVEN, ODD, each_kind_in_one_size, two_kinds
 from torch import nn
 from unets import batch_for, serial_with_random_temporal_layers, tiny_unet
 
@@ -36,8 +37,9 @@ def tiny_unet3d(**changes: Any) -> UNet3DConditionModel:
     return unet
 
 
-@pytest.mark.parametrize("size", [(8, 8), (18, 10)], ids=["even", "odd"])
-@pytest.mark.parametrize("changes", [{}, {"layers_per_block": 1, "attention_head_dim": 8}], ids=["deep", "flat"])
+@pytest.mark.parametrize(
+    ("size", "changes"), [(ODD, {}), (EVEN, {"layers_per_block": 1, "attention_head_dim": 8})], ids=["deep", "flat"]
+)
 @torch.no_grad()
 def test_equals_the_3d_unet_of_diffusers(size: tuple[int, int], changes: dict) -> None:
     unet3d = tiny_unet3d(**changes)
@@ -77,7 +79,7 @@ def test_distilled_3d_unets_are_refused() -> None:
         SerialUNet.from_unet3d(tiny_unet3d(time_cond_proj_dim=8))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (18, 10)], ids=["even", "odd"])
+@each_kind_in_one_size
 @torch.no_grad()
 def test_new_model_equals_the_2d_model_per_frame(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
     batch = batch_for(unet, size=size)
@@ -107,15 +109,17 @@ def test_recomputing_changes_the_memory_and_not_the_numbers(mode: Mode) -> None:
     held, gradients = [], []
     for recompute in (False, True):
         model.gradient_checkpointing = recompute
-        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
+        prediction, kept = result_and_held(lambda: model.predict(*batch.given()), model)
+        held.append(kept)
         model.zero_grad()
-        model.predict(*batch.given()).square().mean().backward()
+        prediction.square().mean().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     assert held[1] < 0.2 * held[0]
-    for kept, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(kept, recomputed)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
+@two_kinds
 def test_save_and_load(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     model = serial_with_random_temporal_layers(unet)
     model.save_pretrained(tmp_path)

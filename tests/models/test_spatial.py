@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from kinds import each_kind_in_one_size, two_kinds
 from torch import Tensor, nn
 from unets import Batch, Frames, batch_for, serial_with_random_temporal_layers, tiny_unet
 
@@ -48,7 +49,7 @@ def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (18, 10)], ids=["even", "odd"])
+@each_kind_in_one_size
 def test_features_are_those_of_the_untouched_forward_bit_for_bit(
     unet: UNet2DConditionModel, size: tuple[int, int]
 ) -> None:
@@ -63,7 +64,7 @@ def test_features_are_those_of_the_untouched_forward_bit_for_bit(
 def test_each_frame_alone_gives_the_untouched_forward_bit_for_bit(unet: UNet2DConditionModel) -> None:
     untouched = copy.deepcopy(unet)
     spatial = ParallelUNet.from_unet2d(unet).spatial
-    frames = batch_for(unet).frames()
+    frames = batch_for(unet, frames=2).frames()
     together = stream(spatial, frames)
     for n in range(len(frames.pictures)):
         alone = layer_outputs(untouched, partial(frames.at(n).by, untouched))
@@ -88,6 +89,7 @@ def test_a_frame_does_not_depend_on_the_others(unet: UNet2DConditionModel) -> No
     assert not same_bits(before, after)
 
 
+@two_kinds
 def test_in_a_serial_model_a_frame_depends_on_the_others(unet: UNet2DConditionModel) -> None:
     serial = serial_with_random_temporal_layers(unet)
     batch = batch_for(unet)

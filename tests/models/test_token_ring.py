@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from autograd_memory import held_for_backward, watched
-from kinds import quick_first
+from autograd_memory import held_for_backward, result_and_held, watched
+from kinds import DTYPES, quick_first
 from learning import idle, loss, train
 from token_models import KINDS, Batch, batch_for, cast, tiny_model, untouched
 from torch import Tensor, nn
@@ -42,6 +42,12 @@ SHAPES = [
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 kinds = pytest.mark.parametrize("kind", quick_first(KINDS, "sd3", "pixart"))
+# The default shape of every kind, and every other shape on one of them.
+cases = pytest.mark.parametrize(
+    ("kind", "shape"),
+    [*((kind, PAPER) for kind in KINDS), *zip(KINDS + KINDS, SHAPES[1:], strict=False)],
+    ids=str,
+)
 KEPT, RECOMPUTED = LayerMemory(), LayerMemory(gradient_checkpointing=True)
 
 
@@ -236,9 +242,8 @@ def test_clips_of_a_batch_do_not_mix_and_frames_do() -> None:
 # The invariants.
 
 
-@shapes
-@kinds
-def test_a_new_model_predicts_what_the_transformer_predicts(shape: RingShape, kind: str) -> None:
+@cases
+def test_a_new_model_predicts_what_the_transformer_predicts(kind: str, shape: RingShape) -> None:
     model = built(shape, kind)
     batch = batch_for(model.spatial, size=(6, 14))
     with torch.no_grad():
@@ -257,17 +262,14 @@ def test_it_predicts_the_same_in_any_dtype(dtype: torch.dtype, kind: str) -> Non
     assert torch.equal(model.predict(sample.to(dtype), timestep, conditions.to(dtype=dtype)), stills(model, batch))
 
 
-@shapes
-@kinds
-@pytest.mark.parametrize("memory", [KEPT, RECOMPUTED], ids=["kept", "recomputed"])
-def test_every_parameter_learns_and_the_graph_holds_no_frozen_one(
-    shape: RingShape, kind: str, memory: LayerMemory
-) -> None:
+@cases
+def test_every_parameter_learns_and_the_graph_holds_no_frozen_one(kind: str, shape: RingShape) -> None:
     model = built(shape, kind)
-    model.set_memory(memory)
     batch = batch_for(model.spatial)
     assert idle(train(model, batch, steps=2)) == set()
-    assert {id(leaf) for leaf in leaves_of_graph(loss(model, batch))} == set(map(id, model.ring.parameters()))
+    for memory in (KEPT, RECOMPUTED):
+        model.set_memory(memory)
+        assert {id(leaf) for leaf in leaves_of_graph(loss(model, batch))} == set(map(id, model.ring.parameters()))
     assert all(parameter.grad is None for parameter in model.spatial.parameters())
 
 
@@ -348,20 +350,24 @@ OPTIONS = {
 }
 
 
-@shapes
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_change_the_memory_and_not_the_numbers(shape: RingShape, option: str) -> None:
-    model, (memory, share) = randomised(built(shape)), OPTIONS[option]
+@pytest.mark.parametrize(("kind", "shape"), zip(KINDS + KINDS, SHAPES, strict=False), ids=str)
+def test_options_change_the_memory_and_not_the_numbers(kind: str, shape: RingShape) -> None:
+    model = randomised(built(shape, kind))
     batch = batch_for(model.spatial, frames=4)
-    held, gradients = [], []
-    for options in (KEPT, memory):
-        model.set_memory(options)
-        held.append(held_for_backward(lambda: model.predict(*batch.given()), model))
+
+    def step(memory: LayerMemory) -> tuple[int, dict[str, Tensor]]:
+        """Bytes held for the backward pass, and the gradients by name."""
+        model.set_memory(memory)
         model.zero_grad()
-        loss(model, batch).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.ring.named_parameters()})
-    assert held[1] < (share if share < 0.7 or not shape.fusion_depth else 0.9) * held[0]
-    assert [name for name in gradients[0] if not torch.equal(gradients[0][name], gradients[1][name])] == []
+        prediction, held = result_and_held(lambda: model.predict(*batch.given()), model)
+        prediction.square().mean().backward()
+        return held, {name: p.grad.clone() for name, p in model.ring.named_parameters()}
+
+    all_kept, expected = step(KEPT)
+    for option, (memory, share) in OPTIONS.items():
+        held, gradients = step(memory)
+        assert held < (share if share < 0.7 or not shape.fusion_depth else 0.9) * all_kept, option
+        assert [name for name in expected if not torch.equal(expected[name], gradients[name])] == [], option
 
 
 def test_layers_are_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,9 +398,7 @@ def test_a_recomputed_layer_keeps_one_state_and_the_first_frames_text() -> None:
     assert held[0] - text - entry <= 7 * state
 
 
-@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@DTYPES
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[4]], ids=str)
 def test_dtypes_of_the_branches_are_their_own(
     frozen: torch.dtype, trained: torch.dtype, autocast: bool, shape: RingShape

@@ -99,19 +99,25 @@ def pipeline_folder(folder: Path, text_width: int = 384) -> Path:
 @pytest.mark.slow
 def test_it_trains_resumes_samples_and_goes_on(run: Run, tmp_path: Path, clips_folder: Path) -> None:
     folder = pipeline_folder(tmp_path / "toy-pipeline")
-    options: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "checkpointing_steps": 2}
+    options: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(folder),
+        "checkpointing_steps": 1,
+        "max_train_steps": 2,
+    }
     cache = {"data": {"cache_dir": str(tmp_path / "cache")}}
     whole = run("whole", **options, **cache)
-    run("halved", **options, max_train_steps=2)
-    resumed = run("halved", **options, resume_from_checkpoint="latest")
+    quiet = options | {"validation": {"prompts": []}}
+    run("halved", **quiet | {"max_train_steps": 1})
+    resumed = run("halved", **quiet, resume_from_checkpoint="latest")
     assert losses(resumed) == losses(whole)
     spatial = load_file(whole / "final" / "unet" / "spatial" / "diffusion_pytorch_model.safetensors")
     assert spatial.keys() == ToyImageModel().state_dict().keys()
     clips = load_pipeline(whole, "cpu")("a dog", num_inference_steps=2, output_type="uint8").frames
     assert clips.shape == (1, 4, 3, 32, 32)
-    following = run("following", pretrained_model_name_or_path=str(whole / "final"), max_train_steps=1)
+    short = quiet | {"max_train_steps": 1}
+    following = run("following", **short | {"pretrained_model_name_or_path": str(whole / "final")})
     assert len(losses(following)) == 1
-    image = run("image", **options, stage="text-to-image", data={"random_frame": True}, max_train_steps=1)
+    image = run("image", **short, stage="text-to-image", data={"random_frame": True})
     assert len(losses(image)) == 1
     planned = plan(load(write(tmp_path / "plan.yaml", recipe(folder, clips_folder, tmp_path / "out"))), Spread.over(1))
     ring = sum(p.numel() for p in TOY.new_parallel(image_model(), PAPER).trained.parameters())

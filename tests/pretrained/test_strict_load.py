@@ -35,7 +35,7 @@ Load = Callable[[Path], Any]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of an image model, with the parts of one of ours beside it."""
-    folder = save_pipeline(tmp_path_factory.mktemp("models") / "sd", "sd15")
+    folder = save_pipeline(tmp_path_factory.mktemp("models") / "sd", "small")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     model = ParallelUNet.from_unet2d(unet)
     text = load_text_encoder(str(folder), CPU)
