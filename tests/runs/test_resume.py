@@ -54,6 +54,7 @@ def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
         "validation_steps": 2,
         "lr_scheduler": "cosine",
         "validation": {"prompts": []},
+        "data": {"resolution": 16, "num_frames": 2},
     }
     whole = run("whole", **options)
     expected = (whole / RING).read_bytes()
@@ -106,7 +107,7 @@ def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(
         tiny_pipeline,
         clips_folder,
         tmp_path / "unused",
-        max_train_steps=12,
+        max_train_steps=8,
         use_ema=True,
         checkpointing_steps=1,
         checkpoints_total_limit=2,
@@ -131,7 +132,7 @@ def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(
 @pytest.mark.slow
 def test_a_resume_with_other_clips_is_refused_by_name(run: Run, tmp_path: Path, clips_folder: Path) -> None:
     clips = shutil.copytree(clips_folder, tmp_path / "clips")
-    data = {"train": str(clips), "validation": None}
+    data = {"train": str(clips), "validation": None, "resolution": 16, "num_frames": 2}
     options: dict[str, Any] = {"data": data, "validation": {"prompts": []}}
     run(max_train_steps=1, **options)
     resumed = options | {"resume_from_checkpoint": "latest", "max_train_steps": 2}
