@@ -1,6 +1,6 @@
 # make train: set up and run the embedded default.
 # make test: set up and run all checks.   make check: only quick tests, which start no processes.
-# make test-slurm: tests on a local two-node Slurm cluster (apt-get install slurm-wlm munge shellcheck; root).
+# make test-slurm: tests on a local Slurm cluster (apt-get install slurm-wlm munge shellcheck; root).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -1,7 +1,8 @@
-"""A real Slurm of two nodes on this machine, from Debian's packages slurm-wlm and munge.
+"""A real Slurm of four nodes on this machine, from Debian's packages slurm-wlm and munge.
 
-Both nodes are this machine under names of their own, n1 and n2. These resolve inside a mount namespace with an
-/etc/hosts of its own, which needs root.
+All nodes are this machine under names of their own, n1 to n4. These resolve inside a mount namespace with an /etc/hosts
+of its own, which needs root. Jobs go to n1 and n2 unless they name the partition `calm`, whose nodes n3 and n4 no
+preemption reaches.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from launching import REPOSITORY, clean_environment, free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "unshare")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3", "n4")
 IN_NAMESPACE = (
     "unshare",
     "--mount",
@@ -31,7 +32,7 @@ IN_NAMESPACE = (
     "-c",
     'mount --bind "$0" /etc/hosts && exec "$@"',
 )
-RESOURCES = "CPUs=4 RealMemory=4000 Gres=gpu:2"
+RESOURCES = "CPUs=8 RealMemory=4000 Gres=gpu:2"
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -40,8 +41,8 @@ SlurmUser=root
 # A requeued job starts when its credentials have expired, by default after 120 s. By then Slurm must have ended the
 # last start: a signal that arrives later hits the next one. So it kills soon (KillWait), and waits long for a busy
 # node's answer (MessageTimeout) instead of sending the signal again.
-AuthInfo=socket={folder}/munge.socket,cred_expire=20
-KillWait=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=8
+KillWait=3
 MessageTimeout=60
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -66,8 +67,9 @@ FirstJobId={first_job}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 MaxTime=60
-PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=60
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=60 MaxTime=60
+PartitionName=high Nodes=n1,n2 PriorityTier=2 PreemptMode=OFF MaxTime=60
+PartitionName=calm Nodes=n3,n4 PreemptMode=OFF MaxTime=60
 """
 
 
@@ -126,11 +128,11 @@ class Cluster:
         wait_until(lambda: self.job(number)["JobState"] in states, seconds, lambda: f"{states}: {self.job(number)}")
         return self.job(number)
 
-    def start_node(self, node: str) -> None:
-        self._daemon(node, *IN_NAMESPACE, str(self.folder / "hosts"), "slurmd", "-D", "-N", node)
-        wait_until(
-            lambda: self._state(node) in ("idle", "allocated", "mixed"), 60, lambda: f"{node}: {self._state(node)}"
-        )
+    def start_nodes(self, *nodes: str) -> None:
+        for node in nodes:
+            self._daemon(node, *IN_NAMESPACE, str(self.folder / "hosts"), "slurmd", "-D", "-N", node)
+        working = {"idle", "allocated", "mixed"}
+        wait_until(lambda: set() < self._states(nodes) <= working, 60, lambda: f"{nodes}: {self._states(nodes)}")
 
     def kill_daemon(self, node: str) -> None:
         """kill -9 of a slurmd; its jobs go on."""
@@ -146,9 +148,14 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         self.kill_daemon(node)
 
-    def tasks(self, node: str) -> list[int]:
-        """The processes that jobs have on a node."""
-        return _of_node(self.folder / "slurm.conf", node)
+    def tasks(self, node: str, program: str) -> list[int]:
+        """The processes that jobs have on a node and whose command line contains `program`."""
+        found = []
+        for pid in _of_node(self.folder / "slurm.conf", node):
+            with contextlib.suppress(OSError):
+                if program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -180,8 +187,7 @@ class Cluster:
         wait_until((folder / "munge.socket").exists, 20, lambda: self.log("munged"))
         self._daemon("slurmctld", *IN_NAMESPACE, str(folder / "hosts"), "slurmctld", "-D")
         wait_until(self._answers, 30, lambda: self.log("slurmctld"))
-        for node in NODES:
-            self.start_node(node)
+        self.start_nodes(*NODES)
 
     def _stop(self) -> None:
         if "slurmctld" in self._daemons:
@@ -213,15 +219,15 @@ class Cluster:
             return "is UP" in self.run("scontrol", "ping")
         return False
 
-    def _state(self, node: str) -> str:
-        return self.run("sinfo", "--noheader", "--nodes", node, "--partition=low", "--format=%T")
+    def _states(self, nodes: Sequence[str]) -> set[str]:
+        return set(self.run("sinfo", "--noheader", "--nodes", ",".join(nodes), "--format=%T").split())
 
 
 def wait_until(true: Callable[[], bool], seconds: float, message: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {message()}"
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def _path() -> str:

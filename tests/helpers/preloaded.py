@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -96,6 +97,28 @@ def run_scripts(
     return subprocess.CompletedProcess(list(commands[0]), status, out, err)
 
 
+class Popen:
+    """As subprocess.Popen for `[sys.executable, script, *arguments]`, each process in a session of its own."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **_: object) -> None:
+        arguments = (command[1:], dict(env), stdout.name, stdout.name, True)
+        self._process = _context.Process(target=_run, args=arguments)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a script", timeout or 0)
+        return self._process.exitcode
+
+
 def _wait(processes: Sequence[BaseProcess], deadline: float) -> int | None:
     """The first exit status that is not 0, or 0; None at the deadline."""
     failed = 0
@@ -112,8 +135,10 @@ def _wait(processes: Sequence[BaseProcess], deadline: float) -> int | None:
     return failed or next((process.exitcode for process in processes if process.exitcode), 0)
 
 
-def _run(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
+def _run(command: list[str], environment: dict[str, str], out: str, err: str, session: bool = False) -> None:
     """In the new process: run the script as `__main__`."""
+    if session:
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for path, descriptor in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

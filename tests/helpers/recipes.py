@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from launching import clean_environment, free_port, launch, python
+from launching import free_port, launch, python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DS_CONFIGS = REPOSITORY / "ds_configs"
-# The recipes of single runs in configs/.
-RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if "\nstages:" not in path.read_text())
 # torchrun takes a free one.
 ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
 # The files of recipes of a single run; the others train in stages.
@@ -68,24 +66,15 @@ def start(
     engine = ["--engine", "fsdp"] if ds_config is None else ["--deepspeed", str(DS_CONFIGS / f"{ds_config}.json")]
     options = [*engine, "--config", str(recipe_path), *arguments]
     if launcher == "ranks":
-        if ranks == 1:
-            return python(main, *options, timeout=600, HF_HUB_OFFLINE="1")
         return launch(ranks, Path(main), *options, timeout=600, HF_HUB_OFFLINE="1")
     scripts = Path(sys.executable).parent
     command = {
         "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), main],
         "torchrun": [str(scripts / "torchrun"), "--nproc-per-node", str(ranks), *ANY_PORT, main],
-        "python": [sys.executable, main],
+        "python": [main],
     }[launcher]
-    environment = clean_environment(HF_HUB_OFFLINE="1", PATH=f"{scripts}:{os.environ['PATH']}")
-    return subprocess.run(
-        [*command, *options],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment,
-        check=False,
-    )
+    path = f"{scripts}:{os.environ['PATH']}"
+    return python(*command, *options, timeout=600, HF_HUB_OFFLINE="1", PATH=path)
 
 
 def metrics(output_dir: Path) -> list[dict[str, float]]:

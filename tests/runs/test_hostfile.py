@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launching import REPOSITORY, clean_environment, free_port
+from launching import free_port, python
 from recipes import DS_CONFIGS, Run, losses, recipe, write
 
 PROGRAMS = ("pdsh", "ssh", "ssh-keygen", "sshd")
@@ -66,34 +67,22 @@ def _start(
 ) -> subprocess.CompletedProcess[str]:
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{host} slots=1\n" for host in HOSTS))
-    launcher = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--hostfile",
-        str(hosts),
-        "--master_port",
-        str(free_port()),
-    ]
-    training = ["mobius_train/main.py", "--config", str(recipe_path), "--deepspeed", str(DS_CONFIGS / "zero2.json")]
-    return subprocess.run(
-        [*launcher, *training, *overrides],
-        cwd=REPOSITORY,
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    launcher = Path(sys.executable).parent / "deepspeed"
+    options = ("--hostfile", hosts, "--master_port", free_port(), "mobius_train/main.py", "--config", recipe_path)
+    engine = ("--deepspeed", DS_CONFIGS / "zero2.json")
+    return python(launcher, *options, *engine, *overrides, timeout=240, **variables)
 
 
 def test_two_hosts_train_as_one_process_does_and_a_mistake_exits_non_zero(
     ssh: dict[str, str], run: Run, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
-    values = recipe(tiny_pipeline, clips_folder, tmp_path / "hosts-run")
-    values["validation"]["prompts"] = []
-    path = write(tmp_path / "recipe.yaml", values)
+    options: dict[str, Any] = {"max_train_steps": 2, "validation": {"prompts": []}}
+    path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "hosts-run", **options))
     result = _start(tmp_path, path, ssh)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-    assert losses(tmp_path / "hosts-run") == pytest.approx(losses(run("alone", train_batch_size=4)), rel=1e-5)
+    assert losses(tmp_path / "hosts-run") == pytest.approx(
+        losses(run("alone", train_batch_size=4, **options)), rel=1e-5
+    )
 
     failed = _start(tmp_path, path, ssh, "learning_rat=1")
     assert failed.returncode != 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from launching import python
 from PIL import Image
 
 import mobius_train
@@ -107,7 +108,7 @@ def test_stills_of_the_spatial_branch(
 
 @pytest.mark.distributed
 def test_a_mistake_exits_1_without_a_traceback(tmp_path: Path) -> None:
-    done = sample("missing", "--prompt", "a cat", "--output", tmp_path / "out")
+    done = python("tools/sample.py", "missing", "--prompt", "a cat", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: no model in missing: there is no such folder")
     assert "Traceback" not in done.stderr

@@ -52,16 +52,6 @@ def test_a_run_leaves_what_the_documentation_says(run: Run, tiny_pipeline: Path)
     assert shapes  # the backbone has weights that could have been found
 
 
-@pytest.mark.parametrize("mode", ["serial", "full"])
-def test_serial_and_full_train_what_they_should(run: Run, tiny_pipeline: Path, mode: str) -> None:
-    output = run(mode=mode)
-    before = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").state_dict()
-    after = load_file(output / "final" / "unet" / "unet" / "diffusion_pytorch_model.safetensors")
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert bool(changed) == (mode == "full")
-    assert len(losses(output)) == 4
-
-
 def test_stage_one_trains_a_unet_that_stage_two_takes(run: Run, tmp_path: Path) -> None:
     output = run(
         "t2i",
@@ -71,8 +61,8 @@ def test_stage_one_trains_a_unet_that_stage_two_takes(run: Run, tmp_path: Path) 
     )
     assert isinstance(UNet2DConditionModel.from_pretrained(output / "final" / "unet"), UNet2DConditionModel)
     assert list((output / "samples" / "step-2").glob("*.png"))
-    following = run("t2v", pretrained_model_name_or_path=str(output / "final"), max_train_steps=2)
-    assert len(losses(following)) == 2
+    following = run("t2v", pretrained_model_name_or_path=str(output / "final"), max_train_steps=1)
+    assert len(losses(following)) == 1
 
 
 def test_the_autoencoder_stage(run: Run, tiny_pipeline: Path) -> None:
@@ -80,14 +70,6 @@ def test_the_autoencoder_stage(run: Run, tiny_pipeline: Path) -> None:
     vae = AutoencoderKL.from_pretrained(output / "final" / "vae")
     assert vae.config.scaling_factor != 0.18215
     assert (output / "samples" / "step-4" / "reconstructions.png").exists()
-
-
-def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_path: Path) -> None:
-    online = losses(run("online"))
-    cached = losses(run("cached", data={"cache_dir": str(tmp_path / "cache")}))
-    other = losses(run("other", seed=1))
-    assert online == cached
-    assert online != other
 
 
 @pytest.mark.parametrize(
@@ -102,25 +84,19 @@ def test_cached_and_online_latents_train_alike_and_a_seed_decides(run: Run, tmp_
     ],
     ids=lambda changes: "-".join(map(str, changes.values()))[:30],
 )
-def test_fsdp_trains_every_stage_and_mode_as_deepspeed_does(run: Run, changes: dict[str, Any]) -> None:
-    options = {"max_train_steps": 2, "validation": {"prompts": []}} | changes
+def test_fsdp_trains_every_stage_and_mode_as_deepspeed_does(
+    run: Run, tiny_pipeline: Path, changes: dict[str, Any]
+) -> None:
+    small = {"resolution": 16, "num_frames": 2} | changes.get("data", {})
+    options = {"max_train_steps": 2, "validation": {"prompts": []}} | changes | {"data": small}
     zero0, fsdp = run("zero0", "zero0", **options), run("fsdp", None, **options)
     assert losses(fsdp) == pytest.approx(losses(zero0), rel=1e-2 if "mixed_precision" in changes else 1e-5)
-
-
-def test_a_resume_beside_other_frozen_weights_is_refused(run: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    run(checkpointing_steps=2, max_train_steps=2)
-    other = tmp_path / "other"
-    UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tiny_pipeline / "unet")).save_pretrained(
-        other / "unet"
-    )
-    with pytest.raises(MobiusError, match=r"frozen.*pretrained_model_name_or_path"):
-        run(
-            resume_from_checkpoint="latest",
-            pretrained_model_name_or_path=str(tiny_pipeline),
-            unet_config=dict(UNet2DConditionModel.load_config(other / "unet")),
-            seed=7,
-        )
+    mode = changes.get("mode", "parallel")
+    if mode != "parallel":
+        before = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").state_dict()
+        for output in (zero0, fsdp):
+            after = load_file(output / "final" / "unet" / "unet" / "diffusion_pytorch_model.safetensors")
+            assert any(not torch.equal(before[name], after[name]) for name in before) == (mode == "full")
 
 
 def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
@@ -132,7 +108,7 @@ def test_a_run_of_non_finite_losses_stops_the_job_and_applies_nothing(
     assert "the loss is nan on clip" in caplog.text or "the loss is inf on clip" in caplog.text
 
 
-@pytest.mark.parametrize("spoiled", [4, 3])
+@pytest.mark.parametrize("spoiled", [2, 1])
 def test_a_run_that_skipped_every_step_fails_and_writes_no_model(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoiled: int
 ) -> None:
@@ -143,12 +119,12 @@ def test_a_run_that_skipped_every_step_fails_and_writes_no_model(
         return loss_of(task, engine, batch) * factor
 
     monkeypatch.setattr(DiffusionTask, "loss", loss)
-    changes: dict[str, Any] = {"max_train_steps": 4, "gradient_accumulation_steps": 1, "validation": {"prompts": []}}
-    if spoiled < 4:
+    changes: dict[str, Any] = {"max_train_steps": 2, "gradient_accumulation_steps": 1, "validation": {"prompts": []}}
+    if spoiled < 2:
         assert (run(**changes) / "final").exists()
-        assert "3 of 4 steps" in capsys.readouterr().out
+        assert "1 of 2 steps" in capsys.readouterr().out
         return
-    with pytest.raises(MobiusError, match="all 4 steps"):
+    with pytest.raises(MobiusError, match="all 2 steps"):
         run(**changes)
     assert not (tmp_path / "out" / "final").exists()
 
@@ -199,13 +175,13 @@ def _full(*arguments: object) -> None:
 
 
 def test_a_failed_export_loses_no_step_and_a_resume_exports(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"max_train_steps": 3, "validation": {"prompts": []}}
+    options: dict[str, Any] = {"max_train_steps": 1, "validation": {"prompts": []}}
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionTask, "export", _full)
-        with pytest.raises(MobiusError, match=r"final was not written: I/O error.*saved in checkpoint-3"):
+        with pytest.raises(MobiusError, match=r"final was not written: I/O error.*saved in checkpoint-1"):
             run(**options)
     output = run(resume_from_checkpoint="latest", **options)
-    assert len(losses(output)) == 3
+    assert len(losses(output)) == 1
     before = sorted(path.name for path in (output / "final").rglob("*"))
     # A run that exports again and fails keeps the old model whole.
     monkeypatch.setattr(DiffusionTask, "export", _full)

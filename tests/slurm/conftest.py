@@ -6,9 +6,9 @@ import pytest
 from cluster import Cluster, why_not
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two idle nodes, n1 and n2, of this test's own: it may break them. Up within a second."""
+    """Four idle nodes of this module's own: it may break them. Up within seconds."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
