@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import python
@@ -76,7 +77,7 @@ def prepared(tmp_path: Path) -> Prepared:
     """What SHOW prints in a process with these variables of a launcher."""
     (tmp_path / "show.py").write_text(SHOW)
 
-    def run(**variables: str) -> str:
+    def run(**variables: Any) -> str:
         result = python(tmp_path / "show.py", **variables)
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()

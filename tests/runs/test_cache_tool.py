@@ -24,7 +24,7 @@ def test_a_cache_made_by_an_array_on_two_ranks_each_trains_as_online_encoding(
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "none", data=data))
     for task in range(2):
         array = {"TASK_ID": task, "TASK_MIN": 0, "TASK_MAX": 1, "TASK_COUNT": 2}
-        variables = {f"SLURM_ARRAY_{name}": str(value) for name, value in array.items()}
+        variables: dict[str, Any] = {f"SLURM_ARRAY_{name}": str(value) for name, value in array.items()}
         made = launch(2, TOOL, "--config", str(path), HF_HUB_OFFLINE="1", **variables)
         assert made.returncode == 0, made.stderr
         assert f"{tmp_path / 'cache'}: share {task + 1} of 2" in made.stdout

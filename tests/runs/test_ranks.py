@@ -35,7 +35,7 @@ def test_one_two_and_four_ranks_lose_the_same_and_a_run_moves_between_them(
     options: dict[str, Any] = {"max_train_steps": 3, "use_ema": True, "validation": {"prompts": []}, **DEEP}
     path = write(tmp_path / "recipe.yaml", recipe(tiny_pipeline, clips_folder, tmp_path / "unused", **options))
     moved = f"output_dir={tmp_path / 'moved'}+resume_from_checkpoint=auto"
-    moves = {2: f"zero1+{moved}+max_train_steps=1", 4: f"zero3+{moved}+max_train_steps=2"}
+    moves = {2: f"zero1+deterministic=true+{moved}+max_train_steps=1", 4: f"zero3+{moved}+max_train_steps=2"}
     worker = Path(__file__).parent / "ranks_worker.py"
     for ranks in (2, 4):
         arguments = (str(path), str(tmp_path / str(ranks)), str(DS_CONFIGS))

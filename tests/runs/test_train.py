@@ -24,6 +24,8 @@ def test_a_run_leaves_what_the_documentation_says(run: Run, tiny_pipeline: Path)
     output = run(use_ema=True, checkpointing_steps=2, checkpoints_total_limit=1, validation_steps=2)
     assert {path.name for path in output.iterdir()} == {
         "config.yaml",
+        "overview.txt",
+        "report.html",
         "metrics.jsonl",
         "logs",
         "samples",

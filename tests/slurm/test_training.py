@@ -91,7 +91,9 @@ def test_one_task_starts_for_each_gpu_with_its_share_of_the_cpus(cluster: Cluste
 def test_interrupted_in_every_way_a_training_ends_as_if_it_had_not_been(
     cluster: Cluster, beside: object, tiny_pipeline: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
-    changes = {"max_train_steps": STEPS, "train_batch_size": 1, "lr_scheduler": "cosine"}
+    changes: dict[str, Any] = {"max_train_steps": STEPS, "train_batch_size": 1, "lr_scheduler": "cosine"}
+    # Both nodes share each clip.
+    changes |= {"sequence_parallel_size": 2, "sequence_across_nodes": True}
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "undisturbed", **changes, validation={"prompts": []})
     path = str(write(tmp_path / "recipe.yaml", values))
     training = f'shift; exec {sys.executable} {Path(__file__).with_name("paused_training.py")} "$@"'
