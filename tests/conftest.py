@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import shutil
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -117,6 +118,30 @@ def run(
         return tmp_path / name
 
     return start
+
+
+# Programs that playwright can drive.
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser ({', '.join(BROWSERS)}): apt-get install chromium-headless-shell")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """An empty tab, with a storage of its own."""
+    with browser.new_context() as context:
+        context.set_default_timeout(10_000)
+        yield context.new_page()
 
 
 # Whole files go to a worker, in this order. The longest come first, or one worker would end long after the other.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +12,9 @@ from preference import answer, make_page, winner
 from mobius_train.evaluate.preference.key import QUESTIONS, Key
 from mobius_train.evaluate.preference.tally import tally_votes
 
-BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 KEYS = {"left": "ArrowLeft", "none": "ArrowDown", "right": "ArrowRight"}
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser ({', '.join(BROWSERS)}): apt-get install chromium-headless-shell")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser: Any) -> Iterator[Any]:
-    """An empty tab, with a storage of its own."""
-    with browser.new_context() as context:
-        context.set_default_timeout(10_000)
-        yield context.new_page()
 
 
 def open_page(tab: Any, folder: Path, pairs: int) -> Key:

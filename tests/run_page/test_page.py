@@ -93,3 +93,22 @@ def test_a_cut_line_at_the_end_and_a_folder_without_metrics(tmp_path: Path) -> N
     assert "At step 1" in write_run_page(folder).read_text()
     with pytest.raises(MobiusError, match=r"no metrics\.jsonl"):
         write_run_page(tmp_path)
+
+
+@pytest.mark.distributed
+def test_in_a_browser_it_shows_all_and_fits_any_screen(tab: Any, tmp_path: Path) -> None:
+    lines = [{"step": n, "loss": 1.0 / (n + 1), "neighbour_ratio/samples": 0.7} for n in range(20)]
+    write_run_page(run_folder(tmp_path, lines, steps=[5, 10]))
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("requestfailed", lambda request: complaints.append(request.url))
+    for width in (390, 1280):
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.goto((tmp_path / page.PAGE).as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert tab.locator("img").count() == 5
+        drawn = tab.locator("polyline").first.bounding_box()
+        assert drawn["width"] > 100
+        assert drawn["height"] > 50
+    assert complaints == []
