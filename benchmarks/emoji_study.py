@@ -25,11 +25,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mobius_train.cli import REPOSITORY, run, run_rank
+from mobius_train.cli import run, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job import environment
+from mobius_train.shared_files import REPOSITORY
 
 RECIPE = REPOSITORY / "configs" / "emoji.yaml"
 TAIL = "tail_temporal_layers=true"

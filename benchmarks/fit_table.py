@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mobius_train.cli import REPOSITORY, run
+from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.shared_files import REPOSITORY
 
 if TYPE_CHECKING:
     from mobius_train.engine.spread import Spread

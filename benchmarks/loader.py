@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import REPOSITORY, run_rank
+from mobius_train.cli import run_rank
 from mobius_train.config import RunConfig, load
 from mobius_train.job import environment
+from mobius_train.shared_files import REPOSITORY
 
 WORKERS = (0, 1, 2)
 

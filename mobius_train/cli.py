@@ -15,8 +15,7 @@ from typing import NoReturn
 
 from mobius_train.bars import AboveBars
 from mobius_train.errors import MobiusError, Stopped
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from mobius_train.shared_files import REPOSITORY
 
 
 def run(main: Callable[[], object]) -> NoReturn:

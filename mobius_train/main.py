@@ -19,11 +19,12 @@ if sys.path and os.path.realpath(sys.path[0]) == _HERE:
 import argparse
 from pathlib import Path
 
-from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run_rank
+from mobius_train.cli import add_engine_options, deepspeed_json, run_rank
 from mobius_train.config import RunConfig, load
 from mobius_train.job import environment
 from mobius_train.job.stop import Stop
 from mobius_train.recipe_fields import as_page, as_schema, as_text
+from mobius_train.shared_files import REPOSITORY
 from mobius_train.stages.recipe import Stages, read_stages
 
 FIELDS = {"text": as_text, "markdown": lambda: as_page().rstrip()}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.files import read_small
+from mobius_train.shared_files import found_anywhere
 from mobius_train.yaml_files import parse_yaml
 
 # Letters of a wrong value in an error.
@@ -32,7 +33,7 @@ def load_as(kind: type[Recipe], path: Path, overrides: Sequence[str] = ()) -> Re
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the values of a recipe's file, without validation.
+    """Return the values of a recipe's file, without validation, with paths of embedded files as they are found.
 
     Raises:
         MobiusError: the file is missing or not a YAML mapping.
@@ -45,7 +46,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise MobiusError(f"the recipe {path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise MobiusError(f"the recipe {path} must be a mapping of keys to values")
-    return values
+    return {name: found_anywhere(value) for name, value in values.items()}
 
 
 def validated(kind: type[Recipe], values: dict[str, Any], what: str) -> Recipe:

@@ -40,10 +40,13 @@ train() {
     # Jobs that share a node need different ports.
     export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
+    # A folder that mobius-files made has no checkout, but the package is installed.
+    local main=(mobius_train/main.py)
+    [[ -f ${main[0]} ]] || main=(-m mobius_train.main)
     # The training reads values as YAML; in single quotes, any name is a text.
     local quote="'"
     local command=(
-        "${CONTAINER[@]}" "$PYTHON" mobius_train/main.py
+        "${CONTAINER[@]}" "$PYTHON" "${main[@]}"
         "output_dir='${output_dir//$quote/$quote$quote}'" resume_from_checkpoint=auto "${overrides[@]}"
     )
     echo "job        $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T')"

@@ -15,10 +15,11 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mobius_train.cli import REPOSITORY, run_rank
+from mobius_train.cli import run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
+from mobius_train.shared_files import REPOSITORY
 
 SHOWN = 5
 

@@ -13,11 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import REPOSITORY, add_engine_options, deepspeed_json, run
+from mobius_train.cli import add_engine_options, deepspeed_json, run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_writable
 from mobius_train.job.environment import choose_accelerator
+from mobius_train.shared_files import REPOSITORY
 
 MIB = 2**20
 

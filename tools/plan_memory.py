@@ -10,11 +10,12 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mobius_train.cli import REPOSITORY, run
+from mobius_train.cli import run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
 from mobius_train.job.quiet import quiet_libraries
+from mobius_train.shared_files import REPOSITORY
 from mobius_train.stages.recipe import read_stages
 
 

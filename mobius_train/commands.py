@@ -1,0 +1,64 @@
+"""The commands that a package installs: `mobius-train`, `mobius-sample` and so on.
+
+`mobius-train` is main.py; the others are the scripts in tools/, which a wheel contains in mobius_train/share/.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+from mobius_train.cli import run
+from mobius_train.errors import MobiusError
+from mobius_train.shared_files import REPOSITORY
+
+SCRIPTS = {
+    "mobius-audit": "audit_graph",
+    "mobius-cache": "cache_latents",
+    "mobius-compare": "compare_preferences",
+    "mobius-convert": "convert_checkpoint",
+    "mobius-evaluate": "evaluate",
+    "mobius-inspect": "inspect_checkpoint",
+    "mobius-measure": "measure_memory",
+    "mobius-plan": "plan_memory",
+    "mobius-prepare": "prepare_data",
+    "mobius-sample": "sample",
+}
+# What `mobius-files` copies: the files that people edit.
+FILES = ("configs", "ds_configs", "slurm", "tools")
+
+
+def main() -> None:
+    """Run the command by whose name this process was started."""
+    name = Path(sys.argv[0]).stem
+    if name == "mobius-train":
+        runpy.run_module("mobius_train.main", run_name="__main__")
+    elif name == "mobius-files":
+        run(_copy_files)
+    else:
+        tools = REPOSITORY / "tools"
+        # As `python tools/NAME.py` would.
+        sys.path.insert(0, str(tools))
+        runpy.run_path(str(tools / f"{SCRIPTS[name]}.py"), run_name="__main__")
+
+
+def _copy_files() -> None:
+    """Copy recipes, DeepSpeed configurations, Slurm scripts and tools into a folder.
+
+    Raises:
+        MobiusError: no folder was given, or it has one of them already.
+    """
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise MobiusError(f"usage: mobius-files FOLDER, which copies {', '.join(FILES)} into it")
+    folder = Path(sys.argv[1])
+    existing = [str(folder / name) for name in FILES if (folder / name).exists()]
+    if existing:
+        raise MobiusError(f"{', '.join(existing)} exist already, and are not overwritten: choose another folder")
+    try:
+        for name in FILES:
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise MobiusError(f"cannot write {folder}: {error}") from error
+    print(*(folder / name for name in FILES), sep="\n")
