@@ -406,11 +406,15 @@ class _Stream:
     def __init__(self, features: Iterable[Feature], entering: int, dtype: torch.dtype, split: Split) -> None:
         self._features = iter(features)
         self._dtype, self._split = dtype, split
-        self._taken = self._exchanged(entering)
+        self._left = entering
+        self._waiting: deque[list[Callable[[], Tensor]]] = deque()
 
     def take(self) -> Feature:
         """The next feature, of this rank's positions."""
-        return next(self._taken)
+        while self._left and len(self._waiting) <= self._split.lookahead:
+            self._waiting.append(self._started())
+            self._left -= 1
+        return Feature(*[finish() for finish in self._waiting.popleft()])
 
     def last(self) -> Tensor:
         """The hidden state of the last feature, of this rank's frames."""
@@ -419,21 +423,11 @@ class _Stream:
             del convolution, attention
         return self.hidden
 
-    def _exchanged(self, entering: int) -> Iterator[Feature]:
-        ahead = self._split.lookahead
-        waiting: deque[list[Callable[[], Tensor]]] = deque()
-        for number in range(entering):
-            waiting.append(self._started())
-            if number == 0:
-                self.grid = (self.hidden.shape[-2], self.hidden.shape[-1])
-            if number >= ahead:
-                yield Feature(*[finish() for finish in waiting.popleft()])
-        while waiting:
-            yield Feature(*[finish() for finish in waiting.popleft()])
-
     def _started(self) -> list[Callable[[], Tensor]]:
         convolution, attention = next(self._features)
         fitted = [self._fitted(part) for part in (convolution, attention) if part is not None]
+        if not hasattr(self, "hidden"):
+            self.grid = (convolution.shape[-2], convolution.shape[-1])
         self.hidden = fitted[-1]
         return [self._split.positions_ahead(part) for part in fitted]
 
