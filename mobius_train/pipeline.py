@@ -38,6 +38,7 @@ from mobius_train.encoders.load_text_encoding import load_text_encoding, make_te
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import as_denoiser, family_of, is_video_model, video_models
+from mobius_train.motion_weights import MOTION, motion_parts
 from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.pipeline_index import INDEX
 from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
@@ -364,12 +365,14 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeline:
-    """Load the pipeline of a run's folder (its final/), or of a pipeline folder.
+    """Load the pipeline of a run's folder (its final/), of a pipeline folder, or of motion weights.
 
     Raises:
         MobiusError: the folder has no pipeline, loading fails, or the device is not available.
     """
     device = usable_device(device)
+    if (folder / MOTION).is_file():
+        return TextToVideoPipeline(**motion_parts(folder)).to(device)
     found = next((path for path in (folder / "final", folder) if (path / INDEX).is_file()), None)
     if found is None:
         raise MobiusError(

@@ -14,6 +14,7 @@ from mobius_train.config import load
 from mobius_train.convert.consolidate import consolidate_checkpoint
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.image_model import from_image_model
+from mobius_train.convert.motion import to_motion
 from mobius_train.convert.run_checkpoint import EMA, MODEL
 from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
 from mobius_train.convert.single_file import from_single_file
@@ -62,6 +63,10 @@ def parse() -> argparse.Namespace:
     command.add_argument("--config", type=Path, help="config.yaml of the run, instead of the checkpoint's own")
     command.add_argument("--weights", choices=(MODEL, EMA), help="weights of a checkpoint (default: ema if present)")
     _add_paths(command, "a run's folder, its final/, a checkpoint, or consolidated weights", "pipeline folder")
+
+    command = commands.add_parser("to-motion", help="the result of a run → its trained part alone, in float16")
+    command.add_argument("--base", help="image model and autoencoder; default: the recipe's. ./… is beside the output")
+    _add_paths(command, "a run's folder or its final/", "folder", text_encoder=True)
 
     command = commands.add_parser("from-single-file", help="a Stable Diffusion .safetensors or .ckpt → a pipeline")
     command.add_argument("--config", type=Path, required=True, help="local pipeline folder of the same family")
@@ -115,6 +120,8 @@ def convert(arguments: argparse.Namespace) -> Report:
             return checkpoint_to_diffusers(source, output, arguments.weights, arguments.config)
         case "to-diffusers":
             return to_diffusers(source, output)
+        case "to-motion":
+            return to_motion(source, output, arguments.base, arguments.text_encoder)
         case "from-single-file":
             return from_single_file(source, arguments.config, output)
         case "from-vchitect":
