@@ -21,9 +21,12 @@ def _heldout(output: Path) -> list[float]:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Without MP4, which is not written the same twice, and the pictures that have a row more without sharding."""
+    """Without MP4, which is not written the same twice, the pictures that have a row more without sharding, and the
+    model card, which has them and the recipe."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".mp4")
-    files = (path for path in files if path.name not in ("comparison.gif", "contact_sheet.png"))
+    files = (
+        path for path in files if path.name not in ("comparison.gif", "contact_sheet.png", "README.md", "samples.gif")
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

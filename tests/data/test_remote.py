@@ -380,4 +380,5 @@ def test_ranks_of_a_node_share_the_fetching_and_fail_together(server: Server, tm
         left.unlink()
     result = launch(2, WORKER, str(path))
     assert result.returncode == 1
-    assert len(re.findall(r"error: .*cannot fetch .*s-2\.tar", result.stderr)) == 2
+    # The first to end terminates the other, which may not come to its message.
+    assert re.search(r"error: .*cannot fetch .*s-2\.tar", result.stderr)

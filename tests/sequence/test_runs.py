@@ -49,7 +49,7 @@ def test_under_every_engine_a_shared_clip_trains_as_one_ranks(
         np.asarray(Image.open(tmp_path / name / "samples" / "step-3" / "00-dog-number-3.gif").convert("RGB"), np.int16)
         for name in (two[0], "zero0")
     )
-    assert drawn.shape == (32, 32, 3)
+    assert drawn.shape == alone.shape
     assert np.abs(drawn - alone).mean() < 0.5
 
 

@@ -202,8 +202,10 @@ class TokenRing(ModelMixin, ConfigMixin):
         entering: deque[_Entering] = deque()
         for number, state in enumerate(stream, start=1):
             if number in behind:
-                ahead, text = split.token_positions_ahead(state.hidden), split.first_frames(state.text, num_frames)
-                entering.append(_Entering(behind[number], ahead, text))
+                text = split.first_frames(state.text, num_frames)
+                # Without a name of its own: a name would keep it until the next layer.
+                entering.append(_Entering(behind[number], split.token_positions_ahead(state.hidden), text))
+                del text
             # With a sequence group the next tokens are on their way while a layer computes.
             if len(entering) > split.lookahead:
                 difference = self._add(units, entering.popleft(), difference, modulation, clip)
