@@ -8,7 +8,9 @@ from __future__ import annotations
 import runpy
 import shutil
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
@@ -38,10 +40,20 @@ def main() -> None:
     elif name == "mobius-files":
         run(_copy_files)
     else:
-        tools = REPOSITORY / "tools"
-        # As `python tools/NAME.py` would.
-        sys.path.insert(0, str(tools))
-        runpy.run_path(str(tools / f"{SCRIPTS[name]}.py"), run_name="__main__")
+        _run_tool(REPOSITORY / "tools" / f"{SCRIPTS[name]}.py")
+
+
+def _run_tool(script: Path) -> None:
+    """Run a script as `python tools/NAME.py` would, under this command's name."""
+    sys.path.insert(0, str(script.parent))
+    spec = spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    tool: Any = module_from_spec(spec)
+    sys.modules[script.stem] = tool
+    spec.loader.exec_module(tool)
+    # Those that join a job, or have data workers, have imported run_rank.
+    getattr(tool, "run_rank", run)(tool.main)
 
 
 def _copy_files() -> None:
