@@ -38,7 +38,7 @@ from mobius_train.encoders.load_text_encoding import load_text_encoding, make_te
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import as_denoiser, family_of, is_video_model, video_models
-from mobius_train.motion_weights import MOTION, motion_parts
+from mobius_train.models.motion_weights import MOTION, place_of, read_motion
 from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.pipeline_index import INDEX
 from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
@@ -65,6 +65,11 @@ def convert_frames(frames: Tensor, output_type: str) -> Any:
     if output_type == "np":
         return channels_last.astype(np.float32) / 255
     return [[Image.fromarray(frame) for frame in clip] for clip in channels_last]
+
+
+# What motion weights may name.
+MOTION_SCHEDULERS: dict[str, Any] = {kind.__name__: kind for kind in (DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
+MOTION_SETTINGS = ("max_text_tokens", "num_frames", "resolution", "guidance_scale", "frame_noise_correlation")
 
 
 class TextToVideoPipeline(DiffusionPipeline):
@@ -372,7 +377,7 @@ def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeli
     """
     device = usable_device(device)
     if (folder / MOTION).is_file():
-        return TextToVideoPipeline(**motion_parts(folder)).to(device)
+        return _with_motion(folder).to(device)
     found = next((path for path in (folder / "final", folder) if (path / INDEX).is_file()), None)
     if found is None:
         raise MobiusError(
@@ -384,6 +389,28 @@ def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeli
     if kind != TextToVideoPipeline.__name__:
         raise MobiusError(f"{found} contains a {kind}, not a {TextToVideoPipeline.__name__}")
     return TextToVideoPipeline.from_pretrained(found).to(device)
+
+
+def _with_motion(folder: Path) -> TextToVideoPipeline:
+    """The pipeline of motion weights and of what they refer to, in float32.
+
+    Raises:
+        MobiusError: see `read_motion`; or the autoencoder or a text encoder is missing.
+    """
+    model, description = read_motion(folder)
+    scheduler = MOTION_SCHEDULERS.get(str(description.scheduler.get("_class_name")))
+    if scheduler is None or set(description.settings) - set(MOTION_SETTINGS):
+        raise MobiusError(f"{folder / MOTION} has a sampler or settings that this version does not know")
+    base, wanted = place_of(description.base, folder), as_denoiser(model).backbone.condition_widths
+    text_place = base if description.text_encoder is None else place_of(description.text_encoder, folder)
+    text = load_text_encoding(str(text_place), torch.device("cpu"), description.settings.get("max_text_tokens"), wanted)
+    return TextToVideoPipeline(
+        vae=load_diffusers(AutoencoderKL, base, "vae"),
+        **components_of(text),
+        unet=model,
+        scheduler=scheduler.from_config(description.scheduler),
+        **description.settings,
+    )
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from mobius_train.convert.conversion_report import Report
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.model_card import CARD, SAMPLES
-from mobius_train.motion_weights import MOTION, write_motion
-from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
+from mobius_train.models.motion_weights import MOTION, write_motion
+from mobius_train.pipeline import MOTION_SETTINGS, TextToVideoPipeline, load_pipeline
 
 CONFIG = "config.yaml"
 
@@ -41,7 +41,8 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         # A relative base is found from the destination's place, which is beside the unfinished folder.
-        write_motion(pipeline, folder, base, text_encoder)
+        settings = {name: pipeline.config[name] for name in MOTION_SETTINGS}
+        write_motion(pipeline.unet.float(), folder, base, text_encoder, pipeline.scheduler, settings)
         final = source / "final" if (source / "final").is_dir() else source
         for path in (final / CARD, final / SAMPLES, recipe):
             if path is not None and path.is_file():

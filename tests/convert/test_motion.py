@@ -15,7 +15,7 @@ from tiny import save_pipeline
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.motion import to_motion
 from mobius_train.errors import MobiusError
-from mobius_train.motion_weights import KEY, MOTION
+from mobius_train.models.motion_weights import KEY, MOTION
 from mobius_train.pipeline import load_pipeline
 from mobius_train.ring_shape import RingShape
 

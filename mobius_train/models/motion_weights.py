@@ -21,24 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mobius_train.encoders.load_text_encoding import load_text_encoding
-from mobius_train.encoders.text_encoding import components_of
 from mobius_train.errors import MobiusError
-from mobius_train.models import weights_hash
 from mobius_train.models.composite import Composite
-from mobius_train.models.families import as_denoiser, family_of, video_models
+from mobius_train.models.families import family_of, video_models
+from mobius_train.models.hashing import weights_hash
 from mobius_train.pretrained.strict_load import load_diffusers
 
 MOTION = "motion.safetensors"
 KEY = "mobius_train"
-SCHEDULERS: dict[str, Any] = {kind.__name__: kind for kind in (DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
-SETTINGS = ("max_text_tokens", "num_frames", "resolution", "guidance_scale", "frame_noise_correlation")
 
 
 class Description(BaseModel):
@@ -55,30 +50,28 @@ class Description(BaseModel):
     settings: dict[str, Any]
 
 
-def write_motion(pipeline: Any, folder: Path, base: str, text_encoder: str | None = None) -> None:
-    """Write the trained part of a TextToVideoPipeline's video model, in float16, and check that it loads.
+def write_motion(
+    model: nn.Module, folder: Path, base: str, text_encoder: str | None, scheduler: Any, settings: Mapping[str, Any]
+) -> None:
+    """Write the trained part of a video model, in float16.
 
     Args:
-        folder: new, or without MOTION.
-        base, text_encoder: see above.
+        model: in float32.
+        base, text_encoder, settings: see above.
+        scheduler: the sampler.
 
     Raises:
         MobiusError: the model is no video model, all of its weights are trained, or the base is another image model.
     """
-    model = pipeline.unet
     if not isinstance(model, Composite):
         raise MobiusError(f"a {type(model).__name__} has no motion weights: give a text-to-video pipeline")
-    part = _trained_part(type(model))
-    image = _image_model(type(model), _place(base, folder))
-    digest = weights_hash(image)
-    inside = getattr(model, model.image_part)
-    if digest != weights_hash(inside.to(torch.float32)):
+    digest = weights_hash(_image_model(type(model), place_of(base, folder)))
+    if digest != weights_hash(model.get_submodule(model.image_part)):
         raise MobiusError(
             f"the image model in {base} is not the one in this pipeline: give the base that it was trained from. A"
             " model of mode=full has trained all weights, so it has no motion weights of its own"
         )
-    trained = getattr(model, part)
-    scheduler = pipeline.scheduler
+    trained: Any = model.get_submodule(_trained_part(type(model)))
     description = Description(
         model=type(model).__name__,
         config=_plain(trained.config),
@@ -86,7 +79,7 @@ def write_motion(pipeline: Any, folder: Path, base: str, text_encoder: str | Non
         base_sha256=digest,
         text_encoder=text_encoder,
         scheduler={"_class_name": type(scheduler).__name__, **_plain(scheduler.config)},
-        settings={name: pipeline.config[name] for name in SETTINGS},
+        settings=dict(settings),
     )
     state = {
         name: tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else None).contiguous()
@@ -96,19 +89,18 @@ def write_motion(pipeline: Any, folder: Path, base: str, text_encoder: str | Non
     save_file(state, folder / MOTION, metadata)
 
 
-def motion_parts(folder: Path) -> dict[str, Any]:
-    """The arguments of TextToVideoPipeline for motion weights and what they refer to, in float32.
+def read_motion(folder: Path) -> tuple[nn.Module, Description]:
+    """The video model of motion weights, in float32, and the other contents of the file.
 
     Raises:
-        MobiusError: the file is damaged, or what it refers to is missing or another.
+        MobiusError: the file is damaged, or its base is missing or another.
     """
     path = folder / MOTION
     description, state = _read(path)
     kind = video_models().get(description.model)
-    scheduler = SCHEDULERS.get(str(description.scheduler.get("_class_name")))
-    if kind is None or scheduler is None or set(description.settings) - set(SETTINGS):
-        raise MobiusError(f"{path} has a model, a sampler or settings that this version does not know")
-    base = _place(description.base, folder)
+    if kind is None:
+        raise MobiusError(f"{path} has a model that this version does not know: {description.model!r}")
+    base = place_of(description.base, folder)
     image = _image_model(kind, base)
     if weights_hash(image) != description.base_sha256:
         raise MobiusError(
@@ -128,17 +120,15 @@ def motion_parts(folder: Path) -> dict[str, Any]:
         raise MobiusError(f"{path}: its configuration cannot be built: {error}") from error
     trained.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     constructor: Any = kind
-    model = constructor(**{kind.image_part: image, part: trained}).eval()
-    wanted = as_denoiser(model).backbone.condition_widths
-    source = str(base) if description.text_encoder is None else str(_place(description.text_encoder, folder))
-    text = load_text_encoding(source, torch.device("cpu"), description.settings.get("max_text_tokens"), wanted)
-    return {
-        "vae": load_diffusers(AutoencoderKL, base, "vae"),
-        **components_of(text),
-        "unet": model,
-        "scheduler": scheduler.from_config(description.scheduler),
-        **description.settings,
-    }
+    model: nn.Module = constructor(**{kind.image_part: image, part: trained})
+    return model.eval(), description
+
+
+def place_of(name: str, folder: Path) -> Path | str:
+    """The place of a base: a folder relative to the weights' folder, or the name as it is."""
+    if name.startswith("."):
+        return (folder / name).resolve()
+    return Path(name) if Path(name).is_dir() else name
 
 
 def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
@@ -170,13 +160,6 @@ def _image_model(kind: type[Composite], base: Path | str) -> nn.Module:
     family = family_of(kind.__name__)
     model: nn.Module = load_diffusers(family.image_model, base, family.part, family.also_named)
     return model
-
-
-def _place(name: str, folder: Path) -> Path | str:
-    """A folder relative to the weights, or the name as it is."""
-    if name.startswith("."):
-        return (folder / name).resolve()
-    return Path(name) if Path(name).is_dir() else name
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
