@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipes import REPOSITORY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_pipeline
@@ -15,6 +16,7 @@ from tiny import save_pipeline
 from mobius_train.convert.image_model import from_image_model
 from mobius_train.convert.motion import to_motion
 from mobius_train.errors import MobiusError
+from mobius_train.metrics.motion import motion
 from mobius_train.models.motion_weights import KEY, MOTION
 from mobius_train.pipeline import load_pipeline
 from mobius_train.ring_shape import RingShape
@@ -107,3 +109,15 @@ def test_damage_is_named(places: Path, tmp_path: Path) -> None:
     (tmp_path / MOTION).write_bytes(b"\0" * 100)
     with pytest.raises(MobiusError, match="cannot be read"):
         load_pipeline(tmp_path, "cpu")
+
+
+def test_the_embedded_motion_moves_the_embedded_backbone() -> None:
+    pipeline = load_pipeline(REPOSITORY / "assets" / "emoji-motion", "cpu")
+    options: dict[str, Any] = {"num_inference_steps": 4, "output_type": "uint8"}
+    moving = pipeline(["red heart"], **options).frames[0]
+    assert moving.shape == (8, 3, 64, 64)
+    # The control: the same model without its temporal layers.
+    for layer in pipeline.unet.ring.up_blocks:
+        layer.zero_outputs()
+    still = pipeline(["red heart"], **options).frames[0]
+    assert motion([moving])["half_clip_difference"] > 1.5 * motion([still])["half_clip_difference"]
