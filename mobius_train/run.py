@@ -291,4 +291,4 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
     print(f"  model              {final}")
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")
-        print(f"\nDraw a clip: python tools/sample.py {final} --prompt {shlex.quote(prompt)}")
+        print(f"\nDraw a clip: python tools/sample.py {final} --prompt {shlex.quote(prompt)} --output clips/")
