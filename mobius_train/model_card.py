@@ -44,7 +44,8 @@ def write_model_card(
         lines += [f"![rows: the training clips, before training, after]({SAMPLES})", ""]
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")
-        lines += ["Draw a clip with mobius-train:", "", f'    python tools/sample.py FOLDER --prompt "{prompt}" --output clips/', ""]
+        command = f'python tools/sample.py FOLDER --prompt "{prompt}" --output clips/'
+        lines += ["Draw a clip with mobius-train:", "", f"    {command}", ""]
     if figures:
         lines += ["| figure of the samples | |", "|---|---|"]
         lines += [f"| {title} | {value:.4g} |" for title, value in sorted(figures.items())]
