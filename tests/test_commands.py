@@ -39,12 +39,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin/ of an environment with the wheel, and with the dependencies of this one."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    # Only what git has: a build writes into its folder.
-    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for name in tracked.splitlines():
-        if not name.startswith("tests/") and (REPOSITORY / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, source / name)
+    # A build writes into its folder.
+    for name in ("mobius_train", "assets", "configs", "ds_configs", "slurm", "tools"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "constraints.txt"):
+        shutil.copyfile(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir")
     subprocess.run([*pip, *build, str(folder), str(source)], check=True)
