@@ -413,11 +413,10 @@ class RunConfig(Section):
                 " cannot compile across exchanges: turn one off"
             )
         fewest = min([bucket.num_frames for bucket in self.data.buckets or ()] or [self.data.num_frames])
-        frames = self.train_batch_size * fewest
-        if frames < size:
+        # Not of the batch: the last held-out batch and a sample can be a single clip.
+        if fewest < size:
             raise ValueError(
-                f"sequence_parallel_size={size}, but a batch of {self.train_batch_size} clip(s) of {fewest} frame(s)"
-                f" has only {frames}: each rank needs a frame"
+                f"sequence_parallel_size={size}, but a clip has only {fewest} frame(s): each rank needs a frame"
             )
         return self
 
