@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mobius_train.checkpoint.format import CONFIG
 from mobius_train.config import load
 from mobius_train.convert.conversion_report import Report
 from mobius_train.errors import MobiusError
@@ -14,8 +15,6 @@ from mobius_train.files import finished_folder
 from mobius_train.model_card import CARD, SAMPLES
 from mobius_train.models.motion_weights import MOTION, write_motion
 from mobius_train.pipeline import MOTION_SETTINGS, TextToVideoPipeline, load_pipeline
-
-CONFIG = "config.yaml"
 
 
 def to_motion(source: Path, destination: Path, base: str | None = None, text_encoder: str | None = None) -> Report:
