@@ -36,7 +36,9 @@ def longest_clips(
         for size in SIZES:
             changes = {"sequence_parallel_size": size, "train_batch_size": 1, "global_batch_size": None}
             shared = config.model_copy(update={**changes, "mixed_precision": _precision(config, gpu)})
-            of_gpu[size] = largest(planner, shared, spread_of(size), gpu, frames)
+            most = largest(planner, shared, spread_of(size), gpu, frames)
+            # A recipe with fewer frames than ranks is refused.
+            of_gpu[size] = None if most is None or most < size else most
     return found
 
 
