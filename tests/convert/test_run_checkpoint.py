@@ -135,8 +135,8 @@ def test_other_frozen_weights_and_damages_are_refused(run: Run, tiny_pipeline: P
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_consolidating_peaks_at_no_more_than_twice_the_weights(tmp_path: Path, ranks: int) -> None:
-    # 16 tensors of 4 MB, and as much again of each moment and the average, which stay on the disk.
-    folder = make(tmp_path, 4, ranks, {f"ring.{number}": [1024, 1024] for number in range(16)})
+    # 48 tensors of 4 MB, and as much again of each moment and the average, which stay on the disk.
+    folder = make(tmp_path, 4, ranks, {f"ring.{number}": [1024, 1024] for number in range(48)})
     ratio = peak_over_output(folder, tmp_path / "whole.safetensors")
     print(f"{ranks} rank(s): peak {ratio:.2f} times the float32 weights")
     assert ratio <= 2
