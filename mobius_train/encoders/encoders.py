@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,27 +32,53 @@ class Encoders:
     text: TextEncoding
     wanted: frozenset[str] = frozenset({TEXT})
 
-    def encode(self, clip: Clip, variants: Sequence[str] = (), sequence: SequenceGroup | None = None) -> EncodedClip:
+    def encode(self, clip: Clip, variants: Sequence[str] = ()) -> EncodedClip:
         """Encode one clip; the result is on the encoders' device.
 
         Args:
             variants: other captions of the clip.
-            sequence: see `ImageEncoder.posterior`. Each of these ranks encodes the captions.
         """
-        mean, std = self.images.posterior(clip.frames, sequence)
+        mean, std = self.images.posterior(clip.frames)
         first, *others = (self._conditions(clip, caption) for caption in (clip.caption, *variants))
         return EncodedClip(clip.key, mean, std, first, tuple(others))
 
-    def _conditions(self, clip: Clip, caption: str) -> Conditions:
-        height, width = clip.frames.shape[-2:]
-        size = Conditions.of_size(height, width, self.wanted)
-        return self.text.encode(caption, where=clip.key) | size.to(self.images.device)
-
     def encode_batch(self, batch: ClipBatch, sequence: SequenceGroup | None = None) -> EncodedBatch:
-        """Encode a batch clip by clip, so that the result is bit-identical to the cache; see `encode`."""
-        clips = zip(batch.keys, batch.captions, batch.frames, strict=True)
-        encoded = [self.encode(Clip(*clip), sequence=sequence) for clip in clips]
+        """Encode a batch clip by clip, so that the result is bit-identical to the cache.
+
+        Args:
+            sequence: ranks that have the same batch. Each encodes some of the frames of every clip, and some of the
+                captions.
+        """
+        clips = [Clip(*clip) for clip in zip(batch.keys, batch.captions, batch.frames, strict=True)]
+        conditions = self._shared_conditions(clips, sequence)
+        images = (self.images.posterior(clip.frames, sequence) for clip in clips)
+        encoded = [
+            EncodedClip(clip.key, *image, given) for clip, image, given in zip(clips, images, conditions, strict=True)
+        ]
         return EncodedBatch.collate(list(zip(batch.sample_index.tolist(), encoded, strict=True)))
+
+    def _conditions(self, clip: Clip, caption: str) -> Conditions:
+        return self._with_size(clip, self.text.encode(caption, where=clip.key))
+
+    def _with_size(self, clip: Clip, text: Conditions) -> Conditions:
+        height, width = clip.frames.shape[-2:]
+        return text | Conditions.of_size(height, width, self.wanted).to(self.images.device)
+
+    def _shared_conditions(self, clips: list[Clip], sequence: SequenceGroup | None) -> list[Conditions]:
+        """The conditions of each clip's caption."""
+        if sequence is None:
+            return [self._conditions(clip, clip.caption) for clip in clips]
+        # Clip i is encoded by rank i % P in round i // P. Sharded encoders need equal numbers of calls, so a rank
+        # without a clip in the last round encodes the last one again.
+        rounds = range(math.ceil(len(clips) / sequence.size))
+        mine = [clips[min(number * sequence.size + sequence.rank, len(clips) - 1)] for number in rounds]
+        text = Conditions.stack([self.text.encode(clip.caption, where=clip.key) for clip in mine])
+        # (P, rounds, ...) to one row for each clip.
+        whole = text.map(lambda tensor: sequence.gather(tensor).transpose(0, 1).flatten(0, 1))
+        return [
+            self._with_size(clip, Conditions({name: rows[i] for name, rows in whole.tensors.items()}))
+            for i, clip in enumerate(clips)
+        ]
 
     def without_caption(self) -> Conditions:
         """The conditions of the empty caption, used for guidance; without those that do not depend on a caption."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -116,6 +117,8 @@ class RankGroup(SequenceGroup):
         return finish
 
     def _gather(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.bool:  # gloo has no collectives of bool
+            return self._gather(tensor.view(torch.uint8)).view(torch.bool)
         flat = tensor.new_empty(self.size * tensor.numel())
         dist.all_gather_into_tensor(flat, tensor.flatten(), group=self._members)
         return flat.view(self.size, *tensor.shape)

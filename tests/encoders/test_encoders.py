@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 from recipes import Run
+from torch import Tensor
 
+from mobius_train.conditions import MASK, SIZES, TEXT, Conditions
+from mobius_train.data.batch import ClipBatch, EncodedBatch
 from mobius_train.encoders.encoders import Cached, Encoders, Online
+from mobius_train.encoders.image_encoder import Posterior
+from mobius_train.sequence.group import SequenceGroup
 from mobius_train.tasks.denoising import DiffusionTask
 
 
@@ -63,3 +68,70 @@ def test_an_online_source_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     with source.encoders_on_device():
         pass
     assert moved.seen == []
+
+
+class Group(SequenceGroup):
+    """One rank of a group; the other ranks' tensors are known from a run before."""
+
+    def __init__(self, rank: int, gathered: list[list[Tensor]]) -> None:
+        super().__init__(rank, len(gathered))
+        self._gathered, self._calls_here = gathered, 0
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        number, self._calls_here = self._calls_here, self._calls_here + 1
+        own = self._gathered[self.rank]
+        if len(own) == number:
+            own.append(tensor)
+        return torch.stack([tensors[number] if len(tensors) > number else tensor for tensors in self._gathered])
+
+    def _exchange(self, *_: Any) -> Any:
+        raise AssertionError
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        raise AssertionError
+
+
+class Text:
+    """Encodes a caption as its length."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def encode(self, caption: str, where: str = "") -> Conditions:
+        self.encoded.append(caption)
+        mask = torch.tensor([len(caption) > 1, True])
+        return Conditions({TEXT: torch.full((2, 3), float(len(caption))), MASK: mask})
+
+
+class Images:
+    device = torch.device("cpu")
+
+    def posterior(self, frames: Tensor, sequence: SequenceGroup | None = None) -> Posterior:
+        return Posterior(frames.float(), frames.float())
+
+
+@pytest.mark.parametrize("clips", [1, 2, 5])
+def test_ranks_of_a_group_share_the_captions_of_a_batch(clips: int) -> None:
+    captions = ["a" * (number + 1) for number in range(clips)]
+    frames = torch.zeros(clips, 1, 3, 8, 16, dtype=torch.uint8)
+    batch = ClipBatch(torch.arange(clips), [str(number) for number in range(clips)], captions, frames)
+
+    def encode(group: SequenceGroup | None) -> tuple[EncodedBatch, list[str]]:
+        text = Text()
+        encoders = Encoders(Images(), text, frozenset({TEXT, MASK, SIZES}))  # type: ignore[arg-type]
+        return encoders.encode_batch(batch, group), text.encoded
+
+    alone, _ = encode(None)
+    gathered: list[list[Tensor]] = [[], [], []]
+    for rank in range(3):
+        encode(Group(rank, gathered))
+    seen: set[str] = set()
+    for rank in range(3):
+        shared, encoded = encode(Group(rank, gathered))
+        assert len(encoded) == -(-clips // 3)  # as often on every rank
+        seen |= set(encoded)
+        assert shared.conditions.tensors.keys() == {TEXT, MASK, SIZES}
+        for name, tensor in alone.conditions.tensors.items():
+            assert torch.equal(shared.conditions[name], tensor)
+            assert shared.conditions[name].dtype == tensor.dtype
+    assert seen == set(captions)
