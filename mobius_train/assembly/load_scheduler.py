@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerM
 
 from mobius_train.assembly.load_model import load_part
 from mobius_train.diffusion.sampler import is_flow
-from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.model_files import class_name
 from mobius_train.pretrained.strict_load import find_model
 
 PART = "scheduler"
@@ -25,6 +25,8 @@ def load_scheduler(new_config: dict[str, Any] | None, name_or_path: str | None) 
     """
     values = {} if new_config is None else new_config
     if new_config is None and name_or_path is not None:
-        values = read_json(find_model(name_or_path, PART, DDPMScheduler.config_name).folder / DDPMScheduler.config_name)
+        # Without the class's name the numbers could be of any scheduler.
+        folder = find_model(name_or_path, PART, DDPMScheduler.config_name).folder
+        values = {"_class_name": class_name(folder, DDPMScheduler.config_name)}
     kind = FlowMatchEulerDiscreteScheduler if is_flow(values) else DDPMScheduler
     return load_part(kind, PART, new_config, name_or_path)

@@ -95,6 +95,17 @@ def test_the_scheduler_and_the_latents_are_the_models_own(sd3: Path, sdxl: Path)
     assert (space.channels, space.scale, space.shift) == (16, 1.5305, 0.0609)
 
 
+def test_a_scheduler_without_its_class_is_refused(sd3: Path, tmp_path: Path) -> None:
+    # Its numbers are of flow matching; a DDPMScheduler would accept them.
+    folder = shutil.copytree(sd3, tmp_path / "copy")
+    path = folder / "scheduler" / "scheduler_config.json"
+    values = json.loads(path.read_text())
+    del values["_class_name"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(MobiusError, match=r"scheduler_config\.json has no _class_name"):
+        load_scheduler(None, str(folder))
+
+
 def test_a_model_without_its_files_has_the_schedule_that_it_was_trained_with(sd3: Path, tmp_path: Path) -> None:
     def schedule(**changes: Any) -> str:
         config = config_of(sd3, tmp_path, text_encoder_name_or_path="stable-diffusion-2-1", **changes)
