@@ -4,8 +4,8 @@
 
 Every member trains in a process of its own on the same clips, in the same order and with the same noise; seeds change
 all three. `--steps` are optimizer steps of configs/emoji.yaml; overrides change the recipe of all members. Results that
-exist in the folder are not computed again, so an interrupted study continues. Times are valid only on an otherwise
-idle machine.
+exist in the folder are not computed again, so an interrupted study continues. It measures no times, because a study of
+hours shares its machine: `--times` reads them from a record of step_time.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
+from ring_family import FAMILY
 from tqdm import tqdm
 
 from mobius_train.cli import run, run_rank
@@ -33,22 +32,6 @@ from mobius_train.job import environment
 from mobius_train.shared_files import REPOSITORY
 
 RECIPE = REPOSITORY / "configs" / "emoji.yaml"
-TAIL = "tail_temporal_layers=true"
-MEMBERS: dict[str, list[str]] = {
-    "serial": ["mode=serial"],
-    "full": ["mode=full"],
-    "paper": ["ring_width=1"],
-    "half": ["ring_width=0.5"],
-    "quarter": ["ring_width=0.25"],
-    "half-1": ["ring_width=0.5", "fusion_depth=1"],
-    "half-2": ["ring_width=0.5", "fusion_depth=2"],
-    "half-1-tail": ["ring_width=0.5", "fusion_depth=1", TAIL],
-    "half-2-tail": ["ring_width=0.5", "fusion_depth=2", TAIL],
-    "quarter-2-tail": ["ring_width=0.25", "fusion_depth=2", TAIL],
-    "tail-1": ["ring_width=0", "fusion_depth=1", TAIL],
-    "tail-2": ["ring_width=0", "fusion_depth=2", TAIL],
-    "tail-3": ["ring_width=0", "fusion_depth=3", TAIL],
-}
 # Motion is decided at high noise.
 QUANTILE = 0.85
 # Share of the steps after which the error on the training clips is measured.
@@ -58,13 +41,14 @@ CHECKS = (1 / 3, 2 / 3, 1.0)
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for the results of each member and seed")
-    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=list(MEMBERS), metavar="NAME")
+    parser.add_argument("--members", nargs="+", choices=FAMILY, default=list(FAMILY), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="override a field for all members")
     parser.add_argument("--record", type=Path, help="the JSON to write; a PNG with the same name is drawn")
+    parser.add_argument("--times", type=Path, help="record of step_time.py with the same recipe, for the seconds")
     # One member, in its own process.
-    parser.add_argument("--member", choices=MEMBERS, help=argparse.SUPPRESS)
+    parser.add_argument("--member", choices=FAMILY, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -83,6 +67,9 @@ def _study(arguments: argparse.Namespace) -> None:
         if not _result(arguments.folder, member, seed).is_file():
             _start(arguments, member, seed)
     results = [json.loads(_result(arguments.folder, *run).read_text()) for run in runs]
+    seconds = _step_seconds(arguments.times) if arguments.times else {}
+    for result in results:
+        result["step_seconds"] = seconds.get(result["member"])
     _print(results)
     if arguments.record:
         from mobius_train.job.versions import versions
@@ -91,6 +78,11 @@ def _study(arguments: argparse.Namespace) -> None:
         record = {"steps": arguments.steps, "set": arguments.set, "machine": machine, "versions": versions()}
         replace_file(arguments.record, json.dumps(record | {"results": results}, indent=1) + "\n")
         _draw(results, arguments.record.with_suffix(".png"))
+
+
+def _step_seconds(record: Path) -> dict[str, float]:
+    """Seconds of a step by member."""
+    return {row["variant"]: row["step_seconds"] for row in json.loads(record.read_text())["table"]}
 
 
 def _result(folder: Path, member: str, seed: int) -> Path:
@@ -111,7 +103,7 @@ def _start(arguments: argparse.Namespace, member: str, seed: int) -> None:
 def _write_one(arguments: argparse.Namespace) -> None:
     (seed,) = arguments.seeds
     result = {"member": arguments.member, "seed": seed} | train(
-        [*MEMBERS[arguments.member], f"seed={seed}", *arguments.set], arguments.steps, arguments.folder / "samples"
+        [*FAMILY[arguments.member], f"seed={seed}", *arguments.set], arguments.steps, arguments.folder / "samples"
     )
     replace_file(_result(arguments.folder, arguments.member, seed), json.dumps(result, indent=1) + "\n")
 
@@ -140,23 +132,18 @@ def train(overrides: list[str], steps: int, samples: Path) -> dict[str, Any]:
         task.prepare_data()
         learning_rate, batches = learning_rates(config, 1), task.training_batches(0)
         weights: Callable[[], Any] = engine.averaged_weights if config.use_ema else engine.weights
-        seconds: list[float] = []
         curve = []
         for step in tqdm(range(steps), mininterval=10):
-            started = perf_counter()
             micro_batch(task, engine, next(batches))
             engine.step(learning_rate(step))
-            seconds.append(perf_counter() - started)
             if step + 1 in checks:
-                errors = _means(task.errors("train", weights()))
-                curve.append({"step": step + 1, "seconds": sum(seconds), **errors})
+                curve.append({"step": step + 1, **_means(task.errors("train", weights()))})
         final = weights()
         shown = task.show(final, samples / "-".join(overrides).replace("=", ""))
         return {
             "overrides": overrides,
             "trained_parameters": sum(p.numel() for p in task.trained.parameters() if p.requires_grad),
             **costs,
-            "step_seconds": median(seconds),
             "memory_gb": distributed.peak_memory_gb(),
             "curve": curve,
             "heldout": _means(task.heldout_losses(final)),
@@ -187,27 +174,30 @@ def _print(results: list[dict[str, Any]]) -> None:
         figures = r["figures"]
         print(
             f"{r['member']}-{r['seed']:<{15 - len(r['member'])}}{r['gflop']:8.1f}{r['saved_mib']:8.0f}"
-            f"{r['saved_mib_recomputed']:8.1f}{r['step_seconds']:8.2f}  {errors};"
+            f"{r['saved_mib_recomputed']:8.1f}{r['step_seconds'] or float('nan'):8.2f}  {errors};"
             f" {figures.get('motion_correlation/samples', 0):.2f}, {figures.get('neighbour_ratio/samples', 0):.2f}"
         )
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:
-    """The error against time and against FLOPs, a line for each member and seed."""
+    """The error against FLOPs and against steps, or time where it is known; a line for each member and seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     members = list(dict.fromkeys(r["member"] for r in results))
+    timed = all(r["step_seconds"] for r in results)
     for r in results:
         errors = [point[f"train_motion/{QUANTILE}"] for point in r["curve"]]
-        work = [point["step"] * r["gflop"] / 1e3 for point in r["curve"]]
+        steps = [point["step"] for point in r["curve"]]
         first = r is next(other for other in results if other["member"] == r["member"])
         style = {"color": f"C{members.index(r['member']) % 10}", "marker": "o", "markersize": 3}
         style["linestyle"] = "-" if members.index(r["member"]) < 10 else "--"
-        axes[0].plot([p["seconds"] for p in r["curve"]], errors, label=r["member"] if first else None, **style)
-        axes[1].plot(work, errors, **style)
-    axes[0].set(xlabel="seconds of training", ylabel=f"motion error at timestep {QUANTILE:g} T, training clips")
+        label = r["member"] if first else None
+        axes[0].plot([step * (r["step_seconds"] if timed else 1) for step in steps], errors, label=label, **style)
+        axes[1].plot([step * r["gflop"] / 1e3 for step in steps], errors, **style)
+    axes[0].set(xlabel="seconds of training" if timed else "optimizer steps")
+    axes[0].set(ylabel=f"motion error at timestep {QUANTILE:g} T, training clips")
     axes[1].set(xlabel="TFLOP")
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)

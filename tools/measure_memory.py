@@ -95,6 +95,10 @@ def show(name: str, record: dict[str, Any]) -> None:
         print(f"  {row['name']:<44}{_mib(row['planned']):>10}{_mib(row['measured']):>10}{error:>8}")
     for phase, peak in measured["phases"].items():
         print(f"  reserved by the allocator in {phase:<34}{_mib(peak['reserved']):>10}")
+    whole = sum(measured["seconds"].values())
+    print(f"  {'time by part (watching takes time too)':<44}{'s':>10}")
+    for part, seconds in sorted(measured["seconds"].items(), key=lambda item: -item[1]):
+        print(f"  {part:<44}{seconds:>10.3f}{seconds / whole:>18.1%}")
     print(f"  resident set of the process, peak {_mib(measured['resident_set']):>30}", flush=True)
 
 

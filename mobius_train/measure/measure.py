@@ -24,6 +24,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed, peak_resident_bytes
 from mobius_train.measure.random_task import random_task
 from mobius_train.measure.saved import Saved, named_modules, saved_for_backward
+from mobius_train.measure.step_clock import BACKWARD, FORWARD, StepClock
 from mobius_train.models import Denoiser
 from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.plan.planner import ENCODERS
@@ -61,6 +62,7 @@ class Measurement:
         saved_by_module: the same by the module that saves them, the largest first.
         resident_set: peak of the process in host memory.
         step_seconds: median time of an optimizer step; spread: the fastest and the slowest.
+        seconds: time by part of one more optimizer step, see `StepClock`; watching the parts takes time too.
     """
 
     device: str
@@ -73,6 +75,7 @@ class Measurement:
     resident_set: int
     step_seconds: float
     spread: tuple[float, float]
+    seconds: dict[str, float]
 
     @property
     def peak(self) -> int | None:
@@ -114,7 +117,7 @@ def measure(
         task = cast(DiffusionTask, task)
         engine = make_engine(task.trained, task.units, distributed)
         meter = Meter(engine.device)
-        micro_batches = (1 + warmup + steps) * config.gradient_accumulation_steps
+        micro_batches = (2 + warmup + steps) * config.gradient_accumulation_steps
         steps_of = _Steps(config, task, engine, meter, micro_batches)
         saved = steps_of.saved()
         with _history(snapshot):
@@ -131,6 +134,7 @@ def measure(
             resident_set=peak_resident_bytes(),
             step_seconds=statistics.median(seconds),
             spread=(min(seconds), max(seconds)),
+            seconds=steps_of.by_part(),
         )
 
 
@@ -183,9 +187,9 @@ class _Steps:
         self._batches: Iterator[Any] = task.training_batches(0)
         self._online = config.data.cache_dir is None
         if not self._online:
-            # Encode ahead as `prepare_data` does, without files.
+            # Encode ahead as `prepare_data` does, without files. With a required cache this is not part of the run.
             host = torch.device("cpu")
-            with meter.phase(ENCODING):
+            with nullcontext() if config.data.cache_required else meter.phase(ENCODING):
                 on_device = task.source.on_device
                 self._batches = iter([on_device(next(self._batches)).to(host) for _ in range(micro_batches)])
             task.parts.encoders.move(host)
@@ -204,6 +208,26 @@ class _Steps:
                 done = self._engine.step(self._config.learning_rate) is not None
             seconds += time.perf_counter() - started
         return seconds
+
+    def by_part(self) -> dict[str, float]:
+        """Take one optimizer step; returns its seconds by part."""
+        task, engine, clock = self._task, self._engine, StepClock(self._engine.device)
+
+        def observe(forward: Forward) -> Tensor:
+            with clock.phase(FORWARD):
+                return forward()
+
+        with clock.watch(task.parts.denoiser):
+            done = False
+            while not done:
+                batch = next(self._batches)
+                with clock.phase(ENCODING) if self._online else nullcontext():
+                    encoded = task.source.on_device(batch)
+                with clock.phase(BACKWARD):
+                    micro_batch(task, engine, encoded, observe)
+                with clock.phase(STEPPING):
+                    done = engine.step(self._config.learning_rate) is not None
+        return clock.seconds()
 
     def saved(self) -> Saved:
         """Tensors saved in one micro-batch. Takes a separate step, because inspecting tensors takes time."""

@@ -64,9 +64,15 @@ def _components(plan: Plan, measured: Measurement) -> Iterator[Row]:
 
 
 def as_json(plan: Plan, measured: Measurement) -> dict[str, Any]:
-    """The full plan and measurement, and the rows; sizes in bytes."""
+    """The full plan and measurement, and the rows; sizes in bytes, FLOPs of a micro-batch."""
     return {
         "measured": asdict(measured) | {"peak": measured.peak},
-        "planned": {"peak": plan.peak, "parts": plan.parts, "phases": plan.phases, "saved": plan.saved},
+        "planned": {
+            "peak": plan.peak,
+            "parts": plan.parts,
+            "phases": plan.phases,
+            "saved": plan.saved,
+            "flops": plan.flops,
+        },
         "rows": [asdict(row) | {"error": row.error} for row in rows(plan, measured)],
     }

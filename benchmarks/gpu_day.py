@@ -1,0 +1,201 @@
+"""Test and measure on one GPU in limited time, the most valuable items first.
+
+    python benchmarks/gpu_day.py --folder benchmarks/h100 --minutes 25
+
+Each item is a command with a log and a record of its own in the folder; gpu_day.json lists them with the GPU, the
+versions and the commit. An item that fails or does not end in time does not stop the others. Call it again to continue:
+finished items are skipped, and unfinished ones continue from their records. Exits 1 if an item failed or is unfinished,
+or if a goal is missed. `--rehearse` runs small versions of all items on a CPU and judges no goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobius_train.cli import run
+from mobius_train.errors import MobiusError
+from mobius_train.files import replace_file
+from mobius_train.job.versions import versions
+from mobius_train.shared_files import REPOSITORY
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
+# The paper's recipe with what costs no accuracy: bf16 compute, and latents and texts computed once.
+OURS = ("mixed_precision=bf16", "data.cache_dir=.cache/latents")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A command.
+
+    Attributes:
+        limit: seconds after which it is stopped.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+
+
+def items(folder: Path, rehearse: bool) -> list[Item]:
+    """All items, the most valuable first."""
+    python, paper = sys.executable, str(REPOSITORY / "configs" / "paper_sd21.yaml")
+    if rehearse:
+        paper = str(REPOSITORY / "configs" / "emoji.yaml")
+
+    def step_time(name: str, *options: str) -> Item:
+        record = folder / f"step_time_{name}.json"
+        command = (python, str(BENCHMARKS / "step_time.py"), "--record", str(record), "--config", paper, *options)
+        return Item(f"step time, {name}", command, 60 if rehearse else 420)
+
+    def memory(name: str, *settings: str) -> Item:
+        few = ("--rehearse-on-cpu", "--warmup", "0", "--steps", "1", "--config", paper) if rehearse else ()
+        only = ("--only", *(settings[:1] if rehearse else settings))
+        command = (python, str(BENCHMARKS / "gpu_memory.py"), "--record", str(folder / "gpu_memory.json"), *few, *only)
+        return Item(f"memory, {name}", command, 120 if rehearse else 480)
+
+    few = ("--rounds", "1", "--warmup", "0", "--steps", "1") if rehearse else ("--rounds", "2", "--steps", "10")
+    short = ("--variants", "tail-2") if rehearse else ("--variants", "serial", "paper", "half", "quarter", "tail-2")
+    big = () if rehearse else ("data.resolution=512",)
+    ours = () if rehearse else OURS
+    tests = (python, "-m", "pytest", "-q", "-m", "gpu", "tests/models/test_offload_gpu.py", "tests/runs/test_gpu.py")
+    return [
+        Item("tests", tests, 60 if rehearse else 480),
+        memory("claims", "16 GB", "11 GB", "parallel bf16", "serial bf16", "parallel bf16 recomputed"),
+        step_time("ours", *short, *few, *ours),
+        step_time("paper", "--variants", short[-1] if rehearse else "paper", *few),
+        memory("all settings", *_settings()),
+        step_time("512px", *short, *few, *ours, *big),
+        Item(
+            "temporal attention",
+            (python, str(BENCHMARKS / "temporal_attention.py"), "--record", str(folder / "temporal_attention.json")),
+            5 if rehearse else 120,
+        ),
+    ]
+
+
+def _settings() -> list[str]:
+    from gpu_memory import SETTINGS
+
+    return [setting.name for setting in SETTINGS]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for records and logs")
+    parser.add_argument("--minutes", type=float, default=25, help="time for all items (default: %(default)s)")
+    parser.add_argument("--rehearse", action="store_true", help="small versions of the items, on a CPU")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if not arguments.rehearse:
+        _require_gpu()
+    ends = time.monotonic() + arguments.minutes * 60
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    path = arguments.folder / "gpu_day.json"
+    record = _read(path) | {"gpu": _gpu(), "versions": versions()}
+    for item in items(arguments.folder, arguments.rehearse):
+        if record["items"].get(item.name, {}).get("status") == DONE:
+            continue
+        left = ends - time.monotonic()
+        record["items"][item.name] = {"command": " ".join(item.command), "status": UNFINISHED, "seconds": 0.0}
+        if left > 0:
+            print(f"{item.name}: at most {min(left, item.limit):.0f} s", flush=True)
+            record["items"][item.name] |= start(item, arguments.folder, min(left, item.limit))
+        print(f"{item.name}: {record['items'][item.name]['status']}", flush=True)
+        replace_file(path, json.dumps(record, indent=1) + "\n")
+    record["goals"] = [] if arguments.rehearse else goals(arguments.folder)
+    replace_file(path, json.dumps(record, indent=1) + "\n")
+    problems = [f"{name}: {item['status']}" for name, item in record["items"].items() if item["status"] != DONE]
+    for goal in record["goals"]:
+        print(f"{'reached' if goal['reached'] else 'MISSED'}  {goal['goal']}: {goal['found']}")
+        if not goal["reached"]:
+            problems.append(f"{goal['goal']}: {goal['found']}")
+    if problems:
+        raise MobiusError("\n".join([f"see the logs in {arguments.folder}:", *(f"  - {text}" for text in problems)]))
+
+
+def start(item: Item, folder: Path, limit: float) -> dict[str, Any]:
+    """Run an item; returns its status and seconds. After the limit the processes that it started are stopped."""
+    log = folder / f"{item.name.replace(', ', '_').replace(' ', '_')}.log"
+    started = time.monotonic()
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            item.command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = FAILED if process.wait(timeout=limit) else DONE
+        except subprocess.TimeoutExpired:
+            status = UNFINISHED
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return {"status": status, "seconds": round(time.monotonic() - started, 1), "log": log.name}
+
+
+def goals(folder: Path) -> list[dict[str, Any]]:
+    """What the records show of each goal; a goal without its record is missed."""
+
+    def table(name: str) -> dict[str, dict[str, Any]]:
+        path = folder / f"step_time_{name}.json"
+        rows = json.loads(path.read_text(encoding="utf-8")).get("table", []) if path.exists() else []
+        return {row["variant"]: row for row in rows}
+
+    found: list[dict[str, Any]] = []
+
+    def goal(what: str, value: float | None, reached: bool) -> None:
+        text = "not measured" if value is None else f"{value:.3g}"
+        found.append({"goal": what, "found": text, "value": value, "reached": reached})
+
+    ours, paper = table("ours"), table("paper")
+    for variant, bound in (("paper", 0.75), ("half", 0.5)):
+        value = ours.get(variant, {}).get("of_serial")
+        goal(f"a step of {variant} takes at most {bound} of serial's", value, value is not None and value <= bound)
+    best = max((row["of_matrix_speed"] for row in ours.values()), default=None)
+    goal("at least 0.35 of the speed of matrix products", best, best is not None and best >= 0.35)
+    fastest = min((row["step_seconds"] for row in ours.values()), default=None)
+    faster = paper["paper"]["step_seconds"] / fastest if fastest and "paper" in paper else None
+    goal("optimizer steps per second at least 20 times the paper's recipe", faster, faster is not None and faster >= 20)
+    memory = folder / "gpu_memory.json"
+    claims = json.loads(memory.read_text(encoding="utf-8"))["claims"] if memory.exists() else {}
+    return [
+        *found,
+        *(
+            {"goal": name, "reached": claim["holds"]} | {key: claim[key] for key in ("found", "value")}
+            for name, claim in claims.items()
+        ),
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"items": {}}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _require_gpu() -> None:
+    if _gpu() is None:
+        raise MobiusError("no GPU is available: run this on a machine where torch detects a GPU, or use --rehearse")
+
+
+if __name__ == "__main__":
+    run(main)

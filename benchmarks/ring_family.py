@@ -1,0 +1,30 @@
+"""The models that the benchmarks compare, from the paper's ring to the serial model, as fields of a recipe."""
+
+from __future__ import annotations
+
+
+def _ring(width: float, depth: int = 0, tail: bool = False) -> tuple[str, ...]:
+    """All fields of a shape, because a recipe may set others."""
+    return (
+        "mode=parallel",
+        f"ring_width={width:g}",
+        f"fusion_depth={depth}",
+        f"tail_temporal_layers={str(tail).lower()}",
+    )
+
+
+FAMILY: dict[str, tuple[str, ...]] = {
+    "serial": ("mode=serial",),
+    "full": ("mode=full",),
+    "paper": _ring(1),
+    "half": _ring(0.5),
+    "quarter": _ring(0.25),
+    "half-1": _ring(0.5, 1),
+    "half-2": _ring(0.5, 2),
+    "half-1-tail": _ring(0.5, 1, tail=True),
+    "half-2-tail": _ring(0.5, 2, tail=True),
+    "quarter-2-tail": _ring(0.25, 2, tail=True),
+    "tail-1": _ring(0, 1, tail=True),
+    "tail-2": _ring(0, 2, tail=True),
+    "tail-3": _ring(0, 3, tail=True),
+}

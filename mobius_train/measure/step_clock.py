@@ -1,0 +1,96 @@
+"""The time of an optimizer step by part: each moment of a step belongs to one part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mobius_train.models import Denoiser
+from mobius_train.models.denoiser import branch_of_modules
+
+FORWARD, BACKWARD = "forward", "backward"
+
+
+class StepClock:
+    """Divides time among the phases of a step, and within a phase among the branches of a denoiser.
+
+    A moment belongs to the innermost module that runs, and thus to its branch: "forward: ring". "forward" alone is what
+    no branch computes: noise, loss, casts. A branch that runs in the backward pass recomputes activations. Time on a
+    GPU is that between events on its stream.
+
+    Args:
+        device: where the denoiser runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._parts: list[str] = []
+        self._phase: str | None = None
+        # The time at which each part begins; the part is None outside of all phases.
+        self._began: list[tuple[str | None, Any]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Context for a phase. An inner phase interrupts an outer one."""
+        before, self._phase = self._phase, name
+        self._mark()
+        try:
+            yield
+        finally:
+            self._phase = before
+            self._mark()
+
+    @contextmanager
+    def watch(self, denoiser: Denoiser) -> Iterator[None]:
+        """Context in which the branches of `denoiser` count apart."""
+        handles = []
+        branches = branch_of_modules(denoiser)
+        for module, branch in branches.items():
+            if module is cast(nn.Module, denoiser):
+                continue
+            # Recomputation ends the forward pass of its last module by an exception.
+            handles.append(module.register_forward_pre_hook(lambda *_, branch=branch: self._enter(branch)))
+            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part since the last call, without the time outside of all phases."""
+        if self._gpu:
+            torch.cuda.synchronize()
+        found: dict[str, float] = {}
+        for (part, began), (_, ended) in zip(self._began, self._began[1:], strict=False):
+            if part is not None:
+                seconds = began.elapsed_time(ended) / 1e3 if self._gpu else ended - began
+                found[part] = found.get(part, 0.0) + seconds
+        self._began = []
+        return found
+
+    def _enter(self, branch: str) -> None:
+        self._parts.append(branch)
+        self._mark()
+
+    def _leave(self) -> None:
+        self._parts.pop()
+        self._mark()
+
+    def _mark(self) -> None:
+        part = self._phase
+        if part is not None and self._parts:
+            part = f"{part}: {self._parts[-1]}"
+        # Most modules are inside of others of their branch.
+        if self._began and self._began[-1][0] == part:
+            return
+        moment: Any = time.perf_counter()
+        if self._gpu:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        self._began.append((part, moment))
