@@ -42,6 +42,8 @@ def main() -> None:
     if how == "exit":
         sys.exit(3)
     if how == "interrupt":
+        # A shell starts what runs in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
     if how == "kill a worker":
