@@ -68,6 +68,10 @@ class FsdpEngine:
         check_precision(settings.mixed_precision, distributed.device)
         self.device, self.dtype = distributed.device, DTYPES[settings.mixed_precision]
         self._settings, self._mesh = settings, mesh
+        # A mesh computes these anew at each call, which takes milliseconds.
+        shard = mesh[SHARD]
+        self._shards, self._shard_number, self._shard_group = shard.size(), shard.get_local_rank(), shard.get_group()
+        self._replicas = mesh.size() // self._shards
         self._module = self._shard(module, units, fsdp)
         self._trained: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._masters = {name: nn.Parameter(p.to_local().detach()) for name, p in self._trained.items()}
@@ -125,9 +129,8 @@ class FsdpEngine:
 
     def pieces(self) -> dict[str, Piece]:
         # Ranks with the same shard each save a part of it.
-        replicas = self._mesh.size() // self._mesh[SHARD].size()
-        replica = dist.get_rank() // self._mesh[SHARD].size()
-        parts = {name: part(piece, replica, replicas) for name, piece in self._held(AdamState(self._optimizer)).items()}
+        replica, held = dist.get_rank() // self._shards, self._held(AdamState(self._optimizer))
+        parts = {name: part(piece, replica, self._replicas) for name, piece in held.items()}
         return {name: piece for name, piece in parts.items() if len(piece.data)}
 
     def scalars(self) -> Scalars:
@@ -201,13 +204,15 @@ class FsdpEngine:
     def _piece(self, name: str, data: Tensor) -> Piece:
         """Locate this rank's shard in a parameter; fully_shard splits rows as torch.chunk does."""
         shape = tuple(self._trained[name].shape)
-        rows = -(-shape[0] // self._mesh[SHARD].size())
-        return Piece(shape, rows * self._mesh[SHARD].get_local_rank() * math.prod(shape[1:]), data)
+        rows = -(-shape[0] // self._shards)
+        return Piece(shape, rows * self._shard_number * math.prod(shape[1:]), data)
 
     def _gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        group = self._mesh[SHARD].get_group()
         pieces = {name: self._piece(name, tensor) for name, tensor in tensors.items()}
-        return {name: whole(tuple(p.shape), pieces.get(name), self.device, group) for name, p in self._trained.items()}
+        return {
+            name: whole(tuple(p.shape), pieces.get(name), self.device, self._shard_group)
+            for name, p in self._trained.items()
+        }
 
     def _take_gradients(self) -> list[Tensor]:
         """Move the shards' gradients to the masters. The optimizer skips masters without a gradient."""
@@ -224,7 +229,7 @@ class FsdpEngine:
         """Return the gradient norm over all ranks, equal on all ranks, so that all make the same decision."""
         square = torch.nn.utils.get_total_norm(gradients).to(self.device, torch.float64).square()
         dist.all_reduce(square)
-        return math.sqrt(float(square) * self._mesh[SHARD].size() / self._mesh.size())
+        return math.sqrt(float(square) / self._replicas)
 
     def _apply(self, gradients: list[Tensor], norm: float, learning_rate: float) -> None:
         factor = 1 / (self._loss_scale() or 1.0)

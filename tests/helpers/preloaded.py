@@ -37,6 +37,12 @@ HEAVY = [
     "diffusers.pipelines.pipeline_utils",
     "pydantic",
     "yaml",
+    "av",
+    # The encoders' classes, which transformers imports at their first use.
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+    "mobius_train.run",
+    "mobius_train.preflight",
 ]
 
 _context = multiprocessing.get_context("forkserver")
