@@ -182,8 +182,9 @@ def square_font(path: Path, characters: str, size: int) -> Path:
 
 @pytest.fixture
 def fonts_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The only folder of fonts."""
+    """The only folder of fonts beside Pillow's own."""
     monkeypatch.setattr(fonts, "font_folders", lambda: [tmp_path / "fonts", tmp_path / "none"])
+    monkeypatch.setattr(fonts, "EMBEDDED_FONT", tmp_path / "none.ttf")
     caches = (fonts._font_files, fonts._font_of, fonts._face)
     for one in caches:
         one.cache_clear()
@@ -218,4 +219,24 @@ def test_characters_of_no_font_are_named_once(fonts_in: Path, caplog: pytest.Log
     (record,) = caplog.records
     assert "心" in record.getMessage()
     assert "红" not in record.getMessage()
-    assert "fonts-noto-cjk" in record.getMessage()
+    assert "Install a font" in record.getMessage()
+
+
+def test_captions_in_chinese_are_drawn_on_every_machine(
+    fonts_in: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "一只狗在海滩上奔跑，阳光明媚。紅心"
+    contact_sheet([moving_square()], [words], fonts_in.parent / "boxes.png")
+    assert len(caplog.records) == 1  # the control
+    monkeypatch.undo()
+    fonts._font_files.cache_clear()
+    fonts._font_of.cache_clear()
+    fonts._named.clear()
+    assert {Path(str(found.path)).name for one in words if (found := fonts._font_of(one, 14))} == {
+        "DroidSansFallback.ttf"
+    }
+    contact_sheet([moving_square()], [words], fonts_in.parent / "chinese.png")
+    assert len(caplog.records) == 1
+    # What boxes would be is as wide, but not as many pixels.
+    boxes, chinese = (np.array(Image.open(fonts_in.parent / f"{name}.png")) for name in ("boxes", "chinese"))
+    assert (boxes != 255).sum() != (chinese != 255).sum()

@@ -42,7 +42,7 @@ def _frames(clips: ClipDataset, indices: list[int]) -> str:
         "random": "a random window of each clip",
         "all": f"{len(indices)} windows of {len({clips.entries[index].key for index in indices})} clips",
     }[clips.choice.window]
-    return f"{frames} frame(s){rate}, {window}"
+    return f"{frames} frame{'s' if max(counts) > 1 else ''}{rate}, {window}"
 
 
 def _count(clips: ClipDataset, index: int) -> int:
@@ -64,4 +64,5 @@ def _rate(clips: ClipDataset, indices: list[int]) -> str:
         rates.append(choice.shown_rate(durations, _count(clips, index)))
     low, high = f"{min(rates):.3g}", f"{max(rates):.3g}"
     span = low if low == high else f"{low} to {high}"
-    return f" at {span} fps (of {len(chosen)} clips)" if len(chosen) < len(indices) else f" at {span} fps"
+    measured = f" ({len(chosen)} of {len(indices)} measured)" if len(chosen) < len(indices) else ""
+    return f" at {span} fps{measured}"

@@ -1,6 +1,7 @@
-"""Captions in pictures: in Pillow's own font, and characters that it lacks in a font of this machine.
+"""Captions in pictures: in Pillow's own font, and characters that it lacks in another.
 
-Fonts for Chinese often have no Latin letters, so each character has its own font.
+The embedded font has Chinese, Japanese and Korean, but as many of its kind no Latin letters, so each character has its
+own font. Other scripts are drawn in fonts of this machine.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mobius_train.shared_files import EMBEDDED, REPOSITORY
+
 logger = logging.getLogger(__name__)
 
+EMBEDDED_FONT = REPOSITORY / EMBEDDED / "fonts" / "DroidSansFallback.ttf"
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
-# Names of fonts with Chinese characters, which are tried first; those of other styles are tried last.
-LIKELY = re.compile(r"cjk|noto.*sc|han|hei|song|ming|kai|fallback|wqy|pingfang|unifont", re.IGNORECASE)
+# Names of fonts that are tried last.
 STYLED = re.compile(r"bold|black|thin|light|italic|oblique|mono", re.IGNORECASE)
 MISSING = "\U0010ffff"  # a character of no font
-MOST_FACES = 16  # in one file
 
 # Characters that no font has, and that this process has named.
 _named: set[str] = set()
@@ -45,7 +47,7 @@ def draw_caption(image: Image.Image, place: tuple[int, int], text: str, size: in
         _named.update(unnamed)
         logger.warning(
             "no font of this machine has the characters %s of a caption: they are drawn as boxes. Install a font that"
-            " has them, such as Debian's fonts-noto-cjk for Chinese",
+            " has them, such as Debian's fonts-noto-core",
             "".join(sorted(unnamed)),
         )
 
@@ -95,25 +97,15 @@ def _font_of(character: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 @cache
 def _font_files() -> list[Path]:
-    """All fonts of this machine, the likeliest first."""
+    """The embedded font, then all of this machine, regular ones first."""
     files = [path for folder in font_folders() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
-    return sorted(files, key=lambda path: (not LIKELY.search(path.name), bool(STYLED.search(path.name)), path))
+    return [EMBEDDED_FONT, *sorted(files, key=lambda path: (bool(STYLED.search(path.name)), path))]
 
 
 @cache
 def _face(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    """A font of a file, the one for simplified Chinese if there are several."""
-    first = ImageFont.truetype(path, size)
-    if path.suffix.lower() not in (".ttc", ".otc"):
-        return first
-    for number in range(1, MOST_FACES):
-        try:
-            font = ImageFont.truetype(path, size, index=number)
-        except OSError:
-            break
-        if (font.getname()[0] or "").endswith(" SC"):
-            return font
-    return first
+    """The font of a file, the first if there are several."""
+    return ImageFont.truetype(path, size)
 
 
 def _has(font: ImageFont.FreeTypeFont, character: str) -> bool:

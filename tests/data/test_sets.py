@@ -143,11 +143,11 @@ def test_each_set_is_described_with_its_rate(two: Path) -> None:
     described = describe_sets(opened(two, train=train))
     assert list(described) == ["set 0", "set 1", "set 2", "set 3"]
     # 4 frames of 4 in 40 ms each, and 4 of 8 in 0.8 s.
-    assert described["set 0"].startswith(f"{two / 'dogs.tar'}: 2 clips x 3; 4 frame(s) at 25 fps")
-    assert described["set 2"].startswith(f"{two / 'film'}: 1 clips; 4 frame(s) at 5 fps")
+    assert described["set 0"].startswith(f"{two / 'dogs.tar'}: 2 clips x 3; 4 frames at 25 fps")
+    assert described["set 2"].startswith(f"{two / 'film'}: 1 clips; 4 frames at 5 fps")
     assert described["set 3"].endswith("left out")
     (frames,) = describe_sets(opened(two, train=str(two / "film"), frame_rate=8, num_frames=2)).values()
-    assert frames.startswith("2 frame(s) at 8 fps")
+    assert frames.startswith("2 frames at 8 fps")
 
 
 def test_the_rate_of_a_set_is_a_range_if_its_clips_differ(tmp_path: Path) -> None:
@@ -155,4 +155,4 @@ def test_the_rate_of_a_set_is_a_range_if_its_clips_differ(tmp_path: Path) -> Non
         (tmp_path / f"{frames}.webp").write_bytes(animation(frames))
         (tmp_path / f"{frames}.txt").write_text("x")
     (described,) = describe_sets(opened(tmp_path, train=str(tmp_path))).values()
-    assert described.startswith("4 frame(s) at 12.5 to 25 fps")
+    assert described.startswith("4 frames at 12.5 to 25 fps")

@@ -33,7 +33,7 @@ def test_windows_of_several_sets_train_the_same_from_a_cache(
     data: dict[str, Any] = {"train": two, "validation": two[1:], "frame_window": "all"}
     online = run("online", data=data, **QUIET)
     said = capsys.readouterr().out
-    assert "3 clips x 2; 4 frame(s) at 10 fps, 6 windows of 3 clips" in said
+    assert "3 clips x 2; 4 frames at 10 fps, 6 windows of 3 clips" in said
     # An epoch has 2 · 6 + 5 samples, a step 2.
     assert "4 of 2 samples: 0.471 epochs" in said
     cached = run("cached", data=data | {"cache_dir": str(tmp_path / "cache")}, **QUIET)
