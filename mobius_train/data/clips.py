@@ -172,9 +172,9 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             MobiusError: a clip is damaged or too large.
         """
-        return [self._shape(entry) for entry in self.entries[share::shares]]
+        return [self._measured(entry) for entry in self.entries[share::shares]]
 
-    def _shape(self, entry: Entry) -> Shape:
+    def _measured(self, entry: Entry) -> Shape:
         if entry.shape is None or self.choice.rate is not None:
             return shape_of(entry.read(), entry.suffix, entry.name, self.choice)
         return entry.shape._replace(num_frames=self.choice.available(entry.shape.num_frames))

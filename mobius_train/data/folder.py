@@ -157,11 +157,13 @@ def _paired(folder: Path, language: str, folder_captions: bool) -> list[Entry]:
     own = [path for path in clips if path.with_suffix("") in captions]
     bare = sorted(path for path in clips if path.with_suffix("") not in captions)
     entries = [_entry(folder, path, _caption(path, captions[path.with_suffix("")], language)) for path in own]
-    lists, of_list = _lists_above(folder, bare), {}
-    for metadata in lists.values():
-        of_list |= {Path(os.path.normpath(entry.path)): entry for entry in _of_list(folder, metadata, language)}
-    entries += [of_list[path] for path in bare if path in of_list]
-    bare = [path for path in bare if path not in of_list]
+    lists = _lists_above(folder, bare)
+    listed: dict[str, list[Entry]] = defaultdict(list)
+    for metadata in sorted(set(lists.values())):
+        for entry in _of_list(folder, metadata, language):
+            listed[os.path.normpath(entry.path)].append(entry)
+    entries += [entry for path in bare for entry in listed.get(os.path.normpath(path), [])]
+    bare = [path for path in bare if os.path.normpath(path) not in listed]
     if folder_captions:
         entries += [_entry(folder, path, (Caption(_folder_name(path)),)) for path in bare]
     elif alone := [path for path in bare if path.parent not in lists]:

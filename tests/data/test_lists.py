@@ -166,6 +166,12 @@ def test_each_subfolder_can_have_its_own_list(folder: Path, caplog: pytest.LogCa
     (folder / "c.txt").write_text("sea")
     assert captions(read(folder)) == {"b": ["bee"], "c": ["sea"], "sub/a": ["ay"]}
     assert "left out" not in caplog.text
+    # However the folder is named.
+    assert captions(read(folder / "sub" / "..")) == captions(read(folder))
+    lines(folder / "sub" / "metadata.jsonl", [{"file_name": "a.webp", "text": "ay"}] * 2)
+    with pytest.raises(MobiusError, match=r"1 keys occur more than once.*sub/a\b"):
+        read(folder)
+    lines(folder / "sub" / "metadata.jsonl", [{"file_name": "a.webp", "text": "ay"}])
     # A caption of the clip's own name wins, as before there were lists of subfolders.
     (folder / "sub" / "a.txt").write_text("own")
     assert captions(read(folder))["sub/a"] == ["own"]
