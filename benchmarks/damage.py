@@ -141,7 +141,7 @@ def main() -> None:
     if not saved or config.data.cache_dir is None:
         raise MobiusError(f"{arguments.run} has no checkpoint, or its recipe no data.cache_dir")
     caches = sorted(config.data.cache_dir.glob("train-*"), key=os.path.getmtime)
-    shard = local_paths(config.data.train)[0]
+    shard = local_paths(config.data.train[0].path)[0]
     results: dict[str, dict[str, Counted]] = {}
     with tempfile.TemporaryDirectory(prefix="damage-") as temporary:
         copy = Path(temporary)

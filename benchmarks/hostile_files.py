@@ -86,7 +86,7 @@ def targets(finished: Path, data: Path) -> list[Target]:
     assert config.data.cache_dir is not None
     latents = max(config.data.cache_dir.glob("train-*"), key=os.path.getmtime)
     identity, keys = (json.loads((latents / name).read_text()) for name in (cache.IDENTITY, cache.KEYS))
-    shard = local_paths(config.data.train)[0]
+    shard = local_paths(config.data.train[0].path)[0]
     saved, final = checkpoints(finished)[-1], finished / "final"
 
     def read_cache(folder: Path) -> None:

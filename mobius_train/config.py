@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from mobius_train.errors import MobiusError
 from mobius_train.recipe_files import load_as
@@ -81,19 +81,71 @@ class BucketConfig(Section):
     )
 
 
+class ClipSet(Section):
+    """A set of clips."""
+
+    path: str = Field(description="folder or list of clips, or webdataset shards as a path, URL, glob or brace pattern")
+    repeats: int = Field(1, ge=0, description="how often each clip comes in an epoch; 0: the set is left out")
+    caption_prefix: str = Field("", description="trigger words in front of every caption, followed by a space")
+    folder_captions: bool = Field(
+        False, description="the caption of a clip that has none is the name of its folder, as in class folders"
+    )
+    subset: tuple[str, ...] | None = Field(
+        None, min_length=1, description="use only the clips with these captions or keys; default: all clips"
+    )
+
+
+def _as_sets(value: Any) -> Any:
+    """Accept a path for a set, and a set for a list of one."""
+    if isinstance(value, str | dict | ClipSet):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple({"path": one} if isinstance(one, str) else one for one in value)
+    return value
+
+
+def _as_written(sets: tuple[ClipSet, ...]) -> str | list[dict[str, Any]]:
+    """A path alone as a text, as older versions wrote it."""
+    if len(sets) == 1 and sets[0] == ClipSet(path=sets[0].path):
+        return sets[0].path
+    return [one.model_dump(mode="json", exclude_defaults=True) for one in sets]
+
+
+Sets = Annotated[
+    tuple[ClipSet, ...],
+    BeforeValidator(_as_sets, json_schema_input_type=str | ClipSet | list[str | ClipSet]),
+    PlainSerializer(_as_written),
+]
+
+
 class DataConfig(Section):
     """The training clips, and the frames, size and caption used of each."""
 
-    train: str = Field(description="folder of clips, or webdataset shards as a path, URL, glob or brace pattern")
+    train: Sets = Field(
+        description="a set of clips: its path, or a section; several sets: a list of these. A path is of a folder or"
+        " list of clips, or of webdataset shards, also as URL, glob or brace pattern"
+    )
     subset: tuple[str, ...] | None = Field(
         None, min_length=1, description="train only on the clips with these captions or keys; default: all clips"
     )
-    validation: str | None = Field(None, description="held-out clips, named like train; default: no held-out loss")
+    validation: Sets | None = Field(None, description="held-out clips, named like train; default: no held-out loss")
     download_dir: Path | None = Field(None, description="folder for downloaded shards; each URL is downloaded once")
     resolution: int = Field(256, ge=8, description="height and width in pixels")
     num_frames: int = Field(8, ge=1, description="frames per clip, evenly spaced; 1: the first frame")
     buckets: tuple[BucketConfig, ...] | None = Field(
         None, min_length=1, description="sizes that replace num_frames and resolution; each clip uses the best fit"
+    )
+    frame_rate: float | None = Field(
+        None, gt=0, le=60, description="frames per second of the frames that are taken; default: those of the file"
+    )
+    frame_stride: int | None = Field(None, ge=1, description="take every so many frames; default: 1")
+    frame_window: Literal["start", "random", "all"] | None = Field(
+        None,
+        description="part of a clip that num_frames frames are taken from: its first, a random one each time, or all"
+        " that do not overlap; default: start with frame_rate or frame_stride, else the whole clip, evenly",
+    )
+    max_windows: int | None = Field(
+        None, ge=1, description="frame_window=all: windows of a clip, at most, evenly spread over it; default: no limit"
     )
     random_frame: bool = Field(False, description="image stages: use a random one of a clip's num_frames each time")
     caption_language: str = Field("en", description="key of the caption in multilingual captions")
@@ -118,6 +170,28 @@ class DataConfig(Section):
         if self.buckets and self.random_frame:
             raise ValueError(
                 "random_frame does not work with buckets: use buckets with num_frames=1 instead, or remove the buckets"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> DataConfig:
+        for name, sets in (("train", self.train), ("validation", self.validation)):
+            if sets is not None and not any(one.repeats for one in sets):
+                raise ValueError(f"{name} has no set, or only sets with repeats=0: add a set, or raise repeats")
+        if any(one.repeats > 1 for one in self.validation or ()):
+            raise ValueError("repeats have no effect in validation, whose loss takes each clip once: remove them")
+        if self.subset is not None and (len(self.train) > 1 or self.train[0].subset is not None):
+            raise ValueError("subset is of a single set, but train has sections: give these a subset each instead")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> DataConfig:
+        if self.max_windows is not None and self.frame_window != "all":
+            raise ValueError(f"max_windows={self.max_windows} has no effect without frame_window=all: set it")
+        if self.frame_window == "random" and self.cache_dir is not None:
+            raise ValueError(
+                "frame_window=random takes other frames of a clip each time, but cache_dir keeps the same: use"
+                " frame_window=all, which caches every window, or remove cache_dir"
             )
         return self
 

@@ -19,7 +19,7 @@ def overview(
     distributed: Distributed,
     output_dir: Path,
     of_task: Mapping[str, str],
-    clips: int,
+    epoch: int,
     done: int,
 ) -> str:
     """One line for each thing, with its name in front.
@@ -27,11 +27,11 @@ def overview(
     Args:
         engine: see `Spread.describe`.
         of_task: see `Task.overview`.
-        clips: training clips, or pictures.
+        epoch: see `Task.epoch`.
         done: steps that a resumed run has behind it.
     """
     batch = config.samples_per_step(distributed.world_size)
-    steps = f"{config.max_train_steps} of {batch} samples: {config.max_train_steps * batch / clips:.3g} epochs"
+    steps = f"{config.max_train_steps} of {batch} samples: {config.max_train_steps * batch / epoch:.3g} epochs"
     lines = {
         "run": str(output_dir),
         **of_task,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from mobius_train.config import RunConfig
@@ -46,6 +46,9 @@ def fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[D
         if inner is not None:
             # One of a list is numbered.
             of_list = get_origin(field.annotation) is not None
+            if _also_text(field.annotation, field.metadata):
+                kind = "text, section, or list of these"
+                yield Described(prefix + name, kind, _default(field), field.description or "")
             yield from fields(inner, f"{prefix}{name}.{'0.' if of_list else ''}")
         else:
             yield Described(prefix + name, _kind(field), _default(field), field.description or "")
@@ -84,6 +87,13 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for one in get_args(annotation) if (found := _section(one)) is not None), None)
+
+
+def _also_text(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
+    """A text is accepted for a list of sections."""
+    if any(isinstance(one, BeforeValidator) for one in metadata):
+        return True
+    return any(_also_text(one, getattr(one, "__metadata__", ())) for one in get_args(annotation))
 
 
 def _kind(field: FieldInfo) -> str:

@@ -112,7 +112,7 @@ def run_training(
             begin(engine)
         if distributed.is_main:
             lines = overview(
-                config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step
+                config, spread.describe(config), distributed, output_dir, of_task, task.epoch, progress.step
             )
             print(f"\n{lines}\n", flush=True)
             _write_text(output_dir / OVERVIEW, lines + "\n")

@@ -45,6 +45,19 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("train_batch_size=0", "train_batch_size: 0"),
         ("data.num_frames=1", "text-to-video data.num_frames"),
         ("stage=text-to-image", "text-to-image data.random_frame"),
+        ("data.train=[]", "data: train repeats=0"),
+        ("data.validation=[]", "data: validation repeats=0"),
+        ("data.train=5", "data.train: 5"),
+        ('data.train=[a,{"path":"b","repeat":2}]', "data.train.1.repeat:"),
+        ('data.train=[{"repeats":2}]', "data.train.0.path:"),
+        ('data.train=[{"path":"a","repeats":-1}]', "data.train.0.repeats:"),
+        ('data.train=[{"path":"a","repeats":0},{"path":"b","repeats":0}]', "data: repeats=0 train"),
+        ('data.validation=[{"path":"a","repeats":2}]', "data: repeats validation"),
+        ("data.train=[a,b] data.subset=dog", "data: subset train"),
+        ("data.max_windows=2", "data: max_windows=2 frame_window=all"),
+        ("data.frame_rate=0", "data.frame_rate:"),
+        ("data.frame_stride=0", "data.frame_stride:"),
+        ("data.frame_window=random data.cache_dir=c", "data: frame_window=random cache_dir frame_window=all"),
         ("lr_warmup_steps=10", "lr_warmup_steps=10 max_train_steps=10"),
         ("gradient_checkpointing_kept=0.5", "gradient_checkpointing_kept=0.5 gradient_checkpointing"),
         ("activation_offload=1.5", "activation_offload: 1.5"),
@@ -73,6 +86,24 @@ def test_a_mistake_is_refused_by_name(recipe: Path, overrides: str, words: str) 
     (problem,) = str(refused.value).split("\n  - ")[1:]
     for word in words.split():
         assert word in problem
+
+
+def test_a_path_is_a_set_and_is_written_as_a_path(recipe: Path) -> None:
+    (one,) = load(recipe).data.train
+    assert (one.path, one.repeats, one.caption_prefix, one.subset) == ("clips", 1, "", None)
+    assert yaml.safe_load(load(recipe).dump())["data"]["train"] == "clips"
+    sets = load(recipe, ["data.train=[a, {path: b, repeats: 3, caption_prefix: sks dog}]", "data.validation=[a, b]"])
+    assert [(one.path, one.repeats, one.caption_prefix) for one in sets.data.train] == [
+        ("a", 1, ""),
+        ("b", 3, "sks dog"),
+    ]
+    written = yaml.safe_load(sets.dump())["data"]
+    assert written["train"] == [{"path": "a"}, {"path": "b", "repeats": 3, "caption_prefix": "sks dog"}]
+    recipe.write_text(sets.dump(), encoding="utf-8")
+    assert load(recipe) == sets
+    assert load(recipe, ["data.train.1.repeats=0"]).data.train[1].repeats == 0
+    (alone,) = load(recipe, ["data.train={path: b, repeats: 3}", "data.train.repeats=2"]).data.train
+    assert (alone.path, alone.repeats) == ("b", 2)
 
 
 @pytest.mark.parametrize("override", ["nonsense", "output_dir.x=1"])

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from mobius_train.data.clips import open_clips
 from mobius_train.errors import MobiusError
+from mobius_train.media import fonts
 from mobius_train.media.clip_files import file_names, prompt_in_name, write_clips
+from mobius_train.media.comparison import write_comparison
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import enlarge_frames
@@ -159,3 +162,81 @@ def test_a_name_has_the_words_of_its_prompt_or_is_known_to_be_cut() -> None:
     # The 40th letter of the second is a space.
     unknown = ["🔥", "x" * 39 + " y", "x" * 40, "x" * 41]
     assert [prompt_in_name(name) for name in file_names(unknown)] == [None] * 4
+
+
+def square_font(path: Path, characters: str, size: int) -> Path:
+    """A bitmap font (BDF) in which each of these characters is a full square of `size` pixels."""
+    lines = [
+        *("STARTFONT 2.1", "FONT test", f"SIZE {size} 75 75", f"FONTBOUNDINGBOX {size} {size} 0 0"),
+        *("STARTPROPERTIES 5", f"PIXEL_SIZE {size}", f"FONT_ASCENT {size}", "FONT_DESCENT 0"),
+        *('CHARSET_REGISTRY "ISO10646"', 'CHARSET_ENCODING "1"', "ENDPROPERTIES", f"CHARS {len(characters) + 1}"),
+    ]
+    row = f"{(1 << size) - 1 << -size % 8:0{(size + 7) // 8 * 2}X}"
+    for code, rows in ((0, ["0" * len(row)] * size), *((ord(one), [row] * size) for one in characters)):
+        lines += [f"STARTCHAR u{code:04X}", f"ENCODING {code}", "SWIDTH 1000 0", f"DWIDTH {size} 0"]
+        lines += [f"BBX {size} {size} 0 0", "BITMAP", *rows, "ENDCHAR"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, "ENDFONT"]) + "\n")
+    return path
+
+
+@pytest.fixture
+def fonts_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only folder of fonts beside Pillow's own."""
+    monkeypatch.setattr(fonts, "font_folders", lambda: [tmp_path / "fonts", tmp_path / "none"])
+    monkeypatch.setattr(fonts, "EMBEDDED_FONT", tmp_path / "none.ttf")
+    caches = (fonts._font_files, fonts._font_of, fonts._face)
+    for one in caches:
+        one.cache_clear()
+    fonts._named.clear()
+    yield tmp_path / "fonts"
+    for one in caches:
+        one.cache_clear()
+
+
+def test_characters_are_drawn_in_a_font_that_has_them(fonts_in: Path, caplog: pytest.LogCaptureFixture) -> None:
+    square_font(fonts_in / "deep" / "half.ttf", "红", 14)
+    square_font(fonts_in / "a-cjk.ttf", "红心", 14)
+    (fonts_in / "b-cjk.ttf").write_text("damaged")
+    sheet = fonts_in.parent / "sheet.png"
+
+    def black(caption: str) -> int:
+        contact_sheet([moving_square()], [caption], sheet)
+        return int((np.array(Image.open(sheet)) == 0).all(-1).sum())
+
+    # Latin letters stay in Pillow's own font, which has no black square.
+    assert black("a") < 14 < 2 * 13 * 14 <= black("a红心") <= 2 * 14 * 14 + black("a")
+    assert fonts.caption_length("红心", 14) == 28
+    assert fonts.caption_length("a红", 14) == fonts.caption_length("a", 14) + 14
+    assert not caplog.records
+    write_comparison({"data": [moving_square()]}, ["红\n心"], fonts_in.parent / "comparison.gif")
+
+
+def test_characters_of_no_font_are_named_once(fonts_in: Path, caplog: pytest.LogCaptureFixture) -> None:
+    square_font(fonts_in / "a.ttf", "红", 14)
+    for _ in range(2):
+        contact_sheet([moving_square()], ["red 红 心"], fonts_in.parent / "sheet.png")
+    (record,) = caplog.records
+    assert "心" in record.getMessage()
+    assert "红" not in record.getMessage()
+    assert "Install a font" in record.getMessage()
+
+
+def test_captions_in_chinese_are_drawn_on_every_machine(
+    fonts_in: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "一只狗在海滩上奔跑，阳光明媚。紅心"
+    contact_sheet([moving_square()], [words], fonts_in.parent / "boxes.png")
+    assert len(caplog.records) == 1  # the control
+    monkeypatch.undo()
+    fonts._font_files.cache_clear()
+    fonts._font_of.cache_clear()
+    fonts._named.clear()
+    assert {Path(str(found.path)).name for one in words if (found := fonts._font_of(one, 14))} == {
+        "DroidSansFallback.ttf"
+    }
+    contact_sheet([moving_square()], [words], fonts_in.parent / "chinese.png")
+    assert len(caplog.records) == 1
+    # What boxes would be is as wide, but not as many pixels.
+    boxes, chinese = (np.array(Image.open(fonts_in.parent / f"{name}.png")) for name in ("boxes", "chinese"))
+    assert (boxes != 255).sum() != (chinese != 255).sum()

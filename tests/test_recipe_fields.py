@@ -19,6 +19,8 @@ def test_every_field_has_a_meaning_and_a_type() -> None:
     assert [name for name, field in found.items() if not field.meaning or not field.kind] == []
     assert found["data.num_frames"].kind == "integer, >= 1"
     assert found["data.train"].default == "required"
+    assert found["data.train"].kind == "text, section, or list of these"
+    assert (found["data.validation"].default, found["data.train.0.repeats"].kind) == ("null", "integer, >= 0")
     assert found["mixed_precision"].kind == "no | fp16 | bf16"
     assert found["validation.prompts"].kind == "list of text"
     assert found["data.buckets.0.share"].kind == "number, > 0, <= 1"
@@ -35,6 +37,8 @@ def test_the_schema_knows_the_fields_of_all_recipes() -> None:
     schema = json.loads(as_schema())
     assert set(schema["properties"]) == set(RunConfig.model_fields)
     assert schema["additionalProperties"] is False
+    kinds = schema["$defs"]["DataConfig"]["properties"]["train"]["anyOf"]
+    assert [one.get("type", "section") for one in kinds] == ["string", "section", "array"]
     for path in RECIPES:
         assert set(load(path).model_dump()) == set(schema["properties"])
 

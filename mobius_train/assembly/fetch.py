@@ -23,7 +23,8 @@ SHARED = 20.0
 
 
 def sources(data: DataConfig) -> list[str]:
-    return [source for source in (data.train, data.validation) if source is not None]
+    """The paths of all sets that are not left out."""
+    return [one.path for one in (*data.train, *(data.validation or ())) if one.repeats]
 
 
 def describe_data(data: DataConfig) -> dict[str, str]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mobius_train.assembly.fetch import fetch_all, remote_sources
 from mobius_train.config import DataConfig, RunConfig
 from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, describe_buckets, largest_first
-from mobius_train.data.clips import ClipDataset, open_clips
+from mobius_train.data.clips import ClipDataset, find_clips
+from mobius_train.data.entry import Entry
 from mobius_train.data.loader import Collate, Samples, training_batches
-from mobius_train.data.order import BucketOrder
+from mobius_train.data.order import BucketOrder, repeated_clip_of
+from mobius_train.data.sets import NamedSet, first_of_all, joined, subset_of, with_prefix
+from mobius_train.data.windows import WHOLE, FrameChoice
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.job.distributed import Distributed
 
@@ -30,11 +34,11 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
     """
     train = _open(config, "train", distributed)
     if train.shapes is not None:
-        shares = shares_of(train.shapes, config.data)
+        shares = shares_of(train, config.data)
         if config.stage == "text-to-video" and max(shape.num_frames for shape in shares) == 1:
+            paths = ", ".join(one.name for one in train.sets)
             raise MobiusError(
-                f"all clips of data.train={without_secrets(config.data.train)} are in buckets of one frame:"
-                " text-to-video requires more frames"
+                f"all clips of data.train={paths} are in buckets of one frame: text-to-video requires more frames"
             )
         only_a_ring = config.stage == "text-to-video" and config.mode == "parallel"
         if distributed.is_main and only_a_ring and any(shape.num_frames == 1 for shape in shares):
@@ -53,29 +57,57 @@ def open_data(config: RunConfig, distributed: Distributed) -> tuple[ClipDataset,
 
 def _open(config: RunConfig, name: Literal["train", "validation"], distributed: Distributed) -> ClipDataset:
     data = config.data
-    source = data.train if name == "train" else data.validation
-    assert source is not None
-    place: str | list[Path] = source
-    remote = remote_sources(data, source)
-    if remote:
-        assert data.download_dir is not None
-        place = fetch_all(remote, data.download_dir, name, distributed)
-    clips = open_clips(
-        place, num_frames=data.num_frames, resolution=data.resolution, caption_language=data.caption_language
-    )
+    sets = (data.train if name == "train" else data.validation) or ()
+    choice = frame_choice(data)
+    entries = joined([_of_set(data, name, number, distributed) for number in range(len(sets))])
     if name == "validation":
-        clips = clips.first(config.validation.max_clips)
-    elif data.subset is not None:
-        clips = clips.subset(data.subset)
-    if data.buckets is not None:
+        entries = first_of_all(entries, config.validation.max_clips)
+        # The same frames every time, and no more clips than were asked for.
+        choice = choice._replace(window="start", most=None) if choice.window != "whole" else choice
+    named = [NamedSet(without_secrets(one.path), one.repeats) for one in sets]
+    clips = ClipDataset(entries, num_frames=data.num_frames, resolution=data.resolution, choice=choice, sets=named)
+    if data.buckets is not None or choice.window != "whole":
         # This reads every clip, so each rank reads its share.
         mine = clips.measure(distributed.rank, distributed.world_size)
         parts = distributed.gather_objects(mine)
         files = [parts[index % len(parts)][index // len(parts)] for index in range(len(clips))]
-        clips = clips.in_buckets([_shape(bucket) for bucket in data.buckets], files)
-    # Reading one clip detects errors common to all clips, such as too few frames.
+        if data.buckets is not None:
+            clips = clips.in_buckets([_shape(bucket) for bucket in data.buckets], files)
+        if choice.window != "whole":
+            clips = clips.in_windows(files)
+    # Reading one clip detects errors common to all clips, such as too few frames; counting, an absurd epoch.
     clips[0]
+    _ = clips.epoch
     return clips
+
+
+def _of_set(
+    data: DataConfig, name: Literal["train", "validation"], number: int, distributed: Distributed
+) -> list[Entry]:
+    """The clips of one set; none of a set that is left out."""
+    sets = (data.train if name == "train" else data.validation) or ()
+    one = sets[number]
+    if not one.repeats:
+        return []
+    place: str | list[Path] = one.path
+    remote = remote_sources(data, one.path)
+    if remote:
+        assert data.download_dir is not None
+        place = fetch_all(remote, data.download_dir, name, distributed)
+    entries = find_clips(place, data.caption_language, one.folder_captions)
+    field, subset = f"data.{name}.{number}.subset", one.subset
+    if name == "train" and data.subset is not None:
+        field, subset = "data.subset", data.subset
+    if subset is not None:
+        entries = subset_of(entries, subset, field)
+    return with_prefix(entries, one.caption_prefix)
+
+
+def frame_choice(data: DataConfig) -> FrameChoice:
+    """How the recipe takes the frames of training clips."""
+    if data.frame_rate is None and data.frame_stride is None and data.frame_window is None:
+        return WHOLE
+    return FrameChoice(data.frame_rate, data.frame_stride or 1, data.frame_window or "start", data.max_windows)
 
 
 def _shape(bucket: Any) -> Shape:
@@ -89,15 +121,21 @@ def largest_shape(data: DataConfig) -> Shape:
     return largest_first([_shape(bucket) for bucket in data.buckets])[0]
 
 
-def shares_of(shapes: list[Shape], data: DataConfig) -> dict[Shape, Fraction]:
-    """The share of the batches that come from each bucket.
+def shares_of(clips: ClipDataset, data: DataConfig) -> dict[Shape, Fraction]:
+    """The share of the batches that come from each bucket; the clips are in buckets.
 
     Raises:
         MobiusError: the recipe's shares are impossible.
     """
-    counts = {shape: len(clips) for shape, clips in clips_by_bucket(shapes).items()}
+    counts = {shape: len(turns) for shape, turns in _turns_by_bucket(clips).items()}
     given = {_shape(bucket): bucket.share for bucket in data.buckets or () if bucket.share is not None}
     return batch_shares(counts, given)
+
+
+def _turns_by_bucket(clips: ClipDataset) -> dict[Shape, list[int]]:
+    assert clips.shapes is not None
+    turns = clips.turns
+    return clips_by_bucket(clips.shapes, None if turns is None else turns.tolist())
 
 
 def order_identity(config: RunConfig, clips: ClipDataset) -> dict[str, str]:
@@ -105,8 +143,11 @@ def order_identity(config: RunConfig, clips: ClipDataset) -> dict[str, str]:
     identity = clips.identity | {"seed": str(config.seed), "random_frame": str(config.data.random_frame)}
     weights = json.dumps(sorted(clips.caption_weights.items()))
     identity["caption weights"] = hashlib.sha256(weights.encode()).hexdigest()
+    turns = clips.turns
+    if turns is not None:
+        identity["turns of each clip"] = hashlib.sha256(turns.numpy().tobytes()).hexdigest()
     if clips.shapes is not None:
-        shares = shares_of(clips.shapes, config.data)
+        shares = shares_of(clips, config.data)
         identity["share of each bucket"] = ", ".join(f"{shape}: {share}" for shape, share in shares.items())
     return identity
 
@@ -120,10 +161,13 @@ def recipe_batches(
         samples: `clips`, or their cached encodings.
         seen: samples already trained on by all ranks.
     """
-    order = None
+    order: Callable[[int], int] | None = None
+    turns = clips.turns
     if clips.shapes is not None:
         size = config.samples_per_step(distributed.world_size)
-        order = BucketOrder(clips_by_bucket(clips.shapes), shares_of(clips.shapes, config.data), size, config.seed)
+        order = BucketOrder(_turns_by_bucket(clips), shares_of(clips, config.data), size, config.seed)
+    elif turns is not None:
+        order = partial(repeated_clip_of, turns=turns, seed=config.seed)
     return training_batches(
         samples,
         collate,
@@ -136,4 +180,5 @@ def recipe_batches(
         order=order,
         caption_weights=clips.caption_weights,
         random_frame_of=config.data.num_frames if config.data.random_frame else None,
+        random_window=clips.choice.window == "random",
     )

@@ -84,11 +84,15 @@ def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callabl
     return sorted_clips
 
 
-def clips_by_bucket(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
-    """The clip indices of each bucket, largest bucket first."""
+def clips_by_bucket(shapes: Sequence[Shape], turns: Sequence[int] | None = None) -> dict[Shape, list[int]]:
+    """The clip indices of each bucket, largest bucket first.
+
+    Args:
+        turns: the clips of an epoch, of which some are repeated; None: each once.
+    """
     clips: dict[Shape, list[int]] = defaultdict(list)
-    for index, shape in enumerate(shapes):
-        clips[shape].append(index)
+    for index in range(len(shapes)) if turns is None else turns:
+        clips[shapes[index]].append(index)
     return {shape: clips[shape] for shape in largest_first(list(clips))}
 
 

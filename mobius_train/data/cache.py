@@ -16,6 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -254,12 +255,16 @@ class LatentCache:
         """Return clip `index` with its first caption."""
         return self.read(index, 0)
 
-    def read(self, index: int, caption: int) -> EncodedClip:
+    def read(self, index: int, caption: int, place: Fraction | None = None) -> EncodedClip:
         """Return clip `index` with caption number `caption`.
+
+        Args:
+            place: None; a recipe with random windows has no cache.
 
         Raises:
             MobiusError: the part has been removed or damaged since the start.
         """
+        assert place is None
         try:
             part, ending = self._part(index // PART), f".{caption}" if caption else ""
             mean, std = (part.get_tensor(f"{index}.{name}") for name in ("mean", "std"))

@@ -8,7 +8,7 @@ from mobius_train.data.texts import clean_text, decode_text, legible_name, parse
 from mobius_train.errors import MobiusError
 
 SUFFIXES = (".txt", ".json")
-FIELDS = ("caption", "text")
+FIELDS = ("caption", "text", "prompt")
 MAX_WEIGHT = 1e6
 MAX_CAPTION_BYTES = 2**20  # file size
 
@@ -48,15 +48,21 @@ def read_captions(data: bytes, suffix: str, name: str) -> Any:
     return _field(read_record(data, suffix, name), name)
 
 
-def _field(record: Any, name: str) -> Any:
+def caption_field(record: Any) -> Any:
+    """The unchecked caption value of a record, the first of FIELDS; None if there is none."""
     values = [record[field] for field in FIELDS if isinstance(record, dict) and record.get(field) is not None]
-    if not values:
+    return values[0] if values else None
+
+
+def _field(record: Any, name: str) -> Any:
+    value = caption_field(record)
+    if value is None:
         raise MobiusError(f'{name} has no caption: add a "caption" or a "text"')
-    return values[0]
+    return value
 
 
 def caption_of(record: Any, name: str, language: str) -> tuple[Caption, ...]:
-    """The captions of a record {"caption" or "text": C, or {language: C}}.
+    """The captions of a record {"caption", "text" or "prompt": C, or {language: C}}.
 
     C is a string or a list of variants; a variant is a string or {"text": string, "weight": number}. Variants of
     weight 0 are dropped, and variants with the same text are merged.

@@ -6,32 +6,37 @@ resume at any position. Tar headers are read once, when the source is opened.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobius_train.data.buckets import Shape, sort_into
 from mobius_train.data.decode import DECODER, check_bytes, decode_clip, shape_of
 from mobius_train.data.entry import Entry
-from mobius_train.data.folder import read_folder
+from mobius_train.data.folder import read_folder, read_list
+from mobius_train.data.metadata import LISTS
 from mobius_train.data.patterns import local_paths, refuse_address
 from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.sets import NamedSet
 from mobius_train.data.shards import read_shards
 from mobius_train.data.texts import REPLACED
+from mobius_train.data.windows import START, WHOLE, FrameChoice, window_places
 from mobius_train.errors import MobiusError
 
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_SPAN = 2**14  # bytes at each end of a clip
+MAX_TURNS = 2**26  # their order is half a gigabyte
 
 
 class Clip(NamedTuple):
@@ -47,25 +52,32 @@ class Clip(NamedTuple):
 
 
 class ClipDataset(Dataset[Clip]):
-    """Clips by index, in the order of `keys`.
+    """Clips by index, in the order of `keys`. If all windows of a clip are taken, each window is a clip of its own.
 
     identity: equal for equal clips and captions that are read with equal settings. Its hash covers keys, captions,
     sizes and both ends of each clip's bytes and the decoder's version, but no paths or times.
+    choice: which frames of a clip are taken.
+    sets: of which the clips are; see `Entry.set`.
     shapes, files: with buckets, the decoded shape of each clip and its shape in the file.
+    places: of each clip's window; see `window_start`.
     caption_weights: for each clip with several captions, their weights, by clip index.
     """
 
-    def __init__(self, entries: Sequence[Entry], *, num_frames: int, resolution: int) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        *,
+        num_frames: int,
+        resolution: int,
+        choice: FrameChoice = WHOLE,
+        sets: Sequence[NamedSet] = (NamedSet(),),
+    ) -> None:
         self.entries = list(entries)
         self.keys = [entry.key for entry in self.entries]
-        self.num_frames, self.resolution = num_frames, resolution
+        self.num_frames, self.resolution, self.choice, self.sets = num_frames, resolution, choice, tuple(sets)
         self.shapes: list[Shape] | None = None
         self.files: list[Shape] | None = None
-        self.caption_weights = {
-            index: tuple(caption.weight for caption in entry.captions)
-            for index, entry in enumerate(self.entries)
-            if len(entry.captions) > 1
-        }
+        self.places: list[Fraction] | None = None
         digest = hashlib.sha256()
         for entry in self.entries:
             check_bytes(entry.size, entry.suffix, entry.name)
@@ -78,7 +90,38 @@ class ClipDataset(Dataset[Clip]):
             "decoder": DECODER,
             "num_frames": str(num_frames),
             "resolution": str(resolution),
+            **choice.identity(),
         }
+
+    @property
+    def caption_weights(self) -> dict[int, tuple[float, ...]]:
+        return {
+            index: tuple(caption.weight for caption in entry.captions)
+            for index, entry in enumerate(self.entries)
+            if len(entry.captions) > 1
+        }
+
+    @property
+    def turns(self) -> Tensor | None:
+        """(T,), the clips of an epoch, each as often as its set is repeated; None if each comes once.
+
+        Raises:
+            MobiusError: they are more than MAX_TURNS.
+        """
+        repeats = [self.sets[entry.set].repeats for entry in self.entries]
+        if set(repeats) <= {1}:
+            return None
+        if sum(repeats) > MAX_TURNS:
+            raise MobiusError(
+                f"an epoch has {sum(repeats)} samples; the limit is {MAX_TURNS}: lower data.train's repeats"
+            )
+        return torch.arange(len(repeats)).repeat_interleave(torch.tensor(repeats))
+
+    @property
+    def epoch(self) -> int:
+        """The number of samples of an epoch."""
+        turns = self.turns
+        return len(self) if turns is None else len(turns)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -91,15 +134,30 @@ class ClipDataset(Dataset[Clip]):
         """
         return self.read(index, 0)
 
-    def read(self, index: int, caption: int) -> Clip:
-        """Decode clip `index`; with caption number `caption`. Raises as `__getitem__`."""
+    def read(self, index: int, caption: int, place: Fraction | None = None) -> Clip:
+        """Decode clip `index`; with caption number `caption`. Raises as `__getitem__`.
+
+        Args:
+            place: of a random window; default: the clip's own.
+        """
         entry = self.entries[index]
         num_frames, size = self.num_frames, (self.resolution, self.resolution)
         if self.shapes is not None:
             num_frames, *sides = self.shapes[index]
             size = (sides[0], sides[1])
-        frames = decode_clip(entry.read(), entry.suffix, entry.name, num_frames=num_frames, resolution=size)
-        return Clip(entry.key, entry.captions[caption].text, frames)
+        if place is None:
+            place = START if self.places is None else self.places[index]
+        frames = decode_clip(
+            entry.read(),
+            entry.suffix,
+            entry.name,
+            num_frames=num_frames,
+            resolution=size,
+            choice=self.choice,
+            place=place,
+        )
+        # With several windows the key is not the entry's.
+        return Clip(self.keys[index], entry.captions[caption].text, frames)
 
     def captions(self, index: int) -> list[str]:
         """All captions of clip `index`."""
@@ -108,42 +166,18 @@ class ClipDataset(Dataset[Clip]):
     def measure(self, share: int, shares: int) -> list[Shape]:
         """Shapes in the files of the clips of one share: clips share, share + shares, …
 
-        A shape comes from the shard's .json if it is there, and from the clip's headers otherwise.
+        Frames are counted at the rate and stride of `choice`. A shape comes from the shard's .json if it is there, and
+        from the clip's headers otherwise.
 
         Raises:
             MobiusError: a clip is damaged or too large.
         """
-        return [
-            entry.shape or shape_of(entry.read(), entry.suffix, entry.name) for entry in self.entries[share::shares]
-        ]
+        return [self._measured(entry) for entry in self.entries[share::shares]]
 
-    def first(self, count: int) -> ClipDataset:
-        """The first `count` clips, or all if there are fewer."""
-        return self._of(self.entries[:count])
-
-    def _of(self, entries: Sequence[Entry]) -> ClipDataset:
-        return ClipDataset(entries, num_frames=self.num_frames, resolution=self.resolution)
-
-    def subset(self, names: Sequence[str]) -> ClipDataset:
-        """The clips that have one of the names as their key or as one of their captions, in the same order.
-
-        Raises:
-            MobiusError: a name belongs to no clip.
-        """
-        found: set[str] = set()
-        entries = []
-        for entry in self.entries:
-            matches = {entry.key, *(caption.text for caption in entry.captions)}.intersection(names)
-            if matches:
-                found |= matches
-                entries.append(entry)
-        for name in names:
-            if name not in found:
-                known = {caption.text for entry in self.entries for caption in entry.captions} | set(self.keys)
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise MobiusError(f"data.subset: no clip has the caption or the key {name!r}{hint}")
-        return self._of(entries)
+    def _measured(self, entry: Entry) -> Shape:
+        if entry.shape is None or self.choice.rate is not None:
+            return shape_of(entry.read(), entry.suffix, entry.name, self.choice)
+        return entry.shape._replace(num_frames=self.choice.available(entry.shape.num_frames))
 
     def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
         """A copy that decodes each clip to the shape of its best bucket.
@@ -162,14 +196,50 @@ class ClipDataset(Dataset[Clip]):
             "clips and captions": self.identity["clips and captions"],
             "decoder": DECODER,
             "frames and size of each clip": digest.hexdigest(),
+            **self.choice.identity(),
         }
+        return clips
+
+    def in_windows(self, files: list[Shape]) -> ClipDataset:
+        """A copy in which each window is a clip of its own, if all windows are taken.
+
+        Args:
+            files: of `measure`.
+
+        Raises:
+            MobiusError: without buckets, some clips are shorter than a window.
+        """
+        counts = [self.num_frames] * len(files) if self.shapes is None else [shape.num_frames for shape in self.shapes]
+        short = [index for index, file in enumerate(files) if file.num_frames < counts[index]]
+        if short:
+            first, what = short[0], f"{len(short)} of {len(files)} clips are"
+            raise self.choice.too_short(self.entries[first].name, files[first].num_frames, counts[first], what)
+        clips = copy(self)
+        if self.choice.window != "all":
+            return clips
+        places = [
+            window_places(file.num_frames, count, self.choice.most) for file, count in zip(files, counts, strict=True)
+        ]
+        of_clip = [index for index, found in enumerate(places) for _ in found]
+        clips.places = [place for found in places for place in found]
+        clips.entries = [self.entries[index] for index in of_clip]
+        clips.keys = [
+            f"{key}#{number}" if len(found) > 1 else key
+            for key, found in zip(self.keys, places, strict=True)
+            for number in range(len(found))
+        ]
+        if self.shapes is not None:
+            clips.shapes = [self.shapes[index] for index in of_clip]
+            clips.files = [files[index] for index in of_clip]
+        digest = hashlib.sha256(" ".join(str(len(found)) for found in places).encode())
+        clips.identity = self.identity | {"windows of each clip": digest.hexdigest()}
         return clips
 
 
 def open_clips(
     source: str | Sequence[Path], *, num_frames: int, resolution: int, caption_language: str = "en"
 ) -> ClipDataset:
-    """Open the clips of a folder, or of shards given as a path, glob, braces (`train-{000000..000003}.tar`) or a list.
+    """Open the clips of one source; see `find_clips`.
 
     Args:
         num_frames: frames taken at even spacing from each clip; 1 takes the first frame.
@@ -181,12 +251,28 @@ def open_clips(
     """
     if num_frames < 1 or resolution < 1:
         raise MobiusError(f"num_frames={num_frames} and resolution={resolution} must be 1 or more")
+    return ClipDataset(find_clips(source, caption_language), num_frames=num_frames, resolution=resolution)
+
+
+def find_clips(source: str | Sequence[Path], caption_language: str, folder_captions: bool = False) -> list[Entry]:
+    """The clips of a folder or a list, or of shards given as a path, glob, braces (`train-{000000..000003}.tar`).
+
+    Args:
+        folder_captions: see `read_folder`.
+
+    Raises:
+        MobiusError: the source is missing, not a local path, empty, damaged or incomplete.
+    """
+    if folder_captions and not (isinstance(source, str) and os.path.isdir(source)):
+        raise MobiusError(f"folder_captions takes the names of folders, but {source} is none: remove it")
     if not isinstance(source, str):
         entries = read_shards(source, caption_language)
     else:
         refuse_address(source)
         if os.path.isdir(source):
-            entries = read_folder(Path(source), caption_language)
+            entries = read_folder(Path(source), caption_language, folder_captions)
+        elif source.lower().endswith(LISTS) and os.path.exists(source):
+            entries = read_list(Path(source), caption_language)
         else:
             entries = read_shards(local_paths(source), caption_language)
     repaired = [entry.name for entry in entries if any(REPLACED in caption.text for caption in entry.captions)]
@@ -200,7 +286,7 @@ def open_clips(
         raise MobiusError(
             f"{len(repeated)} keys occur more than once in {location}: the first is {repeated[0]}, in {places}"
         )
-    return ClipDataset(entries, num_frames=num_frames, resolution=resolution)
+    return entries
 
 
 def describe_source(source: str) -> str:
@@ -211,7 +297,7 @@ def describe_source(source: str) -> str:
     """
     refuse_address(source)
     paths = sorted(Path(source).iterdir()) if os.path.isdir(source) else local_paths(source)
-    # A folder may hold a million clips, so only the sizes of shards are read.
-    sizes = [path.stat().st_size if path.suffix == ".tar" else 0 for path in paths]
+    # A folder may hold a million clips, so only the sizes of shards and lists are read.
+    sizes = [path.stat().st_size if path.suffix in (".tar", *LISTS) else 0 for path in paths]
     digest = hashlib.sha256(repr([(path.name, size) for path, size in zip(paths, sizes, strict=True)]).encode())
     return f"{len(paths)} files ({digest.hexdigest()[:8]})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import NamedTuple, TypeVar
 
 import av
@@ -22,8 +23,9 @@ from mobius_train.data.kinds import CLIP_SUFFIXES, VIDEO_ENDINGS, VIDEO_SUFFIXES
 from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.pictures import picture_frames, picture_notes
 from mobius_train.data.rank_zero import warn_once
-from mobius_train.data.timing import as_browsers, evenly_spaced
+from mobius_train.data.timing import as_browsers
 from mobius_train.data.videos import open_video, video_durations, video_frames, video_size
+from mobius_train.data.windows import START, WHOLE, FrameChoice
 from mobius_train.errors import MobiusError
 
 # Changes whenever a file is shown differently, so that latents cached before are not used.
@@ -88,14 +90,6 @@ def decode_frames(
     return [finish(image) for image in picture_frames(data, numbers, header)], picture_notes(header)
 
 
-def frame_durations(data: bytes, limits: Limits) -> list[float]:
-    """Durations of all frames in ms, without decoding; raises as `decode_frames`."""
-    kind = kind_of(data)
-    if kind in VIDEO_ENDINGS:
-        return video_durations(data, kind, limits)
-    return as_browsers(list(read_header(data, limits).durations))
-
-
 def limits_of(suffix: str) -> Limits:
     """The limits of training clips with this suffix."""
     return VIDEO_LIMITS if suffix in VIDEO_SUFFIXES else PICTURE_LIMITS
@@ -111,11 +105,22 @@ def check_bytes(size: int, suffix: str, name: str) -> None:
         limits_of(suffix).check_bytes(size)
 
 
-def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolution: int | tuple[int, int]) -> Tensor:
-    """Decode frames evenly spaced over the length of a clip, centre-cropped to the requested aspect ratio.
+def decode_clip(
+    data: bytes,
+    suffix: str,
+    name: str,
+    *,
+    num_frames: int,
+    resolution: int | tuple[int, int],
+    choice: FrameChoice = WHOLE,
+    place: Fraction = START,
+) -> Tensor:
+    """Decode frames of a clip, centre-cropped to the requested aspect ratio.
 
     Args:
         resolution: pixels: the side of a square, or (width, height).
+        choice: which frames; default: evenly spaced over the clip's length.
+        place: of the window; see `window_start`.
 
     Returns:
         (F, 3, height, width) uint8. Frames that already have this size are not resampled. A warning names the first
@@ -127,22 +132,42 @@ def decode_clip(data: bytes, suffix: str, name: str, *, num_frames: int, resolut
     _check(data, suffix, name)
     limits = limits_of(suffix)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    repeated: list[str] = []
 
     def choose(timeline: Timeline) -> list[int]:
-        available = len(timeline.durations)
+        available = choice.available(len(choice.ticks(timeline.durations)))
         if available < num_frames:
+            if choice.window != "whole":
+                raise choice.too_short(name, available, num_frames)
             raise MobiusError(_too_few(available, num_frames, name))
         if num_frames > 1:
-            limits.check(timeline.width, timeline.height, available)
-        return evenly_spaced(timeline.durations, num_frames)
+            limits.check(timeline.width, timeline.height, len(timeline.durations))
+        numbers = choice.frames(timeline.durations, num_frames, place)
+        if choice.rate is not None and len(set(numbers)) < num_frames:
+            repeated[:] = [f"it has fewer frames per second than data.frame_rate={choice.rate:g}: frames are repeated"]
+        return numbers
 
     with _named(name):
         frames, notes = decode_frames(data, limits, choose, lambda image: np.asarray(crop_to_size(image, size)))
-    for note in notes:
+    for note in [*notes, *repeated]:
         if note not in _noted:
             _noted.add(note)
             warn_once(logger, f"{name}: {note}. Other clips with this property are not named")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def frame_durations(data: bytes, suffix: str, name: str) -> list[float]:
+    """Durations of all frames in ms, without decoding.
+
+    Raises:
+        MobiusError: the clip is too large, damaged, or of an unknown kind; names the clip.
+    """
+    limits = limits_of(suffix)
+    with _named(name):
+        kind = kind_of(data)
+        if kind in VIDEO_ENDINGS:
+            return video_durations(data, kind, limits)
+        return as_browsers(list(read_header(data, limits).durations))
 
 
 def _too_few(available: int, num_frames: int, name: str) -> str:
@@ -152,8 +177,11 @@ def _too_few(available: int, num_frames: int, name: str) -> str:
     )
 
 
-def shape_of(data: bytes, suffix: str, name: str) -> Shape:
-    """Frames, width and height of a clip as shown, from its headers and the first frame of a video.
+def shape_of(data: bytes, suffix: str, name: str, choice: FrameChoice = WHOLE) -> Shape:
+    """Frames to take, width and height of a clip as shown, from its headers and the first frame of a video.
+
+    Args:
+        choice: how frames are taken; default: all frames of the file.
 
     Raises:
         MobiusError: the clip is too large, damaged, or of an unknown kind; names the clip.
@@ -163,9 +191,11 @@ def shape_of(data: bytes, suffix: str, name: str) -> Shape:
     with _named(name):
         kind = kind_of(data)
         if kind in VIDEO_ENDINGS:
-            return Shape(len(video_durations(data, kind, limits)), *video_size(data, kind, limits))
-        header = read_header(data, limits)
-        return Shape(header.num_frames, *header.turn.size(header.width, header.height))
+            durations, size = video_durations(data, kind, limits), video_size(data, kind, limits)
+        else:
+            header = read_header(data, limits)
+            durations, size = as_browsers(list(header.durations)), header.turn.size(header.width, header.height)
+        return Shape(choice.available(len(choice.ticks(durations))), *size)
 
 
 def _check(data: bytes, suffix: str, name: str) -> None:

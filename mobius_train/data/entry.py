@@ -14,7 +14,8 @@ from mobius_train.errors import MobiusError
 class Entry(NamedTuple):
     """A clip as `size` bytes at `offset` of a file.
 
-    suffix: its file type. name: its location in messages. shape: its shape, if the data set records it.
+    suffix: its file type. name: its location in messages. shape: its shape, if the data set records it. set: the number
+    of its set, if there are several.
 
     Each read opens the file: forked workers share no handle, no open file is pickled, and thousands of shards do not
     exhaust the process's file handles.
@@ -28,6 +29,7 @@ class Entry(NamedTuple):
     suffix: str
     name: str
     shape: Shape | None = None
+    set: int = 0
 
     def read(self, most: int | None = None) -> bytes:
         """Read all bytes, or the first `most`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mobius_train.data.order import GlobalBatches, caption_of, clip_of, frame_of
+from mobius_train.data.order import GlobalBatches, caption_of, clip_of, frame_of, place_of
 from mobius_train.job.stop import leave_to_parent
 
 Collate = Callable[[list[tuple[int, Any]]], Any]
@@ -25,8 +26,8 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Any:
         """Return the clip with its first caption."""
 
-    def read(self, index: int, caption: int) -> Any:
-        """Return the clip with caption number `caption`."""
+    def read(self, index: int, caption: int, place: Fraction | None = None) -> Any:
+        """Return the clip with caption number `caption`, and at the place of a random window if one is given."""
 
 
 class _InOrder(Dataset[tuple[int, Any]]):
@@ -39,17 +40,21 @@ class _InOrder(Dataset[tuple[int, Any]]):
         order: Callable[[int], int],
         caption_weights: Mapping[int, Sequence[float]],
         random_frame_of: int | None,
+        random_window: bool,
     ) -> None:
         self.samples, self.seed, self.order = samples, seed, order
         self.caption_weights, self.random_frame_of = caption_weights, random_frame_of
+        self.random_window = random_window
 
     def __getitem__(self, sample_index: int) -> tuple[int, Any]:
         index = self.order(sample_index)
         weights = self.caption_weights.get(index)
-        if weights is None:
+        if weights is None and not self.random_window:
             sample = self.samples[index]
         else:
-            sample = self.samples.read(index, caption_of(sample_index, weights, self.seed))
+            caption = 0 if weights is None else caption_of(sample_index, weights, self.seed)
+            place = place_of(sample_index, self.seed) if self.random_window else None
+            sample = self.samples.read(index, caption, place)
         if self.random_frame_of is not None:
             sample = sample.frame(frame_of(sample_index, self.random_frame_of, self.seed))
         return sample_index, sample
@@ -77,6 +82,7 @@ def training_batches(
     order: Callable[[int], int] | None = None,
     caption_weights: Mapping[int, Sequence[float]] | None = None,
     random_frame_of: int | None = None,
+    random_window: bool = False,
 ) -> Iterator[Any]:
     """An infinite iterator over this rank's micro-batches, starting after `samples_seen` samples of all ranks.
 
@@ -84,12 +90,13 @@ def training_batches(
         order: maps a global sample index to a clip; None: `clip_of` over all clips.
         caption_weights: for each clip with several captions, their weights, by clip index.
         random_frame_of: if given, each sample is one frame, drawn from this many frames of its clip.
+        random_window: draw the place of each sample's window.
     """
     if order is None:
         order = partial(clip_of, count=len(samples), seed=seed)
     return iter(
         DataLoader(
-            _InOrder(samples, seed, order, caption_weights or {}, random_frame_of),
+            _InOrder(samples, seed, order, caption_weights or {}, random_frame_of, random_window),
             batch_sampler=GlobalBatches(batch_size, rank, world_size, samples_seen),
             collate_fn=collate,
             num_workers=num_workers,

@@ -3,7 +3,7 @@
 Every training sample has a global index g = 0, 1, 2, … Its epoch is g // n, and a permutation drawn from (seed, epoch)
 maps it to one of the n clips. A global batch is a range of consecutive indices, divided among the ranks. No clip is
 lost or repeated for any number of ranks and workers, a global batch contains the same clips on one rank or on four,
-and a run resumes from its sample count.
+and a run resumes from its sample count. A clip that the recipe repeats k times counts as k clips.
 
 With buckets, each bucket has such an order of its own clips, and all samples of a global batch come from one bucket.
 """
@@ -35,6 +35,21 @@ def clip_of(sample_index: int, count: int, seed: int) -> int:
     return int(_permutation(count, seed, epoch)[position])
 
 
+def repeated_clip_of(sample_index: int, turns: Tensor, seed: int) -> int:
+    """The clip of a global sample.
+
+    Args:
+        turns: the clips of an epoch, in any order; a clip occurs as often as it is repeated.
+    """
+    return int(turns[clip_of(sample_index, len(turns), seed)])
+
+
+def place_of(sample_index: int, seed: int) -> Fraction:
+    """The place of a global sample's random window, at least 0 and less than 1."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + sample_index * 7919 + 3) % 2**63)
+    return Fraction(int(torch.randint(2**32, (), generator=generator)), 2**32)
+
+
 def frame_of(sample_index: int, num_frames: int, seed: int) -> int:
     """The random frame (of `num_frames`) of a global sample."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + sample_index * 7919 + 1) % 2**63)
@@ -56,7 +71,8 @@ class BucketOrder:
     """A callable that maps a global sample index to a clip.
 
     Args:
-        clips: the clip indices of each bucket, at least one, largest bucket first.
+        clips: the clip indices of each bucket, at least one, largest bucket first; a clip occurs as often as it is
+            repeated in an epoch.
         shares: each bucket's share of the batches.
         batch_size: samples in a global batch, over all ranks and micro-batches.
     """
@@ -77,7 +93,7 @@ class BucketOrder:
 
 
 class _BucketClips:
-    """The infinite order of a bucket's clips; each occurs once in an epoch."""
+    """The infinite order of a bucket's clips; each occurs as often as given in an epoch."""
 
     def __init__(self, clips: Tensor, seed: int) -> None:
         self._clips, self._seed = clips, seed

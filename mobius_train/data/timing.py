@@ -6,9 +6,12 @@ from bisect import bisect_right
 from itertools import accumulate
 from statistics import median_low
 
+from mobius_train.data.limits import Undecodable
+
 BROWSERS_MIN_MS = 11  # browsers show a frame of 10 ms or less for 100 ms
 BROWSERS_MS = 100
 MAX_FPS = 60.0
+MAX_TICKS = 2**18  # a few bytes can declare years
 # Containers round times: the frames of a constant rate differ by up to this, in ms.
 ROUNDING_MS = 2.0
 
@@ -25,8 +28,14 @@ def frame_rate(durations: list[float]) -> float:
 
 
 def displayed_frames(durations: list[float], fps: float) -> list[int]:
-    """The indices of the frames displayed in the middle of each 1/fps seconds; at least one."""
+    """The indices of the frames displayed in the middle of each 1/fps seconds; at least one.
+
+    Raises:
+        Undecodable: they are more than MAX_TICKS.
+    """
     count = max(1, round(sum(durations) * fps / 1000))
+    if count > MAX_TICKS:
+        raise Undecodable("too many frames", f"{count} at {fps:g} fps; the limit is {MAX_TICKS}")
     return _frames_at(durations, [(tick + 0.5) * 1000 / fps for tick in range(count)])
 
 

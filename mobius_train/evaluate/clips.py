@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobius_train.data.buckets import Shape
 from mobius_train.data.clips import open_clips
-from mobius_train.data.decode import decode_clip, frame_durations, limits_of
+from mobius_train.data.decode import decode_clip, frame_durations
 from mobius_train.data.entry import Entry
 from mobius_train.errors import MobiusError
 
@@ -108,5 +108,5 @@ def _choose(keys: Sequence[str], only: Sequence[str], source: str) -> list[int]:
 
 def _frames_per_second(entry: Entry) -> float:
     """The rate at which the clip's frames, taken evenly over its length, are shown."""
-    durations = frame_durations(entry.read(), limits_of(entry.suffix))
+    durations = frame_durations(entry.read(), entry.suffix, entry.name)
     return 1000 * len(durations) / sum(durations)

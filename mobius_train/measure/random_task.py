@@ -5,6 +5,7 @@ Memory and speed equal those of the real task; losses are meaningless.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class RandomClips(ClipDataset):
     def __len__(self) -> int:
         return CLIPS
 
-    def read(self, index: int, caption: int) -> Clip:
+    def read(self, index: int, caption: int, place: Fraction | None = None) -> Clip:
         shape = (self._shape.num_frames, 3, self._shape.height, self._shape.width)
         frames = torch.randint(256, shape, dtype=torch.uint8, device="cpu")
         return Clip(self.keys[index], "noise", frames)

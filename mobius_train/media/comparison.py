@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from mobius_train.media.fonts import caption_length, draw_caption
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import enlarge_frames
 
@@ -18,6 +19,7 @@ COLUMNS = 8
 GAP = 6
 LABEL_WIDTH = 64
 CAPTION_HEIGHT = 20
+FONT_SIZE = 13
 
 
 def write_comparison(
@@ -67,10 +69,9 @@ def _label(label: str, height: int) -> Tensor:
 
 
 def _write(image: Image.Image, text: str, x: int, y: int, width: int) -> None:
-    font = ImageFont.load_default(size=13)
-    while len(text) > 1 and font.getlength(text) > width:
+    while len(text) > 1 and caption_length(text, FONT_SIZE) > width:
         text = text[:-2] + "…" if text.endswith("…") else text[:-1] + "…"
-    ImageDraw.Draw(image).text((x, y), text, fill="black", font=font)
+    draw_caption(image, (x, y), text, FONT_SIZE)
 
 
 def _tensor(image: Image.Image) -> Tensor:

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from mobius_train.media.fonts import caption_length, draw_caption
 from mobius_train.media.pixels import enlarge_frames, to_images
 
 SHEET_SIDE = 112  # pixels; smaller frames are enlarged to at least this
 SHEET_COLUMNS = 8
+FONT_SIZE = 14
 
 
 def contact_sheet(clips: Sequence[Tensor], captions: Sequence[str], path: Path) -> None:
     """Write one PNG in which every clip is a strip of frames under its caption.
 
     Clips are (F, 3, H, W) uint8 of any sizes. A strip shows at most SHEET_COLUMNS evenly spaced frames; short strips
-    share a row. Characters missing in Pillow's default font, such as Chinese, appear as boxes.
+    share a row. For the font see `draw_caption`.
     """
     strips = [_strip(frames, caption) for frames, caption in zip(clips, captions, strict=True)]
     if not strips:
@@ -51,35 +53,33 @@ def _strip(frames: Tensor, caption: str) -> Image.Image:
     images = to_images(enlarge_frames(frames[shown], SHEET_SIDE))
     gap = 2
     width = len(images) * (images[0].width + gap) - gap
-    font = ImageFont.load_default(size=14)
-    text = _wrapped(caption, font, width)
+    text = _wrapped(caption, width)
     text_height = 18 * len(text) + 4
     strip = Image.new("RGB", (width, text_height + images[0].height), "white")
-    draw = ImageDraw.Draw(strip)
     for number, line in enumerate(text):
-        draw.text((0, 18 * number), line, fill="black", font=font)
+        draw_caption(strip, (0, 18 * number), line, FONT_SIZE)
     for number, image in enumerate(images):
         strip.paste(image, (number * (image.width + gap), text_height))
     return strip
 
 
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
+def _wrapped(caption: str, width: int, most: int = 3) -> list[str]:
     """Wrap a caption to the width, in at most `most` lines; long words and scripts without spaces break anywhere."""
     lines = [""]
     for word in re.findall(r"\S+", caption):
         candidate = f"{lines[-1]} {word}".strip()
-        if font.getlength(candidate) <= width:
+        if caption_length(candidate, FONT_SIZE) <= width:
             lines[-1] = candidate
             continue
         lines.append("")
         for character in word:
-            if lines[-1] and font.getlength(lines[-1] + character) > width:
+            if lines[-1] and caption_length(lines[-1] + character, FONT_SIZE) > width:
                 lines.append("")
             lines[-1] += character
     lines = [line for line in lines if line]
     if len(lines) <= most:
         return lines
     last = lines[most - 1]
-    while last and font.getlength(last + "...") > width:
+    while last and caption_length(last + "...", FONT_SIZE) > width:
         last = last[:-1]
     return [*lines[: most - 1], last + "..."]

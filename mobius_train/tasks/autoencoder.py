@@ -19,6 +19,7 @@ from mobius_train.assembly.open_data import order_identity, recipe_batches
 from mobius_train.config import RunConfig
 from mobius_train.data.batch import ClipBatch
 from mobius_train.data.clips import ClipDataset
+from mobius_train.data.describe_sets import describe_sets
 from mobius_train.data.loader import HeldoutBatch, heldout_batches
 from mobius_train.diffusion.randomness import sample_generator
 from mobius_train.encoders.image_encoder import LatentSpace, to_frames, to_pixels
@@ -74,8 +75,8 @@ class AutoencoderTask:
         self._inference = Inference(self.trained, distributed.device, torch.float32)
 
     @property
-    def clips(self) -> int:
-        return len(self.train)
+    def epoch(self) -> int:
+        return self.train.epoch
 
     @cached_property
     def overview(self) -> dict[str, str]:
@@ -83,7 +84,8 @@ class AutoencoderTask:
         return {
             "model": f"autoencoder: AutoencoderKL of {self.config.vae_name_or_path or 'vae_config'}",
             "parameters": f"{count(self.trained, True)} trained",
-            "data": f"{self.clips} clips, {heldout} held out",
+            "data": f"{len(self.train)} clips, {heldout} held out",
+            **describe_sets(self.train),
         }
 
     @property

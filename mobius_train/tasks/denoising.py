@@ -17,6 +17,7 @@ from mobius_train.conditions import Conditions
 from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
+from mobius_train.data.describe_sets import describe_sets
 from mobius_train.data.loader import Samples, heldout_batches
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import draw_numbers
@@ -90,15 +91,17 @@ class DiffusionTask:
 
     @property
     def data_identity(self) -> dict[str, str]:
-        clips = self._clips["train"]
-        assert clips is not None
-        return order_identity(self.config, clips)
+        return order_identity(self.config, self._train)
 
     @property
-    def clips(self) -> int:
+    def epoch(self) -> int:
+        return self._train.epoch
+
+    @property
+    def _train(self) -> ClipDataset:
         clips = self._clips["train"]
         assert clips is not None
-        return len(clips)
+        return clips
 
     @cached_property
     def overview(self) -> dict[str, str]:
@@ -114,7 +117,8 @@ class DiffusionTask:
             "model": f"{config.stage}{f', {kind}' if config.stage == 'text-to-video' else ''}: "
             f"{type(denoiser.image_model).__name__} of {config.pretrained_model_name_or_path or 'unet_config'}",
             "parameters": f"{count(denoiser.trained, True)} trained, {count(frozen, False)} frozen",
-            "data": f"{self.clips} clips, {0 if heldout is None else len(heldout)} held out; {size}; {where}",
+            "data": f"{len(self._train)} clips, {0 if heldout is None else len(heldout)} held out; {size}; {where}",
+            **describe_sets(self._train),
         }
 
     def prepare_data(self) -> None:
@@ -170,10 +174,9 @@ class DiffusionTask:
         return self.parts.encoders.encode(clips[index], clips.captions(index)[1:])
 
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch | EncodedBatch]:
-        clips, samples = self._clips["train"], self.source.samples["train"]
-        assert clips is not None
+        samples = self.source.samples["train"]
         assert samples is not None
-        return recipe_batches(self.config, clips, samples, self.source.collate, self.distributed, samples_seen)
+        return recipe_batches(self.config, self._train, samples, self.source.collate, self.distributed, samples_seen)
 
     def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
         encoded = self.source.on_device(batch)
@@ -274,9 +277,7 @@ class DiffusionTask:
             return Shown()
         if clips.shape[1] == 1:
             return Shown(write_clips(list(clips), validation.prompts, folder))
-        train = self._clips["train"]
-        assert train is not None
-        return show_clips(validation.prompts, list(clips), self._before, train, folder)
+        return show_clips(validation.prompts, list(clips), self._before, self._train, folder)
 
     @property
     def _keeps_the_image_model(self) -> bool:

@@ -58,8 +58,8 @@ class Task(Protocol):
         """Everything that decides which training samples come in which order, by name."""
 
     @property
-    def clips(self) -> int:
-        """The number of training clips, or pictures."""
+    def epoch(self) -> int:
+        """The number of samples of an epoch: clips or pictures, each as often as its set is repeated."""
 
     @property
     def overview(self) -> dict[str, str]:

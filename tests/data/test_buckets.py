@@ -172,7 +172,7 @@ class _Clips(torch.utils.data.Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
-    def read(self, index: int, caption: int) -> int:
+    def read(self, index: int, caption: int, place: object = None) -> int:
         return index * 10 + caption
 
 

@@ -440,25 +440,3 @@ def test_the_committed_shards_are_whole() -> None:
             clips = open_clips(f"{EMOJI}/{split}-*.tar", num_frames=8, resolution=64, caption_language=language)
             assert len(clips) == counts[split]
             assert clips[len(clips) - 1].frames.shape == (8, 3, 64, 64)
-
-
-def test_a_subset_is_named_by_captions_or_keys(clips_folder: Path) -> None:
-    clips = open_clips(str(clips_folder), num_frames=4, resolution=32)
-    caption, key = clips.captions(4)[0], clips.keys[2]
-    part = clips.subset([caption, key])
-    # In the order of all clips.
-    assert part.keys == [clips.keys[2], clips.keys[4]]
-    assert part.identity["clips and captions"] != clips.identity["clips and captions"]
-
-
-def test_a_subset_that_names_no_clip_is_refused(clips_folder: Path) -> None:
-    clips = open_clips(str(clips_folder), num_frames=4, resolution=32)
-    caption = clips.captions(4)[0]
-    with pytest.raises(MobiusError, match=rf"data\.subset.*{caption}x.*{caption}"):
-        clips.subset([caption, f"{caption}x"])
-
-
-def test_the_first_clips(clips_folder: Path) -> None:
-    clips = open_clips(str(clips_folder), num_frames=4, resolution=32)
-    assert clips.first(3).keys == clips.keys[:3]
-    assert clips.first(99).keys == clips.keys

@@ -22,7 +22,7 @@ class Numbers:
     def __getitem__(self, index: int) -> int:
         return index
 
-    def read(self, index: int, caption: int) -> int:
+    def read(self, index: int, caption: int, place: object = None) -> int:
         return index
 
 

@@ -164,6 +164,28 @@ def test_a_random_window_is_a_row_that_seed_and_key_choose() -> None:
     assert too_few.dropped.reason == "too few frames"
 
 
+def test_all_windows_become_clips() -> None:
+    frames = np.arange(11, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    stage = ChooseFrames(name="choose_frames", count=2, how="all", stride=2)
+    clips = stage.apply(
+        [made.clip(frames, key="k"), made.clip(frames[:3], key="one"), made.clip(frames[:2], key="two")]
+    )
+    assert [clip.key for clip in clips] == ["k--window000", "k--window001", "k--window002", "one", "two"]
+    assert [clip.pixels[:, 0, 0, 0].tolist() for clip in clips[:4]] == [[0, 2], [4, 6], [8, 10], [0, 2]]
+    # Ten frames per second, of which every second is taken.
+    assert [(clip.fps, clip.start, clip.end) for clip in clips[:2]] == [(5, 0, 0.3), (5, 0.4, 0.7)]
+    assert clips[0].group == clips[1].group
+    assert clips[4].dropped is not None
+    most = ChooseFrames(name="choose_frames", count=2, how="all", max_windows=2)
+    assert [clip.pixels[:, 0, 0, 0].tolist() for clip in most.apply([made.clip(frames)])] == [[0, 1], [9, 10]]
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"how": "head", "max_windows": 2}])
+def test_options_of_windows_without_effect_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(name for name in options if name != "how")):
+        ChooseFrames(name="choose_frames", count=2, **options)
+
+
 def test_the_bucket_of_the_nearest_aspect_is_taken() -> None:
     stage = Buckets(name="buckets", sizes=((64, 64), (96, 48), (32, 32)))
     sizes = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mobius_train.config import ClipSet
 from mobius_train.errors import MobiusError
 from mobius_train.job.failures import record
 from mobius_train.stages.begun import begun_folder
@@ -67,7 +68,7 @@ def test_a_change_of_a_finished_stage_is_refused_by_field_with_the_remedy(stages
         "learning_rate was 0.001, now 0.5": _with(stages, 1, learning_rate=0.5),
         "max_train_steps was 1, now 9": _with(stages, 2, max_train_steps=9),
         "data.train was clips, now other": _with(
-            stages, 2, data=stages.recipes[1].config.data.model_copy(update={"train": "other"})
+            stages, 2, data=stages.recipes[1].config.data.model_copy(update={"train": (ClipSet(path="other"),)})
         ),
         "start_from was weights, now average": _with(stages, 2, {"start_from": "average"}),
         "optimizer_state was fresh, now kept": _with(stages, 2, {"optimizer_state": "kept"}),

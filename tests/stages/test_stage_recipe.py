@@ -41,7 +41,7 @@ def test_a_stage_is_the_base_with_its_own_fields(tmp_path: Path) -> None:
     assert stages.output_dir == Path("runs/staged")
     assert large.output_dir == Path("runs/staged/2-large-2")
     # Mappings are merged, lists and values replaced.
-    assert (large.data.train, large.data.cache_dir) == ("clips", None)
+    assert ([one.path for one in large.data.train], large.data.cache_dir) == (["clips"], None)
     assert large.data.buckets is not None
     assert [bucket.model_dump() for bucket in large.data.buckets] == [LARGE]
     assert small.data.cache_dir == last.data.cache_dir == Path("cache")

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from mobius_train.config import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
-from mobius_train.data.metadata import BadLine, metadata_records
+from mobius_train.data.captions import caption_field
+from mobius_train.data.metadata import BadLine, file_name_of, metadata_records
 from mobius_train.data.texts import clean_text, legible_name, read_small_file
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
@@ -37,7 +38,7 @@ class Folder(Section):
 
 
 class Metadata(Section):
-    """The files listed in a .jsonl or .csv: relative `file_name`, `text` or `caption`, optional `labels`, `group`."""
+    """The files listed in a .jsonl, .csv, .json or .parquet: `file_name`, `text` or `caption`; `labels`, `group`."""
 
     kind: Literal["metadata"]
     path: Path
@@ -112,9 +113,10 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
     if isinstance(record, BadLine):
         problem = Drop(STAGE, "damaged", record.reason)
         return Reference(f"{metadata.stem}-{where.rpartition(' ')[2]}", where, problem=problem)
-    name = record.get("file_name") if isinstance(record, dict) else None
-    if not isinstance(name, str) or not name:
-        return refused_input(where, where, "missing member", 'the line has no "file_name"')
+    try:
+        name = file_name_of(record)
+    except ValueError as error:
+        return refused_input(where, where, "missing member", f"it {error}")
     folder = metadata.parent
     origin = f"{folder}/{legible_name(name)} ({where})"
     path = folder / name
@@ -125,7 +127,7 @@ def _listed(metadata: Path, where: str, record: Any) -> Reference:
     if not inside:
         return refused_input(name, origin, "path traversal", "the name points outside the folder")
     [reference] = pair_captions([_member(path, name)], f"{folder}/", listed=True)
-    reference.caption = record.get("caption", record.get("text"))
+    reference.caption = caption_field(record)
     reference.labels = _labels(record.get("labels", record.get("label")))
     reference.group = clean_text(str(record.get("group") or ""))
     return reference
