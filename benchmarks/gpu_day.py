@@ -1,6 +1,6 @@
 """Test and measure on one GPU in limited time, the most valuable items first.
 
-    python benchmarks/gpu_day.py --folder benchmarks/h100 --minutes 25
+    python benchmarks/gpu_day.py --folder h100 --minutes 25
 
 Each item is a command with a log and a record of its own in the folder; gpu_day.json lists them with the GPU, the
 versions and the commit. An item that fails or does not end in time does not stop the others. Call it again to continue:
