@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.recipe_files import load_as
 from mobius_train.ring_shape import RING_FIELDS, RingShape
 
@@ -326,8 +326,8 @@ class RunConfig(Section):
     )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     time_limits: TimeLimits = TimeLimits()
-    report_to: tuple[Literal["tensorboard"], ...] = Field(
-        ("tensorboard",), description="trackers beside metrics.jsonl; []: none"
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="trackers beside metrics.jsonl, one word or a list; []: none"
     )
     check_memory: bool = Field(
         True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
@@ -446,7 +446,25 @@ class RunConfig(Section):
 
     def dump(self) -> str:
         """Return the resolved configuration as YAML, which `load` can read."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
+
+    def public_values(self) -> dict[str, Any]:
+        """Return all values as in `dump`, without the credentials in addresses, for pages that others read."""
+        public: dict[str, Any] = _public(self.model_dump(mode="json"))
+        return public
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Return the values of a recipe as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

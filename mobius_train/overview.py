@@ -9,6 +9,7 @@ import torch
 
 from mobius_train.config import RunConfig
 from mobius_train.job.distributed import Distributed
+from mobius_train.metrics.trackers.open_trackers import where_to_look
 
 WIDTH = 12
 
@@ -38,7 +39,7 @@ def overview(
         "device": _device(distributed, config),
         "engine": engine,
         "steps": steps if not done else f"{done} done of {steps}",
-        "tracker": f"tensorboard --logdir {output_dir / 'logs'}" if config.report_to else "metrics.jsonl",
+        "tracker": where_to_look(config.report_to, output_dir / "logs"),
     }
     return "\n".join(f"{name:<{WIDTH}}{text}" for name, text in lines.items())
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mobius_train.assembly.weights import WeightSource
 from mobius_train.checkpoint.format import STATE
 from mobius_train.checkpoint.resume import find, how_to_go_on, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
-from mobius_train.config import RunConfig
+from mobius_train.config import RunConfig, as_yaml
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
@@ -28,13 +30,19 @@ from mobius_train.job.run_folder import RunFolder
 from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
+from mobius_train.metrics.trackers.followers import Followers
+from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
+from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
+from mobius_train.recipe_files import by_dotted_name
 from mobius_train.run_page.page import OVERVIEW, PAGE
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
+
+logger = logging.getLogger(__name__)
 
 # Figures of the samples in the report; see `mobius_train.metrics.motion`.
 FIGURES = {
@@ -89,6 +97,7 @@ def run_training(
     with ExitStack() as stack:
         distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
+        distributed.on_main(lambda: check_trackers(config.report_to))
         output_dir, lock = claim(config.output_dir, config.resume_from_checkpoint, distributed, stack)
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
@@ -96,6 +105,7 @@ def run_training(
             _preflight(config, spread, output_dir, distributed)
         name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
+        planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
         task = build_task(config, distributed, weights)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
@@ -110,12 +120,14 @@ def run_training(
                 print(f"resumed from {folder}: step {progress.step} of {config.max_train_steps}", flush=True)
         elif begin is not None:
             begin(engine)
+        lines = overview(config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step)
         if distributed.is_main:
-            lines = overview(
-                config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step
-            )
             print(f"\n{lines}\n", flush=True)
             _write_text(output_dir / OVERVIEW, lines + "\n")
+        # Before the data, whose preparation can take hours.
+        followers: list[Followers] = []
+        opened = partial(_open_followers, config, output_dir, lines, progress.step)
+        distributed.on_main(lambda: followers.append(stack.enter_context(opened())))
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
@@ -124,7 +136,20 @@ def run_training(
         distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
-            trainer = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change, lock)
+            trainer = Trainer(
+                config,
+                task,
+                engine,
+                distributed,
+                output_dir,
+                progress,
+                saver,
+                stop,
+                change,
+                lock,
+                followers[0] if followers else None,
+                planned_gb,
+            )
             try:
                 shown = trainer.train()
             except torch.OutOfMemoryError as error:
@@ -158,6 +183,7 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
         MobiusError: the recipe cannot be trained.
     """
     make_engine = choose_engine(config, spread)
+    distributed.on_main(lambda: check_trackers(config.report_to))
     distributed.watch.enter("start", "the dry run")
     task = build_task(config, distributed)
     engine = make_engine(task.trained, task.units, distributed)
@@ -177,6 +203,27 @@ def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed:
     line = preflight(config, spread, output_dir, distributed)
     if distributed.is_main:
         print(line, flush=True)
+
+
+def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:
+    recipe = config.model_copy(update={"output_dir": output_dir}).public_values()
+    about = About(output_dir, by_dotted_name(recipe), as_yaml(recipe), lines, first_step)
+    return open_followers(config.report_to, about)
+
+
+def _planned_gb(config: RunConfig, spread: Spread, distributed: Distributed) -> float | None:
+    """The planned peak of what torch allocates on this GPU, in GB (1e9 bytes); None without one, or on other ranks."""
+    if distributed.device.type != "cuda" or not distributed.is_main or not config.check_memory:
+        return None
+    # These imports take a second, which a start on a CPU does not need.
+    from mobius_train.plan.planner import CONTEXT, plan
+
+    try:
+        return (plan(config, spread).peak - CONTEXT) / 1e9
+    # A figure for comparison: whatever a plan fails on must not end a run that would train.
+    except Exception as error:
+        logger.warning("this recipe cannot be planned, so no planned memory is recorded: %s", error)
+        return None
 
 
 def _count(task: Task, trained: bool) -> int:
@@ -285,7 +332,9 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
         print(f"                     (the motion of {shown.figures['motion_correlation/clips']:.0f} training clips)")
     for path in shown.paths:
         print(f"  {path.suffix[1:]:<18} {path}")
-    print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")
+    print(f"  metrics            {output_dir / 'metrics.jsonl'}")
+    if config.report_to:
+        print(f"  trackers           {where_to_look(config.report_to, output_dir / 'logs')}")
     final = output_dir / "final"
     print(f"  page               {output_dir / PAGE}")
     print(f"  model              {final}")

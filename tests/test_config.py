@@ -7,7 +7,7 @@ import pytest
 import yaml
 from recipes import RECIPES
 
-from mobius_train.config import RunConfig, load
+from mobius_train.config import RunConfig, as_yaml, load
 from mobius_train.errors import MobiusError
 
 MINIMAL = {"data": {"train": "clips"}, "output_dir": "out", "max_train_steps": 10}
@@ -169,8 +169,9 @@ def test_one_word_is_a_list_of_one(recipe: Path) -> None:
     assert config.validation.prompts == ("a dog, running",)
     assert config.data.subset == ("a dog",)
     assert load(recipe, ["report_to=[]"]).report_to == ()
-    with pytest.raises(MobiusError, match=r"report_to.*'tensorboard'.*wandb"):
-        load(recipe, ["report_to=wandb"])
+    assert load(recipe, ["report_to=[wandb, mlflow]"]).report_to == ("wandb", "mlflow")
+    with pytest.raises(MobiusError, match=r"report_to.*'tensorboard', 'wandb' or 'mlflow'.*comet"):
+        load(recipe, ["report_to=comet"])
 
 
 def bomb(reference: str) -> str:
@@ -212,3 +213,12 @@ def test_anchors_are_allowed_and_wrong_values_are_cut(recipe: Path) -> None:
     with pytest.raises(MobiusError) as refused:
         load(recipe, [f"seed=[{'1, ' * 9999}]"])
     assert len(str(refused.value).split("\n  - ")[1]) < 400
+
+
+def test_no_credential_is_in_the_text_for_others(recipe: Path) -> None:
+    config = load(recipe, ["data.train=https://me:secret@example.org/{0..3}.tar?token=hidden"])
+    assert "secret" in config.dump()
+    text = as_yaml(config.public_values())
+    assert "secret" not in text
+    assert "hidden" not in text
+    assert "train: https://example.org/{0..3}.tar\n" in text
