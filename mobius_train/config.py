@@ -329,6 +329,13 @@ class RunConfig(Section):
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         ("tensorboard",), description="trackers beside metrics.jsonl, one word or a list; []: none"
     )
+    hub_model_id: str | None = Field(
+        None, description="OWNER/NAME on the Hugging Face hub, where final/ is pushed; default: it is not pushed"
+    )
+    hub_private_repo: bool = Field(True, description="make a new repository on the hub private")
+    license: str | None = Field(
+        None, description="licence in the model's card, by its identifier on the hub (apache-2.0); default: not stated"
+    )
     check_memory: bool = Field(
         True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
     )

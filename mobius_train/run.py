@@ -23,6 +23,7 @@ from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import Interrupted, MobiusError
 from mobius_train.files import read_lines, replace_file
+from mobius_train.hub import check_login, make_repository, push_folder
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
@@ -97,8 +98,9 @@ def run_training(
     with ExitStack() as stack:
         distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
-        distributed.on_main(lambda: check_trackers(config.report_to))
+        distributed.on_main(lambda: check_reports(config))
         output_dir, lock = claim(config.output_dir, config.resume_from_checkpoint, distributed, stack)
+        repository = distributed.on_main(lambda: _repository(config))
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
@@ -157,6 +159,10 @@ def run_training(
         engine.close()
         if distributed.is_main:
             _report(config, output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
+    # The run is over: a push that fails makes neither it nor its trackers failed.
+    if repository is not None:
+        distributed.watch.enter("export", f"pushing to {repository}")
+        distributed.on_main(lambda: _push(output_dir / "final", repository))
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:
@@ -183,7 +189,7 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
         MobiusError: the recipe cannot be trained.
     """
     make_engine = choose_engine(config, spread)
-    distributed.on_main(lambda: check_trackers(config.report_to))
+    distributed.on_main(lambda: check_reports(config))
     distributed.watch.enter("start", "the dry run")
     task = build_task(config, distributed)
     engine = make_engine(task.trained, task.units, distributed)
@@ -203,6 +209,32 @@ def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed:
     line = preflight(config, spread, output_dir, distributed)
     if distributed.is_main:
         print(line, flush=True)
+
+
+def check_reports(config: RunConfig) -> None:
+    """Check what a run is reported to. Changes nothing there.
+
+    Raises:
+        MobiusError: the client of a tracker is not installed, or final/ cannot be pushed to the hub.
+    """
+    check_trackers(config.report_to)
+    if config.hub_model_id is not None:
+        check_login(config.hub_model_id)
+
+
+def _repository(config: RunConfig) -> str | None:
+    return None if config.hub_model_id is None else make_repository(config.hub_model_id, config.hub_private_repo)
+
+
+def _push(final: Path, repository: str) -> None:
+    """Push final/ after all else, so that a failure costs nothing but an exit status that is not 0."""
+    try:
+        print(f"\npushed to {push_folder(final, repository)}", flush=True)
+    except MobiusError as error:
+        raise MobiusError(
+            f"{error}. The run is finished and its model is in {final}. Push it with: python tools/push_to_hub.py"
+            f" {shlex.quote(str(final))} --repository {repository}"
+        ) from error
 
 
 def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:

@@ -237,7 +237,7 @@ class Trainer:
         return self.engine.averaged_weights() if self.config.use_ema else self.engine.weights()
 
     def _validate(self) -> Shown:
-        """Compute the held-out loss and samples with the weights that an export would use."""
+        """Compute the held-out loss and samples with the weights that an export would use; the figures have both."""
         self._enter("validation", f"the validation at step {self.progress.step}")
         weights = self._weights()
         heldout = self._means(self.task.heldout_losses(weights))
@@ -261,7 +261,7 @@ class Trainer:
                 self._to.show(self.progress.step, shown.paths)
                 self._write_page()
         self.distributed.barrier()
-        return shown
+        return Shown(shown.paths, heldout | shown.figures)
 
     def _write_page(self) -> None:
         """Renew report.html. The run does not depend on it."""

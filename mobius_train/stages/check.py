@@ -19,8 +19,8 @@ from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
-from mobius_train.metrics.trackers.open_trackers import check_trackers
 from mobius_train.preflight import preflight
+from mobius_train.run import check_reports
 from mobius_train.stages.recipe import StageRecipe, Stages
 
 META = torch.device("meta")
@@ -40,7 +40,7 @@ def check_stages(stages: Stages, spread: Spread, distributed: Distributed, done:
     for stage in stages.recipes[done:]:
         with naming(stage):
             choose_engine(stage.config, spread)
-            distributed.on_main(partial(check_trackers, stage.config.report_to))
+            distributed.on_main(partial(check_reports, stage.config))
             check_device(stage.config, distributed.device)
     distributed.on_main(lambda: check_models(stages))
     for stage in stages.recipes[done:]:

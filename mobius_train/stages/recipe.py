@@ -31,7 +31,7 @@ OptimizerState = Literal["fresh", "kept"]
 # First part of an override of one stage: stages.NAME.FIELD=VALUE.
 OF_A_STAGE = "stages."
 # Fields that belong to all stages together.
-COMMON = ("output_dir", "resume_from_checkpoint")
+COMMON = ("output_dir", "resume_from_checkpoint", "hub_model_id")
 
 
 class StagesFile(Section):
@@ -224,9 +224,14 @@ def _contradictions(recipes: list[StageRecipe]) -> list[str]:
 
 
 def _with_starts(recipes: list[StageRecipe]) -> list[StageRecipe]:
-    """Fill in the defaults of start_from."""
+    """Fill in the defaults of start_from, and leave the push of the model to the last stage."""
+    recipes = [_without(stage, "hub_model_id") for stage in recipes[:-1]] + recipes[-1:]
     filled = recipes[:1]
     for before, stage in pairwise(recipes):
         default: StartFrom = "average" if before.config.use_ema else "weights"
         filled.append(replace(stage, start_from=stage.start_from or default))
     return filled
+
+
+def _without(stage: StageRecipe, field: str) -> StageRecipe:
+    return replace(stage, config=stage.config.model_copy(update={field: None}))
