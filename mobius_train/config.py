@@ -222,6 +222,11 @@ class RunConfig(Section):
     pretrained_model_name_or_path: str | None = Field(
         None, description="model folder or hub name in diffusers layout: unet/, vae/, scheduler/, text encoder"
     )
+    init_from: Path | None = Field(
+        None,
+        description="final/, checkpoint-<n> or folder of another run, whose trained weights a new run starts from;"
+        " its optimizer and steps are new",
+    )
     vae_name_or_path: str | None = Field(None, description="autoencoder to use instead of the pretrained model's")
     text_encoder_name_or_path: str | None = Field(
         None,
@@ -359,6 +364,11 @@ class RunConfig(Section):
             raise ValueError("shard_frozen=true shards frozen models, but stage autoencoder has none")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
             raise ValueError("data.cache_dir caches latents, but stage autoencoder trains the autoencoder: remove it")
+        if self.stage == "autoencoder" and self.init_from is not None:
+            raise ValueError(
+                "init_from gives weights to a denoiser, but stage is 'autoencoder': set pretrained_model_name_or_path"
+                " to the final/ instead"
+            )
         if self.data.cache_required and self.data.cache_dir is None:
             raise ValueError("data.cache_required=true requires data.cache_dir: set it")
         if self.lr_warmup_steps >= self.max_train_steps:

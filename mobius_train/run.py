@@ -18,6 +18,7 @@ from mobius_train.checkpoint.format import STATE
 from mobius_train.checkpoint.resume import find, how_to_go_on, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig, as_yaml
+from mobius_train.convert.init_from import InitFrom
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
@@ -109,7 +110,7 @@ def run_training(
         folder = None if name is None else find(output_dir, name, distributed)
         planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
-        task = build_task(config, distributed, weights)
+        task = _build_task(config, distributed, weights)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         of_task = task.overview
@@ -191,7 +192,7 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
     make_engine = choose_engine(config, spread)
     distributed.on_main(lambda: check_reports(config))
     distributed.watch.enter("start", "the dry run")
-    task = build_task(config, distributed)
+    task = _build_task(config, distributed)
     engine = make_engine(task.trained, task.units, distributed)
     loss = micro_batch(task, engine, next(task.training_batches(0)))
     mean = distributed.mean({"loss": float(loss)})["loss"]
@@ -235,6 +236,17 @@ def _push(final: Path, repository: str) -> None:
             f"{error}. The run is finished and its model is in {final}. Push it with: python tools/push_to_hub.py"
             f" {shlex.quote(str(final))} --repository {repository}"
         ) from error
+
+
+def _build_task(config: RunConfig, distributed: Distributed, weights: WeightSource | None = None) -> Task:
+    """Build the task from given weights, or from those that the recipe names."""
+    if weights is not None or config.init_from is None:
+        return build_task(config, distributed, weights)
+    start = InitFrom(config)
+    task = build_task(config, distributed, start)
+    if distributed.is_main:
+        print(f"starts from {start.description}", flush=True)
+    return task
 
 
 def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:

@@ -31,7 +31,7 @@ OptimizerState = Literal["fresh", "kept"]
 # First part of an override of one stage: stages.NAME.FIELD=VALUE.
 OF_A_STAGE = "stages."
 # Fields that belong to all stages together.
-COMMON = ("output_dir", "resume_from_checkpoint", "hub_model_id")
+COMMON = ("output_dir", "resume_from_checkpoint", "init_from", "hub_model_id")
 
 
 class StagesFile(Section):
@@ -224,8 +224,9 @@ def _contradictions(recipes: list[StageRecipe]) -> list[str]:
 
 
 def _with_starts(recipes: list[StageRecipe]) -> list[StageRecipe]:
-    """Fill in the defaults of start_from, and leave the push of the model to the last stage."""
+    """Fill in the defaults of start_from, and leave what belongs to one end of the training to the stage at it."""
     recipes = [_without(stage, "hub_model_id") for stage in recipes[:-1]] + recipes[-1:]
+    recipes = recipes[:1] + [_without(stage, "init_from") for stage in recipes[1:]]
     filled = recipes[:1]
     for before, stage in pairwise(recipes):
         default: StartFrom = "average" if before.config.use_ema else "weights"
