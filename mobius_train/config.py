@@ -6,6 +6,7 @@ Field names follow the Hugging Face training scripts.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mobius_train.errors import MobiusError, without_secrets
-from mobius_train.recipe_files import load_as
+from mobius_train.recipe_files import load_as, validated
 from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
@@ -258,7 +259,10 @@ class RunConfig(Section):
     output_dir: Path = Field(description="folder of the run; {time} in it becomes the time of the start")
     seed: int = Field(0, description="seed of new weights, noise, timesteps and the order of the data")
     deterministic: bool = Field(False, description="bit-identical results on every run, on GPUs too, but slower")
-    max_train_steps: int = Field(ge=1, description="optimizer steps")
+    max_train_steps: int | None = Field(None, ge=1, description="optimizer steps; or set num_train_epochs")
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="passes over the training clips, in place of max_train_steps; the steps are rounded up"
+    )
     train_batch_size: int = Field(1, ge=1, description="clips per micro-batch and rank")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     global_batch_size: int | None = Field(
@@ -371,7 +375,11 @@ class RunConfig(Section):
             )
         if self.data.cache_required and self.data.cache_dir is None:
             raise ValueError("data.cache_required=true requires data.cache_dir: set it")
-        if self.lr_warmup_steps >= self.max_train_steps:
+        if (self.max_train_steps is None) == (self.num_train_epochs is None):
+            raise ValueError(
+                "the length of the run must be set once: set max_train_steps or num_train_epochs, and the other to null"
+            )
+        if self.max_train_steps is not None and self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} must be less than max_train_steps={self.max_train_steps}"
             )
@@ -456,6 +464,27 @@ class RunConfig(Section):
         """The fields of RingShape that the recipe sets."""
         values = {name: getattr(self, name) for name in RING_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; known once `with_steps` has counted the clips."""
+        assert self.max_train_steps is not None
+        return self.max_train_steps
+
+    def with_steps(self, clips: int, ranks: int) -> RunConfig:
+        """Return the recipe with max_train_steps in place of num_train_epochs.
+
+        Args:
+            clips: number of training clips.
+
+        Raises:
+            MobiusError: these are too few steps for the recipe.
+        """
+        if self.num_train_epochs is None:
+            return self
+        steps = math.ceil(self.num_train_epochs * clips / self.samples_per_step(ranks))
+        values = self.model_dump() | {"max_train_steps": steps, "num_train_epochs": None}
+        return validated(RunConfig, values, f"num_train_epochs={self.num_train_epochs:g} of {clips} clips")
 
     def samples_per_step(self, ranks: int) -> int:
         """Return the global batch size: samples per optimizer step over all ranks."""

@@ -42,7 +42,7 @@ def write_model_card(
     name = config.output_dir.name
     lines = ["---", yaml.safe_dump(_metadata(config), sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [f"- {title}: {text}" for title, text in of_task.items()]
-    lines += [f"- steps: {config.max_train_steps}, with a learning rate of {config.learning_rate:g}", ""]
+    lines += [f"- steps: {config.steps}, with a learning rate of {config.learning_rate:g}", ""]
     if picture is not None:
         shown = f"{SAMPLES}{Path(picture).suffix}"
         shutil.copyfile(named[picture], folder / shown)

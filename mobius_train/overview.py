@@ -32,7 +32,7 @@ def overview(
         done: steps that a resumed run has behind it.
     """
     batch = config.samples_per_step(distributed.world_size)
-    steps = f"{config.max_train_steps} of {batch} samples: {config.max_train_steps * batch / clips:.3g} epochs"
+    steps = f"{config.steps} of {batch} samples: {config.steps * batch / clips:.3g} epochs"
     lines = {
         "run": str(output_dir),
         **of_task,

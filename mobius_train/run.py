@@ -83,13 +83,16 @@ def run_training(
     stop: Stop,
     weights: WeightSource | None = None,
     begin: Begin | None = None,
-) -> None:
+) -> int:
     """Train a run to its end on ranks that have joined, and print the paths of the results. All ranks call it.
 
     Args:
         stop: marks a stop in the run's folder, unless it marks one in another folder already.
         weights: the source of the models; default: the recipe's pretrained models.
         begin: gives the engine of a run without a checkpoint further state.
+
+    Returns:
+        The number of its steps.
 
     Raises:
         MobiusError: the run cannot be trained.
@@ -111,6 +114,8 @@ def run_training(
         planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
         task = _build_task(config, distributed, weights)
+        clips, ranks = task.clips, distributed.world_size
+        config = config.with_steps(clips, ranks)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         of_task = task.overview
@@ -120,10 +125,10 @@ def run_training(
         if folder is not None:
             progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
             if distributed.is_main:
-                print(f"resumed from {folder}: step {progress.step} of {config.max_train_steps}", flush=True)
+                print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
         elif begin is not None:
             begin(engine)
-        lines = overview(config, spread.describe(config), distributed, output_dir, of_task, task.clips, progress.step)
+        lines = overview(config, spread.describe(config), distributed, output_dir, of_task, clips, progress.step)
         if distributed.is_main:
             print(f"\n{lines}\n", flush=True)
             _write_text(output_dir / OVERVIEW, lines + "\n")
@@ -164,6 +169,7 @@ def run_training(
     if repository is not None:
         distributed.watch.enter("export", f"pushing to {repository}")
         distributed.on_main(lambda: _push(output_dir / "final", repository))
+    return config.steps
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:

@@ -88,7 +88,7 @@ class Trainer:
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
             batches = self.task.training_batches(progress.samples_seen)
-            while progress.step < config.max_train_steps:
+            while progress.step < config.steps:
                 # Validation follows the save, so a failure here loses no step. A resumed run validates again.
                 if progress.step == 0 or _due(config.validation_steps, progress.step):
                     self._validate()
@@ -281,7 +281,7 @@ class Trainer:
         if self._followers is None:
             return _Silent()
         try:
-            return Sinks(self.output_dir, self.progress.step, self.config.max_train_steps, self._followers)
+            return Sinks(self.output_dir, self.progress.step, self.config.steps, self._followers)
         except OSError as error:
             where = error.filename or self.output_dir
             raise MobiusError(

@@ -215,6 +215,21 @@ def test_anchors_are_allowed_and_wrong_values_are_cut(recipe: Path) -> None:
     assert len(str(refused.value).split("\n  - ")[1]) < 400
 
 
+def test_the_length_is_set_once_and_epochs_are_rounded_up(recipe: Path) -> None:
+    epochs = ["max_train_steps=null", "num_train_epochs=1.5", "train_batch_size=2", "gradient_accumulation_steps=2"]
+    config = load(recipe, epochs)
+    # 15 samples in steps of 4, and of 8.
+    assert config.with_steps(10, 1).steps == 4
+    resolved = config.with_steps(10, 2)
+    assert (resolved.max_train_steps, resolved.num_train_epochs) == (2, None)
+    assert resolved.with_steps(99, 1) == resolved
+    for overrides in (["num_train_epochs=1"], ["max_train_steps=null"]):
+        with pytest.raises(MobiusError, match="max_train_steps or num_train_epochs, and the other to null"):
+            load(recipe, overrides)
+    with pytest.raises(MobiusError, match=r"num_train_epochs=1\.5 of 10 clips.*\n.*lr_warmup_steps=4 must be less"):
+        load(recipe, [*epochs, "lr_warmup_steps=4"]).with_steps(10, 1)
+
+
 def test_no_credential_is_in_the_text_for_others(recipe: Path) -> None:
     config = load(recipe, ["data.train=https://me:secret@example.org/{0..3}.tar?token=hidden"])
     assert "secret" in config.dump()

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from recipes import DEEP, Run, metrics
 
 from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.config import load
 from mobius_train.errors import MobiusError
 
 RING = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
@@ -78,3 +79,19 @@ def test_weights_in_float32_go_on_where_the_source_has_them(run: Run, capsys: py
     rounded = trained(run("d", init_from=str(source / "final"), **STILL) / "checkpoint-1")
     assert same(rounded, {name: one.bfloat16().float() for name, one in exact.items()})
     assert "rounded to 16 bits" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_epochs_become_steps_that_are_stored(run: Run) -> None:
+    quiet = {name: value for name, value in QUIET.items() if name != "max_train_steps"}
+    # Ten clips in batches of two, and of four.
+    folder = run("a", **quiet, max_train_steps=None, num_train_epochs=0.5, lr_scheduler="linear")
+    assert [line["step"] for line in metrics(folder)][-1] == 3
+    stored = load(folder / "config.yaml")
+    assert (stored.max_train_steps, stored.num_train_epochs) == (3, None)
+    # The schedule ends with the run.
+    same_steps = run("b", **quiet, max_train_steps=3, lr_scheduler="linear")
+    rates = [[line["learning_rate"] for line in metrics(one) if "loss" in line] for one in (folder, same_steps)]
+    assert rates[0] == rates[1]
+    run("a", **quiet, max_train_steps=None, num_train_epochs=1, lr_scheduler="linear", resume_from_checkpoint="latest")
+    assert load(folder / "config.yaml").max_train_steps == 5
