@@ -328,10 +328,21 @@ class RunConfig(Section):
         None, ge=1, description="always keep checkpoints at multiples of this many steps, beyond the limit"
     )
     resume_from_checkpoint: str | None = Field(
-        None, description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run"
+        None,
+        description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run; or the path of any run or"
+        " checkpoint, which goes on in a new output_dir",
     )
     resume_with_changed_data: bool = Field(
         False, description="resume although the clips, the seed or the order of the samples are not the checkpoint's"
+    )
+    resume_with_changed_batch: bool = Field(
+        False, description="resume with another number of samples per step; steps no longer mean what they did"
+    )
+    resume_with_changed_precision: bool = Field(
+        False, description="resume with another mixed_precision or frozen_dtype; rounding and loss scale begin anew"
+    )
+    resume_with_changed_learning_rate: bool = Field(
+        False, description="resume with another learning rate or schedule, which holds from this step on"
     )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     time_limits: TimeLimits = TimeLimits()
@@ -471,18 +482,20 @@ class RunConfig(Section):
         assert self.max_train_steps is not None
         return self.max_train_steps
 
-    def with_steps(self, clips: int, ranks: int) -> RunConfig:
+    def with_steps(self, clips: int, ranks: int, step: int = 0, samples_seen: int = 0) -> RunConfig:
         """Return the recipe with max_train_steps in place of num_train_epochs.
 
         Args:
             clips: number of training clips.
+            step, samples_seen: what a resumed run has behind it, perhaps in steps of another size.
 
         Raises:
             MobiusError: these are too few steps for the recipe.
         """
         if self.num_train_epochs is None:
             return self
-        steps = math.ceil(self.num_train_epochs * clips / self.samples_per_step(ranks))
+        samples = max(0, self.num_train_epochs * clips - samples_seen)
+        steps = step + math.ceil(samples / self.samples_per_step(ranks))
         values = self.model_dump() | {"max_train_steps": steps, "num_train_epochs": None}
         return validated(RunConfig, values, f"num_train_epochs={self.num_train_epochs:g} of {clips} clips")
 

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 
 from mobius_train.assembly.weights import WeightSource
+from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import STATE
-from mobius_train.checkpoint.resume import find, how_to_go_on, resume
+from mobius_train.checkpoint.resume import find, how_to_go_on, is_of_another_run, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig, as_yaml
-from mobius_train.convert.init_from import InitFrom
+from mobius_train.convert.init_from import InitFrom, frozen_hash_in
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
@@ -103,19 +105,20 @@ def run_training(
         distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
         distributed.on_main(lambda: check_reports(config))
-        output_dir, lock = claim(config.output_dir, config.resume_from_checkpoint, distributed, stack)
+        name = config.resume_from_checkpoint
+        own = None if name is None or is_of_another_run(config.output_dir, name) else name
+        output_dir, lock = claim(config.output_dir, own, distributed, stack)
         repository = distributed.on_main(lambda: _repository(config))
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
             _preflight(config, spread, output_dir, distributed)
-        name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
         planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
         task = _build_task(config, distributed, weights)
         clips, ranks = task.clips, distributed.world_size
-        config = config.with_steps(clips, ranks)
+        recipe, config = config, config.with_steps(clips, ranks)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         of_task = task.overview
@@ -123,7 +126,11 @@ def run_training(
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
+            frozen_hash = partial(frozen_hash_in, config)
+            counters = resume(folder, engine, identity, distributed, Accepted.of(config), frozen_hash)
+            progress = _progress(folder, counters)
+            config = recipe.with_steps(clips, ranks, progress.step, progress.samples_seen)
+            identity = replace(identity, config=_stored(config, output_dir))
             if distributed.is_main:
                 print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
         elif begin is not None:
@@ -342,9 +349,14 @@ def _progress(folder: Path, counters: dict[str, int]) -> Progress:
         raise MobiusError(f"{folder / STATE}: not the progress of a run ({error})") from error
 
 
+def _stored(config: RunConfig, output_dir: Path) -> str:
+    """The recipe as the run's folder has it."""
+    return config.model_copy(update={"output_dir": output_dir}).dump()
+
+
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
     return Identity(
-        config=config.model_copy(update={"output_dir": output_dir}).dump(),
+        config=_stored(config, output_dir),
         global_batch_size=config.samples_per_step(distributed.world_size),
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,

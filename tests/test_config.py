@@ -220,6 +220,9 @@ def test_the_length_is_set_once_and_epochs_are_rounded_up(recipe: Path) -> None:
     config = load(recipe, epochs)
     # 15 samples in steps of 4, and of 8.
     assert config.with_steps(10, 1).steps == 4
+    # Of a run that has seen 8 samples in 4 steps of 2, 7 are left: 2 steps of 4.
+    assert config.with_steps(10, 1, step=4, samples_seen=8).steps == 6
+    assert config.with_steps(10, 1, step=4, samples_seen=16).steps == 4
     resolved = config.with_steps(10, 2)
     assert (resolved.max_train_steps, resolved.num_train_epochs) == (2, None)
     assert resolved.with_steps(99, 1) == resolved

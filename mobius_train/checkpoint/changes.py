@@ -15,7 +15,14 @@ from mobius_train.engine.contents import Contents
 from mobius_train.recipe_files import by_dotted_name
 
 # Fields that say how to resume, and where the run is.
-OWN = ("resume_from_checkpoint", "resume_with_changed_data", "output_dir")
+OWN = (
+    "resume_from_checkpoint",
+    "resume_with_changed_data",
+    "resume_with_changed_batch",
+    "resume_with_changed_precision",
+    "resume_with_changed_learning_rate",
+    "output_dir",
+)
 NOTHING = "not set"
 
 
