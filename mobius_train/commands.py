@@ -26,6 +26,7 @@ SCRIPTS = {
     "mobius-measure": "measure_memory",
     "mobius-plan": "plan_memory",
     "mobius-prepare": "prepare_data",
+    "mobius-push": "push_to_hub",
     "mobius-sample": "sample",
 }
 # What `mobius-files` copies: the files that people edit.

@@ -6,14 +6,15 @@ Field names follow the Hugging Face training scripts.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from mobius_train.errors import MobiusError
-from mobius_train.recipe_files import load_as
+from mobius_train.errors import MobiusError, without_secrets
+from mobius_train.recipe_files import load_as, validated
 from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
@@ -296,6 +297,11 @@ class RunConfig(Section):
     pretrained_model_name_or_path: str | None = Field(
         None, description="model folder or hub name in diffusers layout: unet/, vae/, scheduler/, text encoder"
     )
+    init_from: Path | None = Field(
+        None,
+        description="final/, checkpoint-<n> or folder of another run, whose trained weights a new run starts from;"
+        " its optimizer and steps are new",
+    )
     vae_name_or_path: str | None = Field(None, description="autoencoder to use instead of the pretrained model's")
     text_encoder_name_or_path: str | None = Field(
         None,
@@ -327,7 +333,10 @@ class RunConfig(Section):
     output_dir: Path = Field(description="folder of the run; {time} in it becomes the time of the start")
     seed: int = Field(0, description="seed of new weights, noise, timesteps and the order of the data")
     deterministic: bool = Field(False, description="bit-identical results on every run, on GPUs too, but slower")
-    max_train_steps: int = Field(ge=1, description="optimizer steps")
+    max_train_steps: int | None = Field(None, ge=1, description="optimizer steps; or set num_train_epochs")
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="passes over the training clips, in place of max_train_steps; the steps are rounded up"
+    )
     train_batch_size: int = Field(1, ge=1, description="clips per micro-batch and rank")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     global_batch_size: int | None = Field(
@@ -393,15 +402,33 @@ class RunConfig(Section):
         None, ge=1, description="always keep checkpoints at multiples of this many steps, beyond the limit"
     )
     resume_from_checkpoint: str | None = Field(
-        None, description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run"
+        None,
+        description="latest, checkpoint-<n>, or auto: latest if there is one, else a new run; or the path of any run or"
+        " checkpoint, which goes on in a new output_dir",
     )
     resume_with_changed_data: bool = Field(
         False, description="resume although the clips, the seed or the order of the samples are not the checkpoint's"
     )
+    resume_with_changed_batch: bool = Field(
+        False, description="resume with another number of samples per step; steps no longer mean what they did"
+    )
+    resume_with_changed_precision: bool = Field(
+        False, description="resume with another mixed_precision or frozen_dtype; rounding and loss scale begin anew"
+    )
+    resume_with_changed_learning_rate: bool = Field(
+        False, description="resume with another learning rate or schedule, which holds from this step on"
+    )
     validation_steps: int | None = Field(None, ge=1, description="default: only before and after training")
     time_limits: TimeLimits = TimeLimits()
-    report_to: tuple[Literal["tensorboard"], ...] = Field(
-        ("tensorboard",), description="trackers beside metrics.jsonl; []: none"
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="trackers beside metrics.jsonl, one word or a list; []: none"
+    )
+    hub_model_id: str | None = Field(
+        None, description="OWNER/NAME on the Hugging Face hub, where final/ is pushed; default: it is not pushed"
+    )
+    hub_private_repo: bool = Field(True, description="make a new repository on the hub private")
+    license: str | None = Field(
+        None, description="licence in the model's card, by its identifier on the hub (apache-2.0); default: not stated"
     )
     check_memory: bool = Field(
         True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
@@ -426,9 +453,18 @@ class RunConfig(Section):
             raise ValueError("shard_frozen=true shards frozen models, but stage autoencoder has none")
         if self.stage == "autoencoder" and self.data.cache_dir is not None:
             raise ValueError("data.cache_dir caches latents, but stage autoencoder trains the autoencoder: remove it")
+        if self.stage == "autoencoder" and self.init_from is not None:
+            raise ValueError(
+                "init_from gives weights to a denoiser, but stage is 'autoencoder': set pretrained_model_name_or_path"
+                " to the final/ instead"
+            )
         if self.data.cache_required and self.data.cache_dir is None:
             raise ValueError("data.cache_required=true requires data.cache_dir: set it")
-        if self.lr_warmup_steps >= self.max_train_steps:
+        if (self.max_train_steps is None) == (self.num_train_epochs is None):
+            raise ValueError(
+                "the length of the run must be set once: set max_train_steps or num_train_epochs, and the other to null"
+            )
+        if self.max_train_steps is not None and self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} must be less than max_train_steps={self.max_train_steps}"
             )
@@ -514,13 +550,54 @@ class RunConfig(Section):
         values = {name: getattr(self, name) for name in RING_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; known once `with_steps` has counted the clips."""
+        assert self.max_train_steps is not None
+        return self.max_train_steps
+
+    def with_steps(self, clips: int, ranks: int, step: int = 0, samples_seen: int = 0) -> RunConfig:
+        """Return the recipe with max_train_steps in place of num_train_epochs.
+
+        Args:
+            clips: number of training clips.
+            step, samples_seen: what a resumed run has behind it, perhaps in steps of another size.
+
+        Raises:
+            MobiusError: these are too few steps for the recipe.
+        """
+        if self.num_train_epochs is None:
+            return self
+        samples = max(0, self.num_train_epochs * clips - samples_seen)
+        steps = step + math.ceil(samples / self.samples_per_step(ranks))
+        values = self.model_dump() | {"max_train_steps": steps, "num_train_epochs": None}
+        return validated(RunConfig, values, f"num_train_epochs={self.num_train_epochs:g} of {clips} clips")
+
     def samples_per_step(self, ranks: int) -> int:
         """Return the global batch size: samples per optimizer step over all ranks."""
         return self.train_batch_size * self.gradient_accumulation_steps * (ranks // self.sequence_parallel_size)
 
     def dump(self) -> str:
         """Return the resolved configuration as YAML, which `load` can read."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
+
+    def public_values(self) -> dict[str, Any]:
+        """Return all values as in `dump`, without the credentials in addresses, for pages that others read."""
+        public: dict[str, Any] = _public(self.model_dump(mode="json"))
+        return public
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Return the values of a recipe as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -24,6 +24,6 @@ def learning_rates(config: RunConfig, world_size: int) -> Callable[[int], float]
         unused,
         num_warmup_steps=config.lr_warmup_steps,
         # Counting from one avoids a rate of 0 in the first and the last step.
-        num_training_steps=config.max_train_steps + 1,
+        num_training_steps=config.steps + 1,
     ).lr_lambdas[0]
     return lambda step: base * float(factor(step + 1))

@@ -48,10 +48,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for editors")
     parser.add_argument("--dry-run", action="store_true", help="check all settings, run one micro-batch, write nothing")
     parser.add_argument("--preflight", action="store_true", help="compare and test the nodes without training")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="push final/ to the hub: hub_model_id=OWNER/NAME")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by old launchers
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     # Overrides can be before, between and after the options.
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.push_to_hub is not None:
+        arguments.overrides.append(f"hub_model_id={arguments.push_to_hub}")
+    return arguments
 
 
 def main() -> None:

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from mobius_train.config import RunConfig
+from mobius_train.config import RunConfig, as_yaml
 
-CARD, SAMPLES = "README.md", "samples.gif"
+CARD, SAMPLES = "README.md", "samples"
+# Files of a validation that a card can show, by their names in a run, with what they show; the first one that exists.
+PICTURES = {
+    "comparison.gif": "rows: the training clips, before training, after",
+    "contact_sheet.png": "samples, one for each prompt",
+    "reconstructions.png": "pictures, and below each its reconstruction",
+}
 # Bytes of the samples that a card may carry.
 MOST = 8 * 2**20
 
@@ -20,44 +26,44 @@ def write_model_card(
 ) -> None:
     """Write README.md, and copy the samples beside it.
 
-    The licence is left open: it follows from those of the base model and the data.
+    Without a licence in the recipe it is left open: it follows from those of the base model and the data.
 
     Args:
         folder: of the finished model.
         of_task: see `Task.overview`.
         figures: of the last validation, by name.
-        sample_paths: files of the last validation; the comparison is shown if there is one.
+        sample_paths: files of the last validation; one of `PICTURES` is shown.
 
     Raises:
         OSError: a file cannot be written.
     """
-    shown = next((path for path in sample_paths if path.name == "comparison.gif"), None)
-    if shown is not None and shown.stat().st_size <= MOST:
-        shutil.copyfile(shown, folder / SAMPLES)
-    else:
-        shown = None
+    named = {path.name: path for path in sample_paths}
+    picture = next((name for name in PICTURES if name in named and named[name].stat().st_size <= MOST), None)
     name = config.output_dir.name
     lines = ["---", yaml.safe_dump(_metadata(config), sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [f"- {title}: {text}" for title, text in of_task.items()]
-    lines += [f"- steps: {config.max_train_steps}, with a learning rate of {config.learning_rate:g}", ""]
-    if shown is not None:
-        lines += [f"![rows: the training clips, before training, after]({SAMPLES})", ""]
+    lines += [f"- steps: {config.steps}, with a learning rate of {config.learning_rate:g}", ""]
+    if picture is not None:
+        shown = f"{SAMPLES}{Path(picture).suffix}"
+        shutil.copyfile(named[picture], folder / shown)
+        lines += [f"![{PICTURES[picture]}]({shown})", ""]
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")
         command = f'python tools/sample.py FOLDER --prompt "{prompt}" --output clips/'
         lines += ["Draw a clip with mobius-train:", "", f"    {command}", ""]
     if figures:
-        lines += ["| figure of the samples | |", "|---|---|"]
+        lines += ["| figure of the last validation | |", "|---|---|"]
         lines += [f"| {title} | {value:.4g} |" for title, value in sorted(figures.items())]
         lines.append("")
-    lines += ["## Licence", "", "Not stated. It follows from the licences of the base model and of the data.", ""]
+    licence = config.license or "Not stated. It follows from the licences of the base model and of the data."
+    lines += ["## Licence", "", licence, ""]
     # The folder is a place on the machine that trained it.
-    recipe = {name: value for name, value in config.model_dump(mode="json").items() if name != "output_dir"}
+    recipe = {name: value for name, value in config.public_values().items() if name != "output_dir"}
     lines += [
         "## Recipe",
         "",
         "```yaml",
-        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        as_yaml(recipe).strip(),
         "```",
         "",
     ]
@@ -67,7 +73,9 @@ def write_model_card(
 def _metadata(config: RunConfig) -> dict[str, object]:
     base = config.pretrained_model_name_or_path
     kinds = {"text-to-video": "text-to-video", "text-to-image": "text-to-image", "autoencoder": "image-to-image"}
-    found: dict[str, object] = {"library_name": "diffusers", "pipeline_tag": kinds[config.stage], "license": "other"}
+    found: dict[str, object] = {"library_name": "diffusers", "pipeline_tag": kinds[config.stage]}
+    # The hub asks for the name of a licence that it does not know.
+    found |= {"license": config.license} if config.license else {"license": "other", "license_name": "not-stated"}
     # A hub name, not a folder.
     if base is not None and base.count("/") == 1 and not Path(base).exists():
         found["base_model"] = base

@@ -9,6 +9,7 @@ import torch
 
 from mobius_train.config import RunConfig
 from mobius_train.job.distributed import Distributed
+from mobius_train.metrics.trackers.open_trackers import where_to_look
 
 WIDTH = 12
 
@@ -31,14 +32,14 @@ def overview(
         done: steps that a resumed run has behind it.
     """
     batch = config.samples_per_step(distributed.world_size)
-    steps = f"{config.max_train_steps} of {batch} samples: {config.max_train_steps * batch / epoch:.3g} epochs"
+    steps = f"{config.steps} of {batch} samples: {config.steps * batch / epoch:.3g} epochs"
     lines = {
         "run": str(output_dir),
         **of_task,
         "device": _device(distributed, config),
         "engine": engine,
         "steps": steps if not done else f"{done} done of {steps}",
-        "tracker": f"tensorboard --logdir {output_dir / 'logs'}" if config.report_to else "metrics.jsonl",
+        "tracker": where_to_look(config.report_to, output_dir / "logs"),
     }
     return "\n".join(f"{name:<{WIDTH}}{text}" for name, text in lines.items())
 

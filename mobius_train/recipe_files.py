@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -89,6 +89,21 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         target[_place(target, name)] = value
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise MobiusError(without_secrets(f"override {override!r}: the recipe has no such field")) from error
+
+
+def by_dotted_name(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Return the values of a recipe by dotted name: those of a section have its name in front.
+
+    Args:
+        section: the name in front of all, with a dot at its end.
+    """
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            named |= by_dotted_name(value, f"{section}{name}.")
+        else:
+            named[f"{section}{name}"] = value
+    return named
 
 
 def _place(target: Any, name: str) -> Any:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mobius_train.assembly.weights import WeightSource
+from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import STATE
-from mobius_train.checkpoint.resume import find, how_to_go_on, resume
+from mobius_train.checkpoint.resume import find, how_to_go_on, is_of_another_run, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
-from mobius_train.config import RunConfig
+from mobius_train.config import RunConfig, as_yaml
+from mobius_train.convert.init_from import InitFrom, frozen_hash_in
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import Interrupted, MobiusError
 from mobius_train.files import read_lines, replace_file
+from mobius_train.hub import check_login, make_repository, push_folder
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
 from mobius_train.job.quiet import quiet_libraries
@@ -28,13 +34,19 @@ from mobius_train.job.run_folder import RunFolder
 from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
+from mobius_train.metrics.trackers.followers import Followers
+from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
+from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
+from mobius_train.recipe_files import by_dotted_name
 from mobius_train.run_page.page import OVERVIEW, PAGE
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
+
+logger = logging.getLogger(__name__)
 
 # Figures of the samples in the report; see `mobius_train.metrics.motion`.
 FIGURES = {
@@ -73,13 +85,16 @@ def run_training(
     stop: Stop,
     weights: WeightSource | None = None,
     begin: Begin | None = None,
-) -> None:
+) -> int:
     """Train a run to its end on ranks that have joined, and print the paths of the results. All ranks call it.
 
     Args:
         stop: marks a stop in the run's folder, unless it marks one in another folder already.
         weights: the source of the models; default: the recipe's pretrained models.
         begin: gives the engine of a run without a checkpoint further state.
+
+    Returns:
+        The number of its steps.
 
     Raises:
         MobiusError: the run cannot be trained.
@@ -89,15 +104,21 @@ def run_training(
     with ExitStack() as stack:
         distributed.watch.enter("start", "the checks before the start")
         make_engine = choose_engine(config, spread)
-        output_dir, lock = claim(config.output_dir, config.resume_from_checkpoint, distributed, stack)
+        distributed.on_main(lambda: check_reports(config))
+        name = config.resume_from_checkpoint
+        own = None if name is None or is_of_another_run(config.output_dir, name) else name
+        output_dir, lock = claim(config.output_dir, own, distributed, stack)
+        repository = distributed.on_main(lambda: _repository(config))
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
             _preflight(config, spread, output_dir, distributed)
-        name = config.resume_from_checkpoint
         folder = None if name is None else find(output_dir, name, distributed)
+        planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
-        task = build_task(config, distributed, weights)
+        task = _build_task(config, distributed, weights)
+        epoch, ranks = task.epoch, distributed.world_size
+        recipe, config = config, config.with_steps(epoch, ranks)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         of_task = task.overview
@@ -105,17 +126,23 @@ def run_training(
         progress = Progress()
         identity = _identity(config, output_dir, task, distributed)
         if folder is not None:
-            progress = _progress(folder, resume(folder, engine, identity, distributed, config.resume_with_changed_data))
+            frozen_hash = partial(frozen_hash_in, config)
+            counters = resume(folder, engine, identity, distributed, Accepted.of(config), frozen_hash)
+            progress = _progress(folder, counters)
+            config = recipe.with_steps(epoch, ranks, progress.step, progress.samples_seen)
+            identity = replace(identity, config=_stored(config, output_dir))
             if distributed.is_main:
-                print(f"resumed from {folder}: step {progress.step} of {config.max_train_steps}", flush=True)
+                print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
         elif begin is not None:
             begin(engine)
+        lines = overview(config, spread.describe(config), distributed, output_dir, of_task, epoch, progress.step)
         if distributed.is_main:
-            lines = overview(
-                config, spread.describe(config), distributed, output_dir, of_task, task.epoch, progress.step
-            )
             print(f"\n{lines}\n", flush=True)
             _write_text(output_dir / OVERVIEW, lines + "\n")
+        # Before the data, whose preparation can take hours.
+        followers: list[Followers] = []
+        opened = partial(_open_followers, config, output_dir, lines, progress.step)
+        distributed.on_main(lambda: followers.append(stack.enter_context(opened())))
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
@@ -124,7 +151,20 @@ def run_training(
         distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
-            trainer = Trainer(config, task, engine, distributed, output_dir, progress, saver, stop, change, lock)
+            trainer = Trainer(
+                config,
+                task,
+                engine,
+                distributed,
+                output_dir,
+                progress,
+                saver,
+                stop,
+                change,
+                lock,
+                followers[0] if followers else None,
+                planned_gb,
+            )
             try:
                 shown = trainer.train()
             except torch.OutOfMemoryError as error:
@@ -132,6 +172,11 @@ def run_training(
         engine.close()
         if distributed.is_main:
             _report(config, output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
+    # The run is over: a push that fails makes neither it nor its trackers failed.
+    if repository is not None:
+        distributed.watch.enter("export", f"pushing to {repository}")
+        distributed.on_main(lambda: _push(output_dir / "final", repository))
+    return config.steps
 
 
 def check_nodes(config: RunConfig, spread: Spread) -> None:
@@ -158,8 +203,9 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
         MobiusError: the recipe cannot be trained.
     """
     make_engine = choose_engine(config, spread)
+    distributed.on_main(lambda: check_reports(config))
     distributed.watch.enter("start", "the dry run")
-    task = build_task(config, distributed)
+    task = _build_task(config, distributed)
     engine = make_engine(task.trained, task.units, distributed)
     loss = micro_batch(task, engine, next(task.training_batches(0)))
     mean = distributed.mean({"loss": float(loss)})["loss"]
@@ -177,6 +223,64 @@ def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed:
     line = preflight(config, spread, output_dir, distributed)
     if distributed.is_main:
         print(line, flush=True)
+
+
+def check_reports(config: RunConfig) -> None:
+    """Check what a run is reported to. Changes nothing there.
+
+    Raises:
+        MobiusError: the client of a tracker is not installed, or final/ cannot be pushed to the hub.
+    """
+    check_trackers(config.report_to)
+    if config.hub_model_id is not None:
+        check_login(config.hub_model_id)
+
+
+def _repository(config: RunConfig) -> str | None:
+    return None if config.hub_model_id is None else make_repository(config.hub_model_id, config.hub_private_repo)
+
+
+def _push(final: Path, repository: str) -> None:
+    """Push final/ after all else, so that a failure costs nothing but an exit status that is not 0."""
+    try:
+        print(f"\npushed to {push_folder(final, repository)}", flush=True)
+    except MobiusError as error:
+        raise MobiusError(
+            f"{error}. The run is finished and its model is in {final}. Push it with: python tools/push_to_hub.py"
+            f" {shlex.quote(str(final))} --repository {repository}"
+        ) from error
+
+
+def _build_task(config: RunConfig, distributed: Distributed, weights: WeightSource | None = None) -> Task:
+    """Build the task from given weights, or from those that the recipe names."""
+    if weights is not None or config.init_from is None:
+        return build_task(config, distributed, weights)
+    start = InitFrom(config)
+    task = build_task(config, distributed, start)
+    if distributed.is_main:
+        print(f"starts from {start.description}", flush=True)
+    return task
+
+
+def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:
+    recipe = config.model_copy(update={"output_dir": output_dir}).public_values()
+    about = About(output_dir, by_dotted_name(recipe), as_yaml(recipe), lines, first_step)
+    return open_followers(config.report_to, about)
+
+
+def _planned_gb(config: RunConfig, spread: Spread, distributed: Distributed) -> float | None:
+    """The planned peak of what torch allocates on this GPU, in GB (1e9 bytes); None without one, or on other ranks."""
+    if distributed.device.type != "cuda" or not distributed.is_main or not config.check_memory:
+        return None
+    # These imports take a second, which a start on a CPU does not need.
+    from mobius_train.plan.planner import CONTEXT, plan
+
+    try:
+        return (plan(config, spread).peak - CONTEXT) / 1e9
+    # A figure for comparison: whatever a plan fails on must not end a run that would train.
+    except Exception as error:
+        logger.warning("this recipe cannot be planned, so no planned memory is recorded: %s", error)
+        return None
 
 
 def _count(task: Task, trained: bool) -> int:
@@ -245,9 +349,14 @@ def _progress(folder: Path, counters: dict[str, int]) -> Progress:
         raise MobiusError(f"{folder / STATE}: not the progress of a run ({error})") from error
 
 
+def _stored(config: RunConfig, output_dir: Path) -> str:
+    """The recipe as the run's folder has it."""
+    return config.model_copy(update={"output_dir": output_dir}).dump()
+
+
 def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
     return Identity(
-        config=config.model_copy(update={"output_dir": output_dir}).dump(),
+        config=_stored(config, output_dir),
         global_batch_size=config.samples_per_step(distributed.world_size),
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
@@ -285,7 +394,9 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
         print(f"                     (the motion of {shown.figures['motion_correlation/clips']:.0f} training clips)")
     for path in shown.paths:
         print(f"  {path.suffix[1:]:<18} {path}")
-    print(f"  metrics            {output_dir / 'metrics.jsonl'}   tensorboard --logdir {output_dir / 'logs'}")
+    print(f"  metrics            {output_dir / 'metrics.jsonl'}")
+    if config.report_to:
+        print(f"  trackers           {where_to_look(config.report_to, output_dir / 'logs')}")
     final = output_dir / "final"
     print(f"  page               {output_dir / PAGE}")
     print(f"  model              {final}")

@@ -26,6 +26,7 @@ from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
 from mobius_train.metrics.sinks import Sinks
+from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.model_card import write_model_card
 from mobius_train.run_page.page import write_run_page
@@ -47,7 +48,12 @@ class Progress:
 
 
 class Trainer:
-    """Runs a task on an engine from `progress` to `max_train_steps`."""
+    """Runs a task on an engine from `progress` to `max_train_steps`.
+
+    Args:
+        followers: the run's trackers; None on ranks other than rank 0.
+        planned_gb: planned peak memory, recorded beside the measured; None if there is no plan.
+    """
 
     def __init__(
         self,
@@ -61,10 +67,13 @@ class Trainer:
         stop: Stop,
         weight_change: WeightChange,
         lock: RunLock | None,
+        followers: Followers | None,
+        planned_gb: float | None,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
         self.saver, self.stop, self._weight_change, self._lock = saver, stop, weight_change, lock
+        self._followers, self._planned_gb = followers, planned_gb
         self._first_step = progress.step
         self._enter = distributed.watch.enter
         self._learning_rate = learning_rates(config, distributed.world_size)
@@ -79,7 +88,7 @@ class Trainer:
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
             batches = self.task.training_batches(progress.samples_seen)
-            while progress.step < config.max_train_steps:
+            while progress.step < config.steps:
                 # Validation follows the save, so a failure here loses no step. A resumed run validates again.
                 if progress.step == 0 or _due(config.validation_steps, progress.step):
                     self._validate()
@@ -91,6 +100,8 @@ class Trainer:
                 if self._lock:
                     self._lock.note_step()
                 stopping = metrics.pop("stopping") > 0
+                if self._planned_gb is not None:
+                    metrics["memory_planned_gb"] = self._planned_gb
                 if self._to:
                     self._to.step(progress.step, metrics)
                 self.saver.poll()
@@ -226,7 +237,7 @@ class Trainer:
         return self.engine.averaged_weights() if self.config.use_ema else self.engine.weights()
 
     def _validate(self) -> Shown:
-        """Compute the held-out loss and samples with the weights that an export would use."""
+        """Compute the held-out loss and samples with the weights that an export would use; the figures have both."""
         self._enter("validation", f"the validation at step {self.progress.step}")
         weights = self._weights()
         heldout = self._means(self.task.heldout_losses(weights))
@@ -244,12 +255,13 @@ class Trainer:
                 shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
             except OSError as error:
                 logger.error("the samples of step %d were not written: %s", self.progress.step, error)
-            if self._to and shown.figures:
-                self._to.write(self.progress.step, shown.figures)
             if self._to:
+                if shown.figures:
+                    self._to.write(self.progress.step, shown.figures)
+                self._to.show(self.progress.step, shown.paths)
                 self._write_page()
         self.distributed.barrier()
-        return shown
+        return Shown(shown.paths, heldout | shown.figures)
 
     def _write_page(self) -> None:
         """Renew report.html. The run does not depend on it."""
@@ -266,15 +278,10 @@ class Trainer:
         return {name: means[f"sum {name}"] / means[f"count {name}"] for name in totals if means[f"count {name}"]}
 
     def _sinks(self) -> Any:
-        if not self.distributed.is_main:
+        if self._followers is None:
             return _Silent()
         try:
-            return Sinks(
-                self.output_dir,
-                self.progress.step,
-                self.config.max_train_steps,
-                tensorboard="tensorboard" in self.config.report_to,
-            )
+            return Sinks(self.output_dir, self.progress.step, self.config.steps, self._followers)
         except OSError as error:
             where = error.filename or self.output_dir
             raise MobiusError(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from recipes import RECIPES
 
-from mobius_train.config import RunConfig, load
+from mobius_train.config import RunConfig, as_yaml, load
 from mobius_train.errors import MobiusError
 
 MINIMAL = {"data": {"train": "clips"}, "output_dir": "out", "max_train_steps": 10}
@@ -200,8 +200,9 @@ def test_one_word_is_a_list_of_one(recipe: Path) -> None:
     assert config.validation.prompts == ("a dog, running",)
     assert config.data.subset == ("a dog",)
     assert load(recipe, ["report_to=[]"]).report_to == ()
-    with pytest.raises(MobiusError, match=r"report_to.*'tensorboard'.*wandb"):
-        load(recipe, ["report_to=wandb"])
+    assert load(recipe, ["report_to=[wandb, mlflow]"]).report_to == ("wandb", "mlflow")
+    with pytest.raises(MobiusError, match=r"report_to.*'tensorboard', 'wandb' or 'mlflow'.*comet"):
+        load(recipe, ["report_to=comet"])
 
 
 def bomb(reference: str) -> str:
@@ -243,3 +244,30 @@ def test_anchors_are_allowed_and_wrong_values_are_cut(recipe: Path) -> None:
     with pytest.raises(MobiusError) as refused:
         load(recipe, [f"seed=[{'1, ' * 9999}]"])
     assert len(str(refused.value).split("\n  - ")[1]) < 400
+
+
+def test_the_length_is_set_once_and_epochs_are_rounded_up(recipe: Path) -> None:
+    epochs = ["max_train_steps=null", "num_train_epochs=1.5", "train_batch_size=2", "gradient_accumulation_steps=2"]
+    config = load(recipe, epochs)
+    # 15 samples in steps of 4, and of 8.
+    assert config.with_steps(10, 1).steps == 4
+    # Of a run that has seen 8 samples in 4 steps of 2, 7 are left: 2 steps of 4.
+    assert config.with_steps(10, 1, step=4, samples_seen=8).steps == 6
+    assert config.with_steps(10, 1, step=4, samples_seen=16).steps == 4
+    resolved = config.with_steps(10, 2)
+    assert (resolved.max_train_steps, resolved.num_train_epochs) == (2, None)
+    assert resolved.with_steps(99, 1) == resolved
+    for overrides in (["num_train_epochs=1"], ["max_train_steps=null"]):
+        with pytest.raises(MobiusError, match="max_train_steps or num_train_epochs, and the other to null"):
+            load(recipe, overrides)
+    with pytest.raises(MobiusError, match=r"num_train_epochs=1\.5 of 10 clips.*\n.*lr_warmup_steps=4 must be less"):
+        load(recipe, [*epochs, "lr_warmup_steps=4"]).with_steps(10, 1)
+
+
+def test_no_credential_is_in_the_text_for_others(recipe: Path) -> None:
+    config = load(recipe, ["data.train=https://me:secret@example.org/{0..3}.tar?token=hidden"])
+    assert "secret" in config.dump()
+    text = as_yaml(config.public_values())
+    assert "secret" not in text
+    assert "hidden" not in text
+    assert "train: https://example.org/{0..3}.tar\n" in text

@@ -34,6 +34,7 @@ def test_it_states_what_the_model_is(tmp_path: Path) -> None:
         "library_name": "diffusers",
         "pipeline_tag": "text-to-video",
         "license": "other",
+        "license_name": "not-stated",
         "base_model": "someone/model",
         "tags": ["mobius-train", "text-to-video"],
     }
@@ -46,6 +47,37 @@ def test_it_states_what_the_model_is(tmp_path: Path) -> None:
     assert yaml.safe_load(recipe_text)["max_train_steps"] == 4
     # Not where it was trained.
     assert "output_dir" not in recipe_text
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["00-a-dog.gif", "contact_sheet.png", "comparison.gif"], "samples.gif"),
+        (["00-a-dog.png", "contact_sheet.png"], "samples.png"),
+        (["reconstructions.png"], "samples.png"),
+        (["00-a-dog.png"], None),
+    ],
+)
+def test_samples_of_every_stage_are_shown(tmp_path: Path, names: list[str], shown: str | None) -> None:
+    for name in names:
+        (tmp_path / name).write_text(name)
+    _, text = card(tmp_path, [tmp_path / name for name in names])
+    copied = [path.name for path in (tmp_path / "final").iterdir() if path.name != "README.md"]
+    assert copied == ([] if shown is None else [shown])
+    assert (f"]({shown})" in text) == (shown is not None)
+    if shown is not None:
+        assert (tmp_path / "final" / shown).read_text() == names[-1]
+
+
+def test_a_licence_is_stated_and_no_credential_is(tmp_path: Path) -> None:
+    url = "https://me:secret@example.org/{0..3}.tar?token=hidden"
+    metadata, text = card(tmp_path, [], license="apache-2.0", data={"train": url, "download_dir": str(tmp_path)})
+    assert metadata["license"] == "apache-2.0"
+    assert "license_name" not in metadata
+    assert "Not stated" not in text
+    assert "train: https://example.org/{0..3}.tar" in text
+    assert "secret" not in text
+    assert "hidden" not in text
 
 
 def test_a_folder_is_no_base_model_and_large_samples_stay_behind(

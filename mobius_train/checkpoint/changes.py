@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,9 +12,17 @@ from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.config import RunConfig
 from mobius_train.engine.contents import Contents
+from mobius_train.recipe_files import by_dotted_name
 
 # Fields that say how to resume, and where the run is.
-OWN = ("resume_from_checkpoint", "resume_with_changed_data", "output_dir")
+OWN = (
+    "resume_from_checkpoint",
+    "resume_with_changed_data",
+    "resume_with_changed_batch",
+    "resume_with_changed_precision",
+    "resume_with_changed_learning_rate",
+    "output_dir",
+)
 NOTHING = "not set"
 
 
@@ -58,12 +65,4 @@ def recipe_fields(values: dict[str, Any]) -> dict[str, Any]:
     # The fields of another version are compared as they are.
     with suppress(ValidationError, RecursionError):
         values = RunConfig.model_validate(values).model_dump(mode="json")
-    return {name: value for name, value in _flat(values, "") if name not in OWN}
-
-
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {name: value for name, value in by_dotted_name(values).items() if name not in OWN}

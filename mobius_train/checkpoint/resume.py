@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mobius_train.checkpoint import random_states
-from mobius_train.checkpoint.changes import changes
+from mobius_train.checkpoint.accepted import LEARNING_RATE, Accepted, note, offer
+from mobius_train.checkpoint.changes import changes, differing, recipe_fields
 from mobius_train.checkpoint.folders import checkpoints, pointed
 from mobius_train.checkpoint.format import LATEST, NAME, State, random_file
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
 from mobius_train.config import RunConfig
+from mobius_train.dtypes import Dtypes
 from mobius_train.engine import contents
 from mobius_train.engine.protocol import Engine
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
+from mobius_train.recipe_files import validated
 from mobius_train.ring_shape import RING_FIELDS, RingShape
 
 logger = logging.getLogger(__name__)
 
+NOTHING_ELSE = Accepted()
+# An engine's scalars that do not depend on its precision.
+NOT_OF_THE_SCALE = ("adam_step", "ema_updates")
 # For jobs that requeue themselves: resume from the latest checkpoint if there is one, else start a new run.
 AUTO = "auto"
+
+
+def is_of_another_run(output_dir: Path, name: str) -> bool:
+    """Whether resume_from_checkpoint is the path of a checkpoint or run in another folder than the run's own."""
+    folder, _ = _place(output_dir, name)
+    return folder.resolve() != output_dir.resolve()
+
+
+def _place(output_dir: Path, name: str) -> tuple[Path, str]:
+    """Return the run's folder and the name of a checkpoint in it, which a path can name together."""
+    if "/" not in name:
+        return output_dir, name
+    path = Path(name)
+    return (path.parent, path.name) if NAME.fullmatch(path.name) else (path, LATEST)
 
 
 def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
     """Return the requested checkpoint after verifying the hashes of its files. All ranks call it and get the same one.
 
     "latest" is the checkpoint that the file `latest` names, or the newest good one if that is damaged. "auto" is
-    "latest", or None if there is no checkpoint.
+    "latest", or None if there is no checkpoint. The path of another run is its latest checkpoint.
 
     Raises:
         MobiusError: no checkpoint exists, or the requested one is damaged.
     """
+    output_dir, name = _place(output_dir, name)
     requested, name = name, LATEST if name == AUTO else name
     candidates, warning = distributed.broadcast_object(_candidates(output_dir, name))
     if requested == AUTO and not candidates:
@@ -72,35 +95,50 @@ def how_to_go_on(config: RunConfig, output_dir: Path) -> str:
 
 
 def resume(
-    folder: Path, engine: Engine, identity: Identity, distributed: Distributed, changed_data: bool = False
+    folder: Path,
+    engine: Engine,
+    identity: Identity,
+    distributed: Distributed,
+    accepted: Accepted = NOTHING_ELSE,
+    frozen_hash: Callable[[torch.dtype], str] | None = None,
 ) -> dict[str, Any]:
     """Restore a verified checkpoint, print what is other than before, and return its progress. All ranks call it.
 
     Args:
-        changed_data: accept other clips, another seed or another order of the samples.
+        accepted: what may be other than in the checkpoint's run.
+        frozen_hash: of this run's frozen weights in another type, for another precision.
 
     Raises:
-        MobiusError: the frozen weights, trained parameters, precision, global batch size or data differ from this
-            run's.
+        MobiusError: the frozen weights or trained parameters differ from this run's, or what was not accepted: the
+            precision, global batch size, learning rate or data.
     """
     checkpoint = Checkpoint(folder)
     state = checkpoint.state
-    _check(folder, state, identity, distributed.data_size)
-    notes = _check_data(folder, state, identity, changed_data)
+    notes = _check_precision(checkpoint, engine.contents().mixed_precision, identity, accepted, frozen_hash)
+    batch_notes, left_out = _check_batch(folder, state, identity, distributed.data_size, accepted)
+    notes += batch_notes
+    notes += _check_learning_rate(checkpoint, identity, accepted)
+    notes += _check_data(folder, state, identity, accepted.data)
     notes += changes(checkpoint, engine.contents(), identity, distributed.world_size)
     if distributed.is_main:
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     if state.contents.trained != engine.contents().trained:
         _check_ring(folder, checkpoint.config, yaml.safe_load(identity.config))
     contents.check(str(folder), state.contents, engine.contents())
-    engine.restore(checkpoint.fill, state.scalars)
+    scalars = state.scalars
+    if state.contents.mixed_precision != engine.contents().mixed_precision:
+        # The loss scale of another precision means nothing.
+        kept = {name: value for name, value in scalars.items() if name in NOT_OF_THE_SCALE}
+        scalars = engine.scalars() | kept
+    engine.restore(checkpoint.fill, scalars)
     if state.world_size == distributed.world_size:
         path = folder / random_file(distributed.rank, state.world_size)
         try:
             random_states.put(checkpoint.random_states(distributed.rank))
         except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
             raise MobiusError(f"{path}: not random states ({type(error).__name__}: {str(error)[:200]})") from error
-    return state.progress
+    progress = dict(state.progress)
+    return progress | {"samples_seen": progress["samples_seen"] + left_out} if left_out else progress
 
 
 def _candidates(output_dir: Path, name: str) -> tuple[list[Path], str]:
@@ -119,24 +157,76 @@ def _candidates(output_dir: Path, name: str) -> tuple[list[Path], str]:
     return rest, f"{output_dir / LATEST} {what}: using the newest good checkpoint"
 
 
-def _check(folder: Path, state: State, identity: Identity, world_size: int) -> None:
-    if state.frozen_sha256 != identity.frozen_sha256:
+def _check_precision(
+    checkpoint: Checkpoint,
+    mixed_precision: str,
+    identity: Identity,
+    accepted: Accepted,
+    frozen_hash: Callable[[torch.dtype], str] | None,
+) -> list[str]:
+    """Compare the precision and the frozen weights, whose hash depends on it; return lines for the user."""
+    folder, state = checkpoint.folder, checkpoint.state
+    was = state.contents.mixed_precision
+    if was != mixed_precision and not accepted.precision:
+        raise MobiusError(
+            f"{folder} was written with mixed_precision={was!r}, but this run uses {mixed_precision!r}: resume with the"
+            f" same value, {offer('precision')}"
+        )
+    ours = identity.frozen_sha256
+    if state.frozen_sha256 != ours and accepted.precision and frozen_hash is not None:
+        before = validated(RunConfig, checkpoint.config, f"the recipe in {folder}")
+        ours = frozen_hash(Dtypes.of(before).frozen)
+    if state.frozen_sha256 != ours:
         raise MobiusError(
             f"{folder} was trained with other frozen weights ({state.frozen_sha256[:12]}…, from {state.frozen_source})"
-            f" than this run has ({identity.frozen_sha256[:12]}…, from {identity.frozen_source}): set"
-            " pretrained_model_name_or_path and mixed_precision to the original values"
+            f" than this run has ({ours[:12]}…, from {identity.frozen_source}): set pretrained_model_name_or_path,"
+            " mixed_precision and frozen_dtype to the original values"
+            + ("" if accepted.precision else f". If only the precision is another, restore it, {offer('precision')}")
         )
-    if state.global_batch_size != identity.global_batch_size:
-        per_rank, rest = divmod(state.global_batch_size, world_size)
-        remedy = (
-            f"train_batch_size x gradient_accumulation_steps = {per_rank} on {world_size} rank(s)"
-            if rest == 0
-            else f"a number of ranks that divides {state.global_batch_size}, not {world_size}"
-        )
+    if was == mixed_precision and ours == identity.frozen_sha256:
+        return []
+    return [note("precision", f"mixed_precision was {was}, now {mixed_precision}, or frozen_dtype is another")]
+
+
+def _check_batch(
+    folder: Path, state: State, identity: Identity, world_size: int, accepted: Accepted
+) -> tuple[list[str], int]:
+    """Compare the global batch size; return lines for the user, and the number of samples that are left out.
+
+    The samples seen are rounded up to whole steps, because a step takes its samples from one bucket.
+    """
+    was, now = state.global_batch_size, identity.global_batch_size
+    if was == now:
+        return [], 0
+    if accepted.batch:
+        left_out = -state.progress.get("samples_seen", 0) % now
+        return [note("batch", f"samples per step were {was}, now {now} ({left_out} samples are left out)")], left_out
+    per_rank, rest = divmod(was, world_size)
+    remedy = (
+        f"train_batch_size x gradient_accumulation_steps = {per_rank} on {world_size} rank(s)"
+        if rest == 0
+        else f"a number of ranks that divides {was}, not {world_size}"
+    )
+    raise MobiusError(
+        f"{folder} was trained with {was} samples per step, but this run has {now}, so samples and learning rates would"
+        f" be counted differently. Set {remedy}, {offer('batch')}"
+    )
+
+
+def _check_learning_rate(checkpoint: Checkpoint, identity: Identity, accepted: Accepted) -> list[str]:
+    """Compare the fields of the learning rate; return lines for the user."""
+    both = [recipe_fields(values) for values in (checkpoint.config, yaml.safe_load(identity.config))]
+    # Values of another version, or of no run, can lack them.
+    before, now = ({name: fields[name] for name in LEARNING_RATE if name in fields} for fields in both)
+    found = "; ".join(differing(before, now)) if before and now else ""
+    if not found:
+        return []
+    if not accepted.learning_rate:
         raise MobiusError(
-            f"{folder} was trained with {state.global_batch_size} samples per step, but this run has"
-            f" {identity.global_batch_size}, so samples and learning rates would be counted differently. Set {remedy}"
+            f"{checkpoint.folder} was trained with another learning rate: {found}. Set the same values,"
+            f" {offer('learning_rate')}"
         )
+    return [note("learning_rate", found)]
 
 
 def _check_data(folder: Path, state: State, identity: Identity, accepted: bool) -> list[str]:

@@ -44,7 +44,7 @@ class FromCheckpoint(Pretrained):
                     f" but the training used {self._frozen_sha256[:12]}…: restore these weights, or set"
                     " pretrained_model_name_or_path in a copy of the run's config.yaml to their location"
                 )
-        _assign(denoiser.trained, self._trained)
+        assign_weights(denoiser.trained, self._trained)
 
 
 def pipeline_of(config: RunConfig, weights: Weights, frozen_sha256: str | None = None) -> TextToVideoPipeline:
@@ -93,7 +93,12 @@ def open_safetensors(path: Path) -> Weights:
 
 
 @torch.no_grad()
-def _assign(module: torch.nn.Module, weights: Weights) -> None:
+def assign_weights(module: torch.nn.Module, weights: Weights) -> None:
+    """Copy weights into exactly the trained parameters of a module, and into buffers that they name.
+
+    Raises:
+        MobiusError: a weight is missing, unexpected or has another shape.
+    """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     buffers = dict(module.named_buffers())
     problems = [f"{name} is missing" for name in trained if name not in weights.layout]

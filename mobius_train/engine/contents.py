@@ -25,16 +25,11 @@ class Contents:
 
 
 def check(where: str, saved: Contents, current: Contents) -> None:
-    """Check that the state saved in `where` fits this run. The engine and the ZeRO stage may differ.
+    """Check that the state saved in `where` fits this run. The engine, the ZeRO stage and the precision may differ.
 
     Raises:
         MobiusError: the state does not fit this run.
     """
-    if saved.mixed_precision != current.mixed_precision:
-        raise MobiusError(
-            f"{where} was written with mixed_precision={saved.mixed_precision!r}, but this run uses"
-            f" {current.mixed_precision!r}: resume with the same value"
-        )
     differing = [
         name for name in {**saved.trained, **current.trained} if saved.trained.get(name) != current.trained.get(name)
     ]

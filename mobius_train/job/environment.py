@@ -92,6 +92,16 @@ def job_name() -> str:
     return os.environ.get("SLURM_JOB_ID", "")
 
 
+def tracker_project(variable: str) -> str:
+    """Return the project of a tracker, which its own variable names; default: mobius-train."""
+    return os.environ.get(variable) or "mobius-train"
+
+
+def mlflow_server() -> str | None:
+    """Return the address of the user's MLflow server or store; None if there is none."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
 def meeting_point(rank: int) -> tuple[str, int, bool, str]:
     """Return the host and port of the store, whether this rank serves it, and the launcher's attempt number.
 

@@ -1,1 +1,1 @@
-"""Metrics of a run: metric files, TensorBoard, peak memory and the motion of clips."""
+"""Metrics of a run: metric files, trackers, and the motion of clips."""

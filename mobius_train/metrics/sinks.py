@@ -1,34 +1,31 @@
-"""Outputs of metrics: a progress bar, metrics.jsonl and TensorBoard. Used on one rank."""
+"""Outputs of metrics: a progress bar, metrics.jsonl and the trackers. Used on one rank."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
-
 from mobius_train.bars import progress
 from mobius_train.metrics.json_lines import JsonLines
-
-logger = logging.getLogger(__name__)
+from mobius_train.metrics.trackers.followers import Followers
 
 Metrics = Mapping[str, float]
 
 
 class Sinks:
-    """All sinks of a run, closed together. A temporarily full disk does not end the run."""
+    """All sinks of a run. A temporarily full disk does not end the run.
 
-    def __init__(self, output_dir: Path, first_step: int, max_steps: int, tensorboard: bool) -> None:
+    Args:
+        followers: are told what metrics.jsonl is told. Their owner ends them.
+    """
+
+    def __init__(self, output_dir: Path, first_step: int, max_steps: int, followers: Followers) -> None:
         self._stack = ExitStack()
-        self._logs = output_dir / "logs"
-        self._logs.mkdir(parents=True, exist_ok=True)
+        self._followers = followers
         self._jsonl = JsonLines(output_dir / "metrics.jsonl", first_step)
         self._stack.callback(self._jsonl.close)
-        self._events = SummaryWriter(str(self._logs), purge_step=first_step) if tensorboard else None
-        self._stack.callback(self._close_events)
         # Smoothing over many steps stabilises the estimate of the remaining time.
         self.bar = self._stack.enter_context(
             progress(
@@ -54,15 +51,11 @@ class Sinks:
     def write(self, step: int, metrics: Metrics) -> None:
         """Record metrics without advancing the bar."""
         self._jsonl.write({"step": step, **metrics})
-        if self._events:
-            try:
-                for name, value in metrics.items():
-                    self._events.add_scalar(name, value, step)
-            except OSError as error:
-                # TensorBoard's writer thread ends at the first failed write; metrics.jsonl remains complete.
-                logger.error("%s: %s; TensorBoard logging stops for this run", self._logs, error.strerror)
-                self._close_events()
-                self._events = None
+        self._followers.scalars(step, metrics)
+
+    def show(self, step: int, paths: list[Path]) -> None:
+        """Show the files of a validation in the trackers."""
+        self._followers.samples(step, paths)
 
     def unpause(self) -> None:
         """Exclude a pause of training from the estimate of the remaining time."""
@@ -71,11 +64,6 @@ class Sinks:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.bar.write(text)
-
-    def _close_events(self) -> None:
-        if self._events:
-            with suppress(OSError):
-                self._events.close()
 
     def __enter__(self) -> Sinks:
         return self

@@ -22,7 +22,7 @@ TITLES: dict[str, tuple[str, ...]] = {
     "gradient norm": ("gradient_norm",),
     "learning rate": ("learning_rate",),
     "samples per second": ("samples_per_second",),
-    "peak memory, GB": ("memory_gb",),
+    "peak memory, GB": ("memory_gb", "memory_planned_gb"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.preflight import preflight
+from mobius_train.run import check_reports
 from mobius_train.stages.recipe import StageRecipe, Stages
 
 META = torch.device("meta")
@@ -38,6 +40,7 @@ def check_stages(stages: Stages, spread: Spread, distributed: Distributed, done:
     for stage in stages.recipes[done:]:
         with naming(stage):
             choose_engine(stage.config, spread)
+            distributed.on_main(partial(check_reports, stage.config))
             check_device(stage.config, distributed.device)
     distributed.on_main(lambda: check_models(stages))
     for stage in stages.recipes[done:]:

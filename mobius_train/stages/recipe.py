@@ -31,7 +31,9 @@ OptimizerState = Literal["fresh", "kept"]
 # First part of an override of one stage: stages.NAME.FIELD=VALUE.
 OF_A_STAGE = "stages."
 # Fields that belong to all stages together.
-COMMON = ("output_dir", "resume_from_checkpoint")
+COMMON = ("output_dir", "resume_from_checkpoint", "init_from", "hub_model_id")
+# Fields of which every stage has its own.
+LENGTH = ("max_train_steps", "num_train_epochs")
 
 
 class StagesFile(Section):
@@ -98,7 +100,7 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> Stages:
     """Read a file of stages with its base recipe, and check every stage.
 
     A stage is the base recipe with the stage's fields: mappings are merged, all else is replaced. The base recipe's
-    max_train_steps does not count. The seed of stage k is the recipe's seed + k, so that no noise is drawn twice.
+    length does not count. The seed of stage k is the recipe's seed + k, so that no noise is drawn twice.
 
     Args:
         overrides: `key=value` changes the base recipe, `stages.NAME.key=value` one stage.
@@ -154,7 +156,7 @@ def _override(base: dict[str, Any], parts: list[dict[str, Any]], overrides: Sequ
 
 def _sets(part: Any, key: list[str]) -> bool:
     """Whether a stage's values replace those of the base at this key."""
-    if key == ["max_train_steps"]:
+    if key[0] in LENGTH:
         return True
     for name in key:
         if not isinstance(part, dict):
@@ -173,9 +175,13 @@ def _stage(number: int, part: dict[str, Any], base: dict[str, Any], path: Path) 
     for key in COMMON:
         if key in values:
             raise MobiusError(f"{what}: {key} belongs to all stages: remove it from the stage")
-    if "max_train_steps" not in values:
-        raise MobiusError(f"{what} has no max_train_steps: add it to the stage; the base recipe's counts for no stage")
-    config = validated(RunConfig, _merged(base, values), what)
+    if not any(key in values for key in LENGTH):
+        raise MobiusError(
+            f"{what} has no max_train_steps or num_train_epochs: add one to the stage; the base recipe's counts for no"
+            " stage"
+        )
+    below = {key: value for key, value in base.items() if key not in LENGTH}
+    config = validated(RunConfig, _merged(below, values), what)
     if config.stage == "autoencoder":
         raise MobiusError(
             f"{what}: the autoencoder is not trained in stages. Train it in a run of its own, and name that run's"
@@ -224,9 +230,15 @@ def _contradictions(recipes: list[StageRecipe]) -> list[str]:
 
 
 def _with_starts(recipes: list[StageRecipe]) -> list[StageRecipe]:
-    """Fill in the defaults of start_from."""
+    """Fill in the defaults of start_from, and leave what belongs to one end of the training to the stage at it."""
+    recipes = [_without(stage, "hub_model_id") for stage in recipes[:-1]] + recipes[-1:]
+    recipes = recipes[:1] + [_without(stage, "init_from") for stage in recipes[1:]]
     filled = recipes[:1]
     for before, stage in pairwise(recipes):
         default: StartFrom = "average" if before.config.use_ema else "weights"
         filled.append(replace(stage, start_from=stage.start_from or default))
     return filled
+
+
+def _without(stage: StageRecipe, field: str) -> StageRecipe:
+    return replace(stage, config=stage.config.model_copy(update={field: None}))

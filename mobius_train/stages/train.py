@@ -102,8 +102,8 @@ def _train_stage(
             if stage.optimizer_state == "kept":
                 begin = partial(keep_optimizer_state, checkpoint=checkpoint, averaged=averaged)
         distributed.on_main(lambda: Record(output_dir).begin(stage))
-        run_training(config, spread, distributed, stop, weights, begin)
-        distributed.on_main(lambda: _finish(stage, output_dir))
+        steps = run_training(config, spread, distributed, stop, weights, begin)
+        distributed.on_main(lambda: _finish(stage, output_dir, steps))
 
 
 @contextmanager
@@ -118,9 +118,9 @@ def _with_changes(stage: StageRecipe, output_dir: Path, distributed: Distributed
         raise
 
 
-def _finish(stage: StageRecipe, output_dir: Path) -> None:
+def _finish(stage: StageRecipe, output_dir: Path, steps: int) -> None:
     newest = pointed(output_dir / stage.folder) or ""
-    if not NAME.fullmatch(newest) or step_of(Path(newest)) < stage.config.max_train_steps:
+    if not NAME.fullmatch(newest) or step_of(Path(newest)) < steps:
         raise MobiusError(
             "its last checkpoint was not saved (see above), and the next stage starts from it: free space, then start"
             " the same command again"

@@ -18,6 +18,7 @@ from made_checkpoints import IDENTITY, Numbers, make, seal
 from safetensors.torch import save_file
 
 from mobius_train.checkpoint import random_states
+from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import files_of
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.checkpoint.resume import find, resume
@@ -424,7 +425,7 @@ def test_other_data_are_named_and_refused_unless_the_user_accepts_them(
     assert "seed" not in str(error.value)
     assert "resume_with_changed_data" in str(error.value)
     engine = Numbers()
-    resume(folder, engine, other, alone, changed_data=True)
+    resume(folder, engine, other, alone, Accepted(data=True))
     assert engine.step == 4
     assert "random_frame: none, now True" in capsys.readouterr().out
 

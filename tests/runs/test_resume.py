@@ -20,6 +20,12 @@ from recipes import DEEP, Run, losses, metrics, recipe, write
 
 from mobius_train.errors import MobiusError
 
+# Small and quick: no held-out loss, no samples.
+QUIET: dict[str, Any] = {
+    "validation": {"prompts": []},
+    "data": {"validation": None, "resolution": 16, "num_frames": 2},
+    **DEEP,
+}
 RING = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
 
 
@@ -147,3 +153,38 @@ def test_a_resume_with_other_clips_is_refused_by_name(run: Run, tmp_path: Path, 
     with pytest.raises(MobiusError, match="seed: 0, now 1"):
         run(**resumed, seed=1)
     run(**resumed, seed=1, resume_with_changed_data=True)
+
+
+@pytest.mark.slow
+def test_a_path_goes_on_with_another_run_in_a_new_folder(run: Run) -> None:
+    options = QUIET | {"max_train_steps": 3, "checkpointing_steps": 1}
+    whole = run("whole", **options)
+    run("other-{time}", **options, resume_from_checkpoint=str(whole / "checkpoint-1"))
+    [other] = whole.parent.glob("other-2*")
+    assert (other / RING).read_bytes() == (whole / RING).read_bytes()
+    assert [line["step"] for line in metrics(other) if "loss" in line] == [2, 3]
+    with pytest.raises(MobiusError, match="not empty"):
+        run("whole", **options, resume_from_checkpoint=str(other / "checkpoint-2"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_batch_precision_and_learning_rate_if_the_flags_say_so(run: Run) -> None:
+    first = run("first", **QUIET, num_train_epochs=1, max_train_steps=None, checkpointing_steps=2)
+    assert [line["step"] for line in metrics(first) if "loss" in line] == [1, 2, 3, 4, 5]
+    changes: dict[str, Any] = {"train_batch_size": 4, "mixed_precision": "bf16", "learning_rate": 1e-4}
+    start: dict[str, Any] = {
+        "resume_from_checkpoint": str(first / "checkpoint-2"),
+        "num_train_epochs": 1,
+        "max_train_steps": None,
+    }
+    flags = {f"resume_with_changed_{name}": True for name in ("batch", "precision", "learning_rate")}
+    for left_out in flags:
+        with pytest.raises(MobiusError, match=f"{left_out}=true, which costs: "):
+            run("refused", **QUIET, **start, **changes, **flags | {left_out: False})
+    second = run("second", **QUIET, **start, **changes, **flags)
+    # Of the epoch's ten samples four are seen, and two steps of four have the others.
+    assert [line["step"] for line in metrics(second) if "loss" in line] == [3, 4]
+    assert {line["learning_rate"] for line in metrics(second) if "loss" in line} == {1e-4}
+    backbone = {"unet_config": dict(UNet2DConditionModel.load_config(second / "final" / "unet" / "spatial")), "seed": 7}
+    with pytest.raises(MobiusError, match="other frozen weights"):
+        run("other", **QUIET, **start, **changes, **flags, **backbone, resume_with_changed_data=True)
