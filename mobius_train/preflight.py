@@ -49,8 +49,15 @@ class Facts(NamedTuple):
     """Error of this rank; empty if there is none."""
 
 
-def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> str:
-    """Check all ranks against each other and return a summary line. All ranks call it.
+class Ready(NamedTuple):
+    """A summary line, and the planned bytes of a rank without the CUDA context; None if nothing was planned."""
+
+    line: str
+    planned: int | None
+
+
+def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> Ready:
+    """Check all ranks against each other. All ranks call it.
 
     Raises:
         MobiusError: ranks differ or fail a check; rank 0's message names each of them.
@@ -61,14 +68,15 @@ def preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: 
     # These imports take a second, which a start on one rank does not need.
     from mobius_train.plan.fit import fit
 
-    memory, too_small = fit(config, spread, distributed)
-    _refuse(too_small, distributed)
+    memory = fit(config, spread, distributed)
+    _refuse(memory.too_small, distributed)
     clocks = [fact.clock for fact in facts]
-    return (
+    line = (
         f"preflight: {distributed.world_size} rank(s) on {len(set(distributed.nodes))} node(s) agree on versions,"
-        f" commit, configuration and data; {_all_reduce(distributed)}; {memory};{_placement(config, distributed)}"
+        f" commit, configuration and data; {_all_reduce(distributed)}; {memory.text};{_placement(config, distributed)}"
         f" clocks within {max(clocks) - min(clocks):.2f} s; took {time.monotonic() - started:.1f} s"
     )
+    return Ready(line, memory.planned)
 
 
 def _placement(config: RunConfig, distributed: Distributed) -> str:

@@ -112,9 +112,10 @@ def run_training(
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
         if distributed.world_size > 1:
-            _preflight(config, spread, output_dir, distributed)
+            planned = _preflight(config, spread, output_dir, distributed)
+        else:
+            planned = _planned(config, spread, distributed)
         folder = None if name is None else find(output_dir, name, distributed)
-        planned_gb = _planned_gb(config, spread, distributed)
         distributed.watch.enter("start", "loading models and data")
         task = _build_task(config, distributed, weights)
         epoch, ranks = task.epoch, distributed.world_size
@@ -163,7 +164,7 @@ def run_training(
                 change,
                 lock,
                 followers[0] if followers else None,
-                planned_gb,
+                None if planned is None else planned / 1e9,
             )
             try:
                 shown = trainer.train()
@@ -219,10 +220,11 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
         )
 
 
-def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> None:
-    line = preflight(config, spread, output_dir, distributed)
+def _preflight(config: RunConfig, spread: Spread, output_dir: Path, distributed: Distributed) -> int | None:
+    ready = preflight(config, spread, output_dir, distributed)
     if distributed.is_main:
-        print(line, flush=True)
+        print(ready.line, flush=True)
+    return ready.planned
 
 
 def check_reports(config: RunConfig) -> None:
@@ -268,15 +270,15 @@ def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step:
     return open_followers(config.report_to, about)
 
 
-def _planned_gb(config: RunConfig, spread: Spread, distributed: Distributed) -> float | None:
-    """The planned peak of what torch allocates on this GPU, in GB (1e9 bytes); None without one, or on other ranks."""
-    if distributed.device.type != "cuda" or not distributed.is_main or not config.check_memory:
+def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int | None:
+    """The planned peak of what torch allocates on this GPU, in bytes; None without a GPU."""
+    if distributed.device.type != "cuda" or not config.check_memory:
         return None
     # These imports take a second, which a start on a CPU does not need.
     from mobius_train.plan.planner import CONTEXT, plan
 
     try:
-        return (plan(config, spread).peak - CONTEXT) / 1e9
+        return plan(config, spread).peak - CONTEXT
     # A figure for comparison: whatever a plan fails on must not end a run that would train.
     except Exception as error:
         logger.warning("this recipe cannot be planned, so no planned memory is recorded: %s", error)

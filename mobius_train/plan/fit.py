@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from mobius_train.config import RunConfig
@@ -12,17 +14,27 @@ from mobius_train.job.heartbeat import name_of
 from mobius_train.plan.planner import CONTEXT, plan
 
 
-def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[str, list[str]]:
-    """Describe planned and free memory, and list the ranks with too little. Collective.
+class Fit(NamedTuple):
+    """A description of planned and free memory; the ranks with too little; the planned bytes of a rank without the
+    CUDA context, None if nothing was planned.
+    """
+
+    text: str
+    too_small: list[str]
+    planned: int | None = None
+
+
+def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> Fit:
+    """Compare planned and free memory. Collective.
 
     Raises:
         MobiusError: the run cannot be planned.
     """
     if not config.check_memory:
-        return "memory not planned", []
+        return Fit("memory not planned", [])
     free = [size for size in distributed.gather_objects(free_memory()) if size is not None]
     if len(free) < distributed.world_size:
-        return "no GPU to plan for", []
+        return Fit("no GPU to plan for", [])
     needed = _planned(config, spread, distributed)
     too_small = [
         f"{name_of(rank, distributed.nodes)}: its GPU has {_gib(size)} GiB free, but {_gib(needed)} GiB are planned:"
@@ -30,7 +42,7 @@ def fit(config: RunConfig, spread: Spread, distributed: Distributed) -> tuple[st
         for rank, size in enumerate(free)
         if size < needed
     ]
-    return f"{_gib(needed)} GiB planned, {_gib(min(free))} free", too_small
+    return Fit(f"{_gib(needed)} GiB planned, {_gib(min(free))} free", too_small, needed)
 
 
 def free_memory() -> int | None:

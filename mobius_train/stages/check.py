@@ -47,7 +47,7 @@ def check_stages(stages: Stages, spread: Spread, distributed: Distributed, done:
         with naming(stage):
             if distributed.is_main:
                 print(f"checking {stage}", flush=True)
-            line = preflight(stage.config, spread, stage.config.output_dir.parent, distributed)
+            line = preflight(stage.config, spread, stage.config.output_dir.parent, distributed).line
             if distributed.is_main:
                 print(line, flush=True)
             distributed.watch.enter("start", f"opening the data of {stage}")

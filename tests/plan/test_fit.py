@@ -48,16 +48,17 @@ def test_a_byte_too_little_is_named_and_enough_is_not(
     needed = planner.plan(config, SPREADS[engine]).peak - CONTEXT
     for free, count in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
-        told, problems = fit.fit(config, SPREADS[engine], distributed)
+        told, problems, planned = fit.fit(config, SPREADS[engine], distributed)
+        assert planned == needed
         assert "GiB planned" in told
         assert len(problems) == count
     assert problems[0].startswith(f"rank 0 on {distributed.nodes[0]}: its GPU has 0.")
 
 
 def test_without_a_gpu_or_when_not_asked_nothing_is_planned(config: RunConfig, distributed: Distributed) -> None:
-    assert fit.fit(config, ZERO2, distributed) == ("no GPU to plan for", [])
+    assert fit.fit(config, ZERO2, distributed) == ("no GPU to plan for", [], None)
     unasked = config.model_copy(update={"check_memory": False})
-    assert fit.fit(unasked, ZERO2, distributed) == ("memory not planned", [])
+    assert fit.fit(unasked, ZERO2, distributed) == ("memory not planned", [], None)
 
 
 def test_what_cannot_be_planned_says_how_to_start_all_the_same(
