@@ -49,7 +49,9 @@ def failed_import(error: BaseException, lacking: list[str]) -> BaseException | N
             return None if (cause.name or "").partition(".")[0] == PACKAGE else cause
         cause = cause.__cause__
     if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
-        return error if lacking and error.obj.__name__.partition(".")[0] != PACKAGE else None
+        # A folder without the package's files is still a module, without any name.
+        empty = error.obj.__spec__ is not None and error.obj.__spec__.origin is None
+        return error if (lacking or empty) and error.obj.__name__.partition(".")[0] != PACKAGE else None
     return error if isinstance(error, Exception) and _raised_by_another_module(error.__traceback__) else None
 
 

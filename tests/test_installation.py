@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import types
@@ -87,6 +88,21 @@ def test_an_absent_name_is_a_failed_import_only_if_packages_are_too_old() -> Non
     error = caught("import json\njson.nothing")
     assert failed_import(error, ["a-package>=2 (it has 1)"]) is error
     assert failed_import(error, []) is None
+
+
+def test_a_folder_without_its_files_is_a_damaged_package(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sys.modules.pop("a_package", None)
+    (packages / "a_package").mkdir()
+    error = caught("import a_package\na_package.Tensor")
+    explain(type(error), error, error.__traceback__)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "AttributeError: module 'a_package' has no attribute 'Tensor'" in line
+
+
+def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit, match=r"error: mobius-train needs Python 3\.11 or newer"):
+        runpy.run_path(installation.__file__)
 
 
 def test_all_that_is_lacking_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
