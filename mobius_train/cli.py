@@ -41,7 +41,7 @@ def run_rank(main: Callable[[], object]) -> NoReturn:
         code = 128 + signal.SIGINT
     except BaseException:
         # Before anything else: data workers ignore SIGTERM, and the interpreter would wait for them for ever.
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         _end_workers()
         code = 1
     _end_workers()
