@@ -1,4 +1,4 @@
-"""Shared parts of the command-line entry points: exit codes, error output, engine options."""
+"""Shared parts of the command-line entry points: exit codes, error output, parsing, engine options."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,7 +41,7 @@ def run_rank(main: Callable[[], object]) -> NoReturn:
         code = 128 + signal.SIGINT
     except BaseException:
         # Before anything else: data workers ignore SIGTERM, and the interpreter would wait for them for ever.
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         _end_workers()
         code = 1
     _end_workers()
@@ -68,6 +68,19 @@ def _end_workers() -> None:
     """Kill data workers. After an error, a loader would wait 5 s for each one that is busy."""
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def parse_options(parser: argparse.ArgumentParser, commands: bool = False) -> argparse.Namespace:
+    """Parse the command line; or complete it, if a shell asks for that and argcomplete is installed.
+
+    Args:
+        commands: the parser has commands. Without them overrides can be before, between and after the options.
+    """
+    with suppress(ModuleNotFoundError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    return parser.parse_args() if commands else parser.parse_intermixed_args()
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

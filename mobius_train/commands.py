@@ -3,8 +3,14 @@
 `mobius-train` is main.py; the others are the scripts in tools/, which a wheel contains in mobius_train/share/.
 """
 
+# PYTHON_ARGCOMPLETE_OK: shells that complete all commands look for this word.
+
 from __future__ import annotations
 
+import mobius_train.installation  # noqa: F401
+
+# isort: split
+import argparse
 import runpy
 import shutil
 import sys
@@ -12,7 +18,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import run
+from mobius_train.cli import parse_options, run
 from mobius_train.errors import MobiusError
 from mobius_train.shared_files import REPOSITORY
 
@@ -44,8 +50,8 @@ def main() -> None:
         _run_tool(REPOSITORY / "tools" / f"{SCRIPTS[name]}.py")
 
 
-def _run_tool(script: Path) -> None:
-    """Run a script as `python tools/NAME.py` would, under this command's name."""
+def load_tool(script: Path) -> Any:
+    """The module of a script of tools/, imported as `python tools/NAME.py` would."""
     sys.path.insert(0, str(script.parent))
     spec = spec_from_file_location(script.stem, script)
     assert spec is not None
@@ -53,19 +59,31 @@ def _run_tool(script: Path) -> None:
     tool: Any = module_from_spec(spec)
     sys.modules[script.stem] = tool
     spec.loader.exec_module(tool)
+    return tool
+
+
+def _run_tool(script: Path) -> None:
+    tool = load_tool(script)
     # Those that join a job, or have data workers, have imported run_rank.
     getattr(tool, "run_rank", run)(tool.main)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of mobius-files."""
+    parser = argparse.ArgumentParser(
+        prog="mobius-files", description=f"Copy {', '.join(FILES)} into a folder, to edit."
+    )
+    parser.add_argument("folder", type=Path, help="folder that has none of them yet; made if there is none")
+    return parser
 
 
 def _copy_files() -> None:
     """Copy recipes, DeepSpeed configurations, Slurm scripts and tools into a folder.
 
     Raises:
-        MobiusError: no folder was given, or it has one of them already.
+        MobiusError: the folder has one of them already, or cannot be written.
     """
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise MobiusError(f"usage: mobius-files FOLDER, which copies {', '.join(FILES)} into it")
-    folder = Path(sys.argv[1])
+    folder = parse_options(make_parser()).folder
     existing = [str(folder / name) for name in FILES if (folder / name).exists()]
     if existing:
         raise MobiusError(f"{', '.join(existing)} exist already, and are not overwritten: choose another folder")

@@ -16,21 +16,24 @@ if sys.path and os.path.realpath(sys.path[0]) == _HERE:
 
     del sys.path[0]
 
+import mobius_train.installation  # noqa: F401
+
+# isort: split
 import argparse
 from pathlib import Path
 
-from mobius_train.cli import add_engine_options, deepspeed_json, run_rank
+from mobius_train.cli import add_engine_options, deepspeed_json, parse_options, run_rank
 from mobius_train.config import RunConfig, load
 from mobius_train.job import environment
 from mobius_train.job.stop import Stop
-from mobius_train.recipe_fields import as_page, as_schema, as_text
+from mobius_train.recipe_fields import add_overrides, as_page, as_schema, as_text
 from mobius_train.shared_files import REPOSITORY
 from mobius_train.stages.recipe import Stages, read_stages
 
 FIELDS = {"text": as_text, "markdown": lambda: as_page().rstrip()}
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mobius_train/main.py", description="Train a text-to-image or text-to-video diffusion model."
     )
@@ -50,16 +53,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preflight", action="store_true", help="compare and test the nodes without training")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="push final/ to the hub: hub_model_id=OWNER/NAME")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by old launchers
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    # Overrides can be before, between and after the options.
-    arguments = parser.parse_intermixed_args()
-    if arguments.push_to_hub is not None:
-        arguments.overrides.append(f"hub_model_id={arguments.push_to_hub}")
-    return arguments
+    add_overrides(parser)
+    return parser
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = parse_options(make_parser())
+    if arguments.push_to_hub is not None:
+        arguments.overrides.append(f"hub_model_id={arguments.push_to_hub}")
     if arguments.fields or arguments.schema:
         print(FIELDS[arguments.fields]() if arguments.fields else as_schema())
         return

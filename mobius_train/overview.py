@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mobius_train.config import RunConfig
+from mobius_train.devices import device_name
 from mobius_train.job.distributed import Distributed
 from mobius_train.metrics.trackers.open_trackers import where_to_look
 
@@ -46,9 +47,7 @@ def overview(
 
 def _device(distributed: Distributed, config: RunConfig) -> str:
     ranks, sharing = distributed.world_size, config.sequence_parallel_size
-    kind = "CPU"
-    if distributed.device.type == "cuda":
-        kind = torch.cuda.get_device_name(distributed.device)
+    kind = device_name(distributed.device)
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     shared = f", {sharing} of which share a clip" if sharing > 1 else ""
     threads = f" ({torch.get_num_threads()} threads each)" if kind == "CPU" else ""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobius_train.conditions import Conditions
+from mobius_train.devices import usable_device
 from mobius_train.diffusion.sampler import (
     denoise_latents,
     guided_prediction,
@@ -358,18 +359,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         return predict
 
 
-def usable_device(device: torch.device | str) -> torch.device:
-    """
-    Raises:
-        MobiusError: the device is unknown or not available.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise MobiusError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def load_pipeline(folder: Path, device: torch.device | str) -> TextToVideoPipeline:
+def load_pipeline(folder: Path, device: torch.device | str | None) -> TextToVideoPipeline:
     """Load the pipeline of a run's folder (its final/), of a pipeline folder, or of motion weights.
 
     Raises:

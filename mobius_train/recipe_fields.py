@@ -1,7 +1,8 @@
-"""All fields of a recipe as text, as a page and as a JSON schema."""
+"""All fields of a recipe as text, as a page, as a JSON schema, and as what a shell completes."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,24 @@ def as_table() -> str:
 def as_schema() -> str:
     """The JSON schema, with which editors complete and check a recipe."""
     return json.dumps(RunConfig.model_json_schema(), indent=1)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the overrides of the recipe's fields, with their names and choices for shells that complete them."""
+    overrides: Any = parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a field of the recipe"
+    )
+    overrides.completer = lambda prefix, **_: completions(prefix)
+
+
+def completions(prefix: str) -> list[str]:
+    """How an override that begins with this text can go on: a field's name, or its choices."""
+    name, sign, _ = prefix.partition("=")
+    if not sign:
+        return [f"{field.name}=" for field in fields() if field.name.startswith(prefix)]
+    kinds = next((field.kind for field in fields() if field.name == name), "")
+    choices = ["true", "false"] if kinds == "switch" else kinds.split(" | ") if " | " in kinds else []
+    return [whole for choice in choices if (whole := f"{name}={choice}").startswith(prefix)]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

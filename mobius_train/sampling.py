@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_output_folder, check_writable, read_small
-from mobius_train.media.clip_files import check_fps
-from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.media.formats import check_fps
+
+# The options are shown and checked without torch and diffusers, whose imports take seconds.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobius_train.pipeline import TextToVideoPipeline
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -25,17 +28,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, help="pixels; default: the model's")
     parser.add_argument("--width", type=int, help="pixels; default: the model's")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, help="default: the model's")
+    parser.add_argument("--guidance-scale", type=float, help="of classifier-free guidance; default: the model's")
     parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0.7 is recommended with zero terminal SNR")
-    parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--negative-prompt", default="", help="what the clips should not show (default: nothing)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=8.0, help="frame rate of the files (default: %(default)s)")
     add_device_option(parser)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add --device, by default a GPU if there is one."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    """Add --device, for `usable_device`."""
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: a GPU if there is one")
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import site
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import REPOSITORY, clean_environment
 
-from mobius_train.commands import FILES, SCRIPTS
+from mobius_train import commands, main
+from mobius_train.commands import FILES, SCRIPTS, load_tool
 from mobius_train.shared_files import found_anywhere
 
 # Not commands: what they import, what Slurm scripts call, and a page's generator.
@@ -24,6 +28,69 @@ def test_every_tool_is_a_command() -> None:
     installed = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     for name in (*SCRIPTS, "mobius-train", "mobius-files"):
         assert f'{name} = "mobius_train.commands:main"' in installed
+
+
+@pytest.fixture
+def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, by its name."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tools = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if path.stem != "_environment"]
+    found = {path.stem: load_tool(path).make_parser() for path in tools}
+    return found | {"main": main.make_parser(), "files": commands.make_parser()}
+
+
+def without_help(parser: argparse.ArgumentParser, name: str) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helped = {choice.dest for choice in action._choices_actions if choice.help}
+            yield from (f"{name} {command}" for command in action.choices if command not in helped)
+            for command, inner in action.choices.items():
+                yield from without_help(inner, f"{name} {command}")
+        elif not action.help:
+            yield f"{name} {action.dest}"
+
+
+def test_every_option_has_a_help_text(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    assert len(parsers) == len(SCRIPTS) + 2 + len(NO_COMMANDS - {"_environment"})
+    assert [lack for name, parser in parsers.items() for lack in without_help(parser, name)] == []
+    for parser in parsers.values():
+        # A % that is no format would fail here.
+        assert parser.format_help().startswith("usage: ")
+
+
+def test_an_option_without_a_help_text_is_found() -> None:
+    parser = argparse.ArgumentParser()
+    inner = parser.add_subparsers().add_parser("inner")
+    inner.add_argument("--told", help="what it does")
+    inner.add_argument("--untold")
+    assert list(without_help(parser, "tool")) == ["tool inner", "tool inner untold"]
+
+
+SLOW_IMPORTS = {"torch", "numpy", "diffusers", "transformers", "deepspeed", "accelerate", "PIL", "av"}
+SHOW_HELP = """
+import contextlib, io, json, os, runpy, sys
+os._exit = sys.exit  # by which commands that join a job leave
+scripts, shown = sys.argv[1:], []
+for script in scripts:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    shown.append([out.getvalue()[:6], sorted(name for name in sys.modules if "." not in name)])
+print(json.dumps(shown))
+"""
+
+
+@pytest.mark.distributed
+def test_help_is_shown_without_the_imports_that_take_seconds() -> None:
+    tools = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if path.stem != "_environment"]
+    command = [sys.executable, "-c", SHOW_HELP, *map(str, tools), str(REPOSITORY / "mobius_train" / "main.py")]
+    environment = clean_environment(PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tools'}")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    shown = json.loads(done.stdout)
+    assert [text for text, _ in shown] == ["usage:"] * (len(tools) + 1)
+    assert [SLOW_IMPORTS.intersection(modules) for _, modules in shown] == [set()] * len(shown)
+    # The control: what a recipe's parser needs is found.
+    assert {"pydantic", "yaml"} <= set(shown[-1][1])
 
 
 def test_embedded_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +138,7 @@ def typed(installed: Path, folder: Path, *command: str) -> subprocess.CompletedP
 
 @pytest.mark.distributed
 def test_the_commands_work_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    for name in ("mobius-train", "mobius-plan"):
+    for name in (*SCRIPTS, "mobius-train", "mobius-files"):
         shown = typed(installed, tmp_path, name, "--help")
         assert shown.returncode == 0, (name, shown.stderr)
         assert shown.stdout.startswith("usage: mobius"), name
@@ -92,4 +159,27 @@ def test_the_files_are_copied_once(installed: Path, tmp_path: Path) -> None:
     again = typed(installed, tmp_path, "mobius-files", "mine")
     assert again.returncode == 1
     assert "not overwritten" in again.stderr
-    assert "usage: mobius-files FOLDER" in typed(installed, tmp_path, "mobius-files").stderr
+    assert "usage: mobius-files" in typed(installed, tmp_path, "mobius-files").stderr
+    assert typed(installed, tmp_path, "mobius-files", "--help").returncode == 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mobius-train mixed_pr", ["mixed_precision="]),
+        ("mobius-train --engine ", ["deepspeed", "fsdp"]),
+        ("mobius-convert from-im", ["from-image-model"]),
+        ("mobius-sample --prompt a --nothing", []),
+    ],
+)
+def test_shells_complete_commands(line: str, expected: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed: pip install argcomplete")
+    command = line.split()[0]
+    # As a shell with argcomplete asks.
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out")}
+    # The shell's line counts. Without argcomplete this would show the help.
+    code = f"import sys; sys.argv = [{command!r}, '--help']; from mobius_train.commands import main; main()"
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(**asked), check=True)
+    assert (tmp_path / "out").read_text().split() == expected

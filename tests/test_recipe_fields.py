@@ -11,7 +11,7 @@ from launching import REPOSITORY, clean_environment
 from recipes import RECIPES
 
 from mobius_train.config import RunConfig, load
-from mobius_train.recipe_fields import as_page, as_schema, as_text, fields
+from mobius_train.recipe_fields import as_page, as_schema, as_text, completions, fields
 
 
 def test_every_field_has_a_meaning_and_a_type() -> None:
@@ -49,3 +49,12 @@ def test_the_command_prints_them() -> None:
         command = [sys.executable, str(REPOSITORY / "mobius_train" / "main.py"), option]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
         assert printed.stdout == expected + "\n"
+
+
+def test_a_shell_completes_names_and_choices() -> None:
+    assert completions("mixed_pr") == ["mixed_precision="]
+    assert completions("data.num_fr") == ["data.num_frames="]
+    assert completions("mixed_precision=") == ["mixed_precision=no", "mixed_precision=fp16", "mixed_precision=bf16"]
+    assert completions("use_ema=t") == ["use_ema=true"]
+    # The control: no field, and no choices.
+    assert completions("nothing") == completions("learning_rate=") == completions("nothing=") == []

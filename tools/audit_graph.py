@@ -15,16 +15,17 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mobius_train.cli import run_rank
+from mobius_train.cli import parse_options, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
+from mobius_train.recipe_fields import add_overrides
 from mobius_train.shared_files import REPOSITORY
 
 SHOWN = 5
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     parser.add_argument(
@@ -36,12 +37,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--top", type=int, default=20, help="modules to list, by saved bytes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the full report as JSON, sizes in bytes")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    return parser.parse_intermixed_args()
+    add_overrides(parser)
+    return parser
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
     config = load(arguments.config, arguments.overrides)
     launch = environment.prepare()
     # Heavy imports follow the cheap checks and the environment variables that they read.

@@ -13,24 +13,25 @@ import _environment  # noqa: F401
 import argparse
 from pathlib import Path
 
-from mobius_train.cli import run_rank
+from mobius_train.cli import parse_options, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
+from mobius_train.recipe_fields import add_overrides
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a training recipe with data.cache_dir")
     parser.add_argument(
         "--task", metavar="I/N", help="share I of N to process, from 0 (default: Slurm array, else all)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    return parser.parse_intermixed_args()
+    add_overrides(parser)
+    return parser
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
     config = load(arguments.config, [*arguments.overrides, "data.cache_required=false"])
     if config.data.cache_dir is None:
         raise MobiusError("the recipe has no data.cache_dir: add data.cache_dir=FOLDER")

@@ -10,16 +10,14 @@ import json
 import secrets
 from pathlib import Path
 
-from mobius_train.cli import run
+from mobius_train.cli import parse_options, run
 from mobius_train.evaluate.preference.binomial import half_width
 from mobius_train.evaluate.preference.key import read_key
-from mobius_train.evaluate.preference.page import write_page
-from mobius_train.evaluate.preference.pairs import pair_clips
 from mobius_train.evaluate.preference.tally import Preference, Tally, tally_votes
 from mobius_train.files import check_writable
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -35,12 +33,16 @@ def parse() -> argparse.Namespace:
     command.add_argument("key", type=Path, help="the key of the page")
     command.add_argument("votes", type=Path, nargs="+", help="files that the voters exported from the page")
     command.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return parser
 
 
 def make_page(arguments: argparse.Namespace) -> None:
     for path in (arguments.page, arguments.key):
         check_writable(path, file=True)
+    # These import torch, which takes seconds.
+    from mobius_train.evaluate.preference.page import write_page
+    from mobius_train.evaluate.preference.pairs import pair_clips
+
     pairs = pair_clips(arguments.first, arguments.second)
     written = write_page(
         pairs,
@@ -84,7 +86,7 @@ def _line(preference: Preference) -> str:
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser(), commands=True)
     if arguments.command == "page":
         make_page(arguments)
         return

@@ -8,26 +8,11 @@ import _environment  # noqa: F401
 import argparse
 from pathlib import Path
 
-from mobius_train.checkpoint.format import MANIFEST
-from mobius_train.cli import run
-from mobius_train.config import load
-from mobius_train.convert.consolidate import consolidate_checkpoint
-from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.image_model import from_image_model
-from mobius_train.convert.motion import to_motion
-from mobius_train.convert.run_checkpoint import EMA, MODEL
-from mobius_train.convert.serial_parallel import parallel_to_serial, serial_to_parallel
-from mobius_train.convert.single_file import from_single_file
-from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers, write_pipeline
-from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
-from mobius_train.convert.vchitect import from_vchitect, to_vchitect
-from mobius_train.dtypes import DTYPES
-from mobius_train.errors import MobiusError
-from mobius_train.job.quiet import quiet_libraries
-from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.checkpoint.format import EMA, MODEL
+from mobius_train.cli import parse_options, run
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -38,8 +23,8 @@ def parse() -> argparse.Namespace:
     command.add_argument("--num-frames", type=int, default=8, help="frames per clip (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the new layers (default: %(default)s)")
     _add_shape(command)
-    command.add_argument("--ring-every", type=int, help="transformers: see the recipe's field; so too the next")
-    command.add_argument("--context-latents", type=int)
+    command.add_argument("--ring-every", type=int, help="transformers: see the recipe's field")
+    command.add_argument("--context-latents", type=int, help="transformers: see the recipe's field")
     _add_paths(command, "pipeline folder", "pipeline folder", text_encoder=True)
 
     command = commands.add_parser(
@@ -77,7 +62,7 @@ def parse() -> argparse.Namespace:
 
     command = commands.add_parser("to-vchitect", help="a SerialSD3 → a transformer for the released Vchitect-2.0 code")
     _add_paths(command, "model or pipeline folder", "transformer folder")
-    return parser.parse_args()
+    return parser
 
 
 def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_encoder: bool = False) -> None:
@@ -89,55 +74,19 @@ def _add_paths(command: argparse.ArgumentParser, source: str, output: str, text_
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
     """Options for the fields that rings of all models have."""
-    command.add_argument("--ring-width", type=float, help="see the recipe's field; so too the next two")
-    command.add_argument("--fusion-depth", type=int)
-    command.add_argument("--tail-temporal-layers", action="store_true", default=None)
-
-
-def _shape(arguments: argparse.Namespace) -> RingShape:
-    options = {name: getattr(arguments, name, None) for name in RING_FIELDS}
-    given = {name: value for name, value in options.items() if value is not None}
-    if given and getattr(arguments, "mode", "parallel") != "parallel":
-        raise MobiusError(f"--mode {arguments.mode} has no ring: remove {', '.join(given)}")
-    return RingShape(**given)
-
-
-def convert(arguments: argparse.Namespace) -> Report:
-    source, output = arguments.source, arguments.output
-    match arguments.command:
-        case "from-image-model":
-            mode, text_encoder, shape = arguments.mode, arguments.text_encoder, _shape(arguments)
-            return from_image_model(source, output, mode, text_encoder, arguments.num_frames, arguments.seed, shape)
-        case "serial-to-parallel":
-            return serial_to_parallel(source, output, arguments.text_encoder, arguments.seed, _shape(arguments))
-        case "parallel-to-serial":
-            return parallel_to_serial(source, output, arguments.text_encoder)
-        case "to-diffusers" if source.name.endswith((".safetensors", ".safetensors.index.json")):
-            if arguments.config is None:
-                raise MobiusError(f"{source} contains only weights: add --config with the config.yaml of their run")
-            return write_pipeline(pipeline_of(load(arguments.config), open_safetensors(source)), source, output)
-        case "to-diffusers" if (source / MANIFEST).is_file():
-            return checkpoint_to_diffusers(source, output, arguments.weights, arguments.config)
-        case "to-diffusers":
-            return to_diffusers(source, output)
-        case "to-motion":
-            return to_motion(source, output, arguments.base, arguments.text_encoder)
-        case "from-single-file":
-            return from_single_file(source, arguments.config, output)
-        case "from-vchitect":
-            return from_vchitect(source, output)
-        case "to-vchitect":
-            return to_vchitect(source, output)
-        case _:
-            dtype = DTYPES[arguments.dtype]
-            return consolidate_checkpoint(
-                source, output, dtype, arguments.weights, arguments.tag, arguments.max_shard_size
-            )
+    command.add_argument("--ring-width", type=float, help="see the recipe's field (docs/recipe_fields.md)")
+    command.add_argument("--fusion-depth", type=int, help="see the recipe's field")
+    command.add_argument("--tail-temporal-layers", action="store_true", default=None, help="see the recipe's field")
 
 
 def main() -> None:
+    arguments = parse_options(make_parser(), commands=True)
+    # These import torch and diffusers, which takes seconds.
+    from mobius_train.convert.choose_conversion import convert
+    from mobius_train.job.quiet import quiet_libraries
+
     quiet_libraries()
-    print("\n".join(convert(parse()).lines()))
+    print("\n".join(convert(arguments).lines()))
 
 
 if __name__ == "__main__":

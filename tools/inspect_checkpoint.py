@@ -13,16 +13,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobius_train.checkpoint.inspect import inspect
-from mobius_train.cli import run
+from mobius_train.cli import parse_options, run
 from mobius_train.errors import MobiusError
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="checkpoint, run or model folder")
     parser.add_argument("--json", action="store_true", help="print the full report as JSON, including shapes")
-    return parser.parse_args()
+    return parser
 
 
 def show(report: dict[str, Any], indent: str = "") -> None:
@@ -44,7 +43,10 @@ def show(report: dict[str, Any], indent: str = "") -> None:
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
+    # This imports torch, which takes seconds.
+    from mobius_train.checkpoint.inspect import inspect
+
     report = inspect(arguments.folder)
     if arguments.json:
         print(json.dumps(report, indent=1))

@@ -13,17 +13,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import add_engine_options, deepspeed_json, run
+from mobius_train.cli import add_engine_options, deepspeed_json, parse_options, run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_writable
 from mobius_train.job.environment import choose_accelerator
+from mobius_train.recipe_fields import add_overrides
 from mobius_train.shared_files import REPOSITORY
 
 MIB = 2**20
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     add_engine_options(parser)
@@ -42,12 +43,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--snapshot", type=Path, metavar="FILE", help="write the allocator's history (one mode, GPU)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report, sizes in bytes")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    return parser.parse_intermixed_args()
+    add_overrides(parser)
+    return parser
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
     if arguments.warmup < 0 or arguments.steps < 1:
         raise MobiusError(f"--warmup {arguments.warmup} --steps {arguments.steps}: they must be at least 0 and 1")
     for path in (arguments.json, arguments.snapshot):

@@ -10,16 +10,16 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mobius_train.cli import run
+from mobius_train.cli import parse_options, run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
-from mobius_train.job.quiet import quiet_libraries
+from mobius_train.recipe_fields import add_overrides
 from mobius_train.shared_files import REPOSITORY
 from mobius_train.stages.recipe import read_stages
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     recipe = parser.add_mutually_exclusive_group()
     recipe.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
@@ -44,17 +44,17 @@ def parse() -> argparse.Namespace:
         " (sequence_parallel_size), one clip a micro-batch; with --picture as lines",
     )
     parser.add_argument("--no-search", action="store_true", help="skip the search for limits and for changes")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
-    return parser.parse_intermixed_args()
+    add_overrides(parser)
+    return parser
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
     choose_accelerator()
-    quiet_libraries()
     # These import torch and DeepSpeed, which takes seconds, so the arguments are checked first.
     from mobius_train.engine.ds_config import read_ds_json
     from mobius_train.engine.spread import Spread
+    from mobius_train.job.quiet import quiet_libraries
     from mobius_train.plan import Planner, find_gpu
     from mobius_train.plan.advice import advise
     from mobius_train.plan.largest import QUANTITIES, largest
@@ -62,6 +62,7 @@ def main() -> None:
     from mobius_train.plan.picture import check_picture, draw, draw_longest
     from mobius_train.plan.plan_text import as_json, as_text
 
+    quiet_libraries()
     if arguments.picture is not None:
         check_picture(arguments.picture)
     gpu = None if arguments.gpu is None else find_gpu(arguments.gpu)

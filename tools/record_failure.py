@@ -8,17 +8,21 @@ import _environment  # noqa: F401
 import argparse
 from pathlib import Path
 
-from mobius_train.cli import run
+from mobius_train.cli import parse_options, run
 from mobius_train.job.failures import record
 from mobius_train.stages.begun import begun_folder
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output_dir", type=Path, help="the folder of the run, or of all stages")
     parser.add_argument("--exit-code", type=int, required=True, help="exit code of the run")
     parser.add_argument("--job", default="", help="job id to record")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = parse_options(make_parser())
     folder = begun_folder(arguments.output_dir)
     step = record(folder, arguments.exit_code, arguments.job, arguments.output_dir)
     print(f"first failure after step {step}")

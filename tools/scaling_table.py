@@ -7,24 +7,27 @@ import _environment  # noqa: F401
 # isort: split
 import argparse
 
-from mobius_train.plan.step_time import Interconnect, Workload, step_seconds
+from mobius_train.cli import parse_options, run
 
 GPUS = (8, 64, 512)
 NVLINK = 240e9  # bytes per second
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=668e6, help="trained parameters (default: %(default)g)")
     parser.add_argument("--tflop", type=float, default=10.26, help="TFLOP per micro-batch (default: %(default)s)")
     parser.add_argument("--tflops", type=float, default=73.0, help="achieved TFLOP/s of a GPU (default: %(default)s)")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-batches per step (default: %(default)s)")
     parser.add_argument("--gigabits", type=float, default=100.0, help="Gb/s of a node's network (default: %(default)s)")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_options(make_parser())
+    # This imports torch, which takes seconds.
+    from mobius_train.plan.step_time import Interconnect, Workload, step_seconds
+
     work = Workload(int(arguments.parameters), arguments.tflop, arguments.tflops, arguments.accumulation)
     interconnect = Interconnect(within=NVLINK, between=arguments.gigabits / 8 * 1e9)
     print(f"| GB sent per step and GPU, efficiency | {' | '.join(f'{gpus} GPUs' for gpus in GPUS)} |")
@@ -38,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -46,7 +46,7 @@ def check_device(config: RunConfig, device: torch.device) -> None:
     Raises:
         MobiusError: the message names the option.
     """
-    if config.activation_offload and device.type == "cpu":
+    if config.activation_offload and device.type != "cuda":
         raise MobiusError(
             f"activation_offload={config.activation_offload} moves tensors from a GPU to host memory, but this run is"
             f" on {device.type}, where they are already in host memory: set activation_offload=0"

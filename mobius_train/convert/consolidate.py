@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from mobius_train.checkpoint.format import MODEL
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
 from mobius_train.convert.conversion_report import Report
 from mobius_train.convert.lazy_weights import Weights, cast_floating
-from mobius_train.convert.run_checkpoint import MODEL, find_run_checkpoint, weights_of
+from mobius_train.convert.run_checkpoint import find_run_checkpoint, weights_of
 from mobius_train.convert.safetensors_files import write_safetensors
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_writable

@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 
 from mobius_train.checkpoint.folders import pointed
-from mobius_train.checkpoint.format import MANIFEST, NAME
+from mobius_train.checkpoint.format import EMA, MANIFEST, MODEL, NAME
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.convert.lazy_weights import Weights
 from mobius_train.errors import MobiusError
-
-MODEL, EMA = "model", "ema"
 
 
 def find_run_checkpoint(source: Path, tag: str | None = None) -> Path | None:

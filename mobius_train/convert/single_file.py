@@ -63,6 +63,11 @@ def from_single_file(source: Path, config: Path, destination: Path) -> Report:
     with finished_folder(destination) as folder:
         in_file = {name: _fingerprints(name, tensor) for name, tensor in _read(source)}
         pipeline = _load(source, config)
+        # With accelerate, diffusers leaves weights that the file lacks without values.
+        for part in MODELS:
+            lacking = [name for name, tensor in getattr(pipeline, part).state_dict().items() if tensor.is_meta]
+            report.problems += [f"{part}: {name} is not from the file" for name in lacking]
+        report.raise_problems()
         pipeline.save_pretrained(folder)
         written = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
 

@@ -16,13 +16,13 @@ from diffusers import (
 )
 from torch import Tensor
 
-from mobius_train.checkpoint.format import CONFIG
+from mobius_train.checkpoint.format import CONFIG, EMA, MODEL
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.conditions import MASK, POOLED
 from mobius_train.config import load
 from mobius_train.convert import compare
 from mobius_train.convert.conversion_report import Report
-from mobius_train.convert.run_checkpoint import EMA, MODEL, weights_of
+from mobius_train.convert.run_checkpoint import weights_of
 from mobius_train.convert.stock_pipeline import check_ddpm, stock_components
 from mobius_train.convert.trained_weights import pipeline_of
 from mobius_train.convert.unet3d import to_unet3d

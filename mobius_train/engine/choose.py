@@ -14,7 +14,9 @@ from mobius_train.engine.optimizers import check_optimizer
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.settings import engine_settings
 from mobius_train.engine.spread import Spread
+from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
+from mobius_train.job.environment import uses_mps
 
 # (trained module, its units, ranks) → engine
 MakeEngine = Callable[[nn.Module, Sequence[Sequence[nn.Module]], Distributed], Engine]
@@ -24,11 +26,16 @@ def choose_engine(config: RunConfig, spread: Spread) -> MakeEngine:
     """Return a factory for the engine that the spread names; call it once the model is loaded.
 
     Raises:
-        MobiusError: the recipe, the number of ranks and the engine's settings contradict each other, or the optimizer
-            is not available on this machine.
+        MobiusError: the recipe, the number of ranks and the engine's settings contradict each other, or the engine or
+            the optimizer is not available on this machine.
     """
     assert spread.engine != "ddp"
     spread.check(config)
+    if spread.engine == "fsdp" and uses_mps():
+        raise MobiusError(
+            "torch's FSDP does not support Apple's GPUs: use --engine deepspeed, or export DS_ACCELERATOR=cpu to train"
+            " on the CPU"
+        )
     settings = engine_settings(config)
     check_optimizer(settings)
     if spread.engine == "fsdp":

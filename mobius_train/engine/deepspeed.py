@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mobius_train.devices import collective_device
 from mobius_train.dtypes import DTYPES
 from mobius_train.engine import deepspeed_setup, loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState
@@ -162,7 +163,7 @@ class DeepSpeedEngine:
         pieces = self._masters.pieces()
         for name, weight in weights.items():
             # Random initial weights may differ between ranks; DeepSpeed broadcasts rank 0's.
-            whole = weight.to(self.device, torch.float32).contiguous()
+            whole = weight.to(collective_device(self.device), torch.float32).contiguous()
             dist.broadcast(whole, src=0)
             if name in pieces:
                 piece = pieces[name]

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mobius_train.devices import collective_device
 from mobius_train.engine.protocol import Piece
 
 
@@ -25,9 +26,9 @@ def whole(
 
     Args:
         piece: this rank's piece, if it holds one.
-        device: device of the collective.
+        device: of the model.
     """
-    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=device)
+    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=collective_device(device))
     if piece is not None:
         flat[piece.start :][: len(piece.data)].copy_(piece.data)
     dist.all_reduce(flat, group=group)

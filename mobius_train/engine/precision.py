@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mobius_train.devices import device_name
 from mobius_train.errors import MobiusError
 
 logger = logging.getLogger(__name__)
@@ -25,14 +26,17 @@ def check_precision(mixed_precision: str, device: torch.device) -> None:
     """
     accelerator = deepspeed.get_accelerator()
     supported = {"no": True, "fp16": accelerator.is_fp16_supported(), "bf16": True}
-    name = "this CPU"
     if device.type == "cuda":
         # Emulated bf16 has no advantage.
         supported["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        # Before macOS 14 there is none.
+        supported["bf16"] = accelerator.is_bf16_supported()
     if not supported[mixed_precision]:
         others = " or ".join(precision for precision, available in supported.items() if available)
-        raise MobiusError(f"{name} does not support mixed_precision={mixed_precision}: set it to {others}")
+        raise MobiusError(
+            f"this {device_name(device)} does not support mixed_precision={mixed_precision}: set it to {others}"
+        )
     if mixed_precision == "bf16" and device.type == "cpu" and _cpu_emulates_bf16():
         _warn_of_emulation()
 

@@ -65,7 +65,7 @@ class VideoEncoder:
         chosen = [number * len(frames) // self._num_frames for number in range(self._num_frames)]
         pixels = self._resize(frames[chosen].to(self._device))[None]
         tokens = self.model(**{self.model.main_input_name: pixels}).last_hidden_state
-        return tokens[0].mean(0).double().cpu()
+        return tokens[0].mean(0).cpu().double()
 
 
 class PooledLatents:
@@ -91,5 +91,5 @@ class PooledLatents:
         pass
 
     def of(self, frames: Tensor) -> Tensor:
-        latents = self._encoder.space.scaled(self._encoder.posterior(frames).mean).double().cpu()
+        latents = self._encoder.space.scaled(self._encoder.posterior(frames).mean).cpu().double()
         return torch.cat([latents.mean((0, 2, 3)), latents.diff(dim=0).abs().mean((0, 2, 3))])

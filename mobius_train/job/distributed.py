@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from mobius_train.devices import collective_device
 from mobius_train.errors import Interrupted, MobiusError, Stopped
-from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank
+from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank, uses_mps
 from mobius_train.job.heartbeat import Heartbeat, meet, name_of
 from mobius_train.job.watch import Watch
 from mobius_train.sequence.group import RankGroup, make_group
@@ -27,7 +28,7 @@ Value = TypeVar("Value")
 
 
 class Distributed:
-    """The ranks of a job. The constructor joins the process group: NCCL on GPUs, gloo on CPUs.
+    """The ranks of a job. The constructor joins the process group: NCCL on CUDA GPUs, otherwise gloo.
 
     A single process is a job of one rank.
 
@@ -36,7 +37,7 @@ class Distributed:
 
     Attributes:
         sequence: the ranks that share this rank's clips; None if it has its own.
-        device: this rank's GPU, or the CPU.
+        device: this rank's GPU, or the CPU. An Apple GPU for a single rank.
         is_main: True on rank 0, the only rank that writes and prints.
         nodes: the name of each rank's node.
         watch: what this rank does. It ends the job when an activity takes longer than its limit.
@@ -83,7 +84,7 @@ class Distributed:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Average each value over all ranks in one all-reduce. All ranks pass the same names in the same order."""
-        totals = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        totals = torch.tensor(list(values.values()), dtype=torch.float64, device=collective_device(self.device))
         dist.all_reduce(totals)
         return dict(zip(values, (totals / self.world_size).tolist(), strict=True))
 
@@ -94,7 +95,7 @@ class Distributed:
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=collective_device(self.device))
         return box[0]
 
     def on_main(self, act: Callable[[], Value]) -> Value:
@@ -121,7 +122,7 @@ class Distributed:
         return values
 
     def peak_memory_gb(self) -> float:
-        """Peak memory of this process so far in GB (1e9 bytes): allocated on a GPU, resident on a CPU."""
+        """Peak memory of this process so far in GB (1e9 bytes): allocated on a CUDA GPU, otherwise resident."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return peak_resident_bytes() / 1e9
@@ -176,12 +177,17 @@ def peak_resident_bytes() -> int:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
+def _cores() -> int:
+    """The number of cores that this process may use. macOS does not restrict them."""
+    return len(os.sched_getaffinity(0)) if sys.platform != "darwin" else os.cpu_count() or 1
+
+
 def _device(launch: Launch) -> torch.device:
     if not torch.cuda.is_available():
         # Ranks that each use all cores slow each other down.
-        share = max(1, len(os.sched_getaffinity(0)) // launch.local_world_size)
+        share = max(1, _cores() // launch.local_world_size)
         torch.set_num_threads(min(torch.get_num_threads(), share))
-        return torch.device("cpu")
+        return torch.device("mps" if uses_mps() else "cpu")
     if launch.local_rank >= torch.cuda.device_count():
         raise MobiusError(
             f"rank {launch.rank} has local rank {launch.local_rank} (from 0), but its node has"

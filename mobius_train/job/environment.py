@@ -32,16 +32,27 @@ def prepare() -> Launch:
     """
     launch = detect(os.environ)
     os.environ |= _needed(launch, os.environ)
-    choose_accelerator()
+    choose_accelerator(launch.world_size)
     return launch
 
 
-def choose_accelerator() -> None:
-    """Set DS_ACCELERATOR=cpu on machines without a GPU, which silences DeepSpeed's warning."""
-    import torch
+def choose_accelerator(ranks: int = 1) -> None:
+    """Set DS_ACCELERATOR on machines without a CUDA GPU, which silences DeepSpeed's warning.
 
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    It is Apple's GPU (`mps`) for a job of one rank, unless the user has set `cpu`; else the CPU.
+    """
+    from mobius_train.devices import best_device
+
+    kind = best_device().type
+    if kind == "mps" and (ranks > 1 or os.environ.get("DS_ACCELERATOR") == "cpu"):
+        kind = "cpu"
+    if kind != "cuda":
+        os.environ["DS_ACCELERATOR"] = kind
+
+
+def uses_mps() -> bool:
+    """`choose_accelerator` has chosen Apple's GPU."""
+    return os.environ.get("DS_ACCELERATOR") == "mps"
 
 
 def be_deterministic() -> None:

@@ -14,14 +14,12 @@ from torch import Tensor
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish_lines
 from mobius_train.media.contact_sheet import contact_sheet
+from mobius_train.media.formats import FORMATS, check_fps
 from mobius_train.media.gif import write_gif
 from mobius_train.media.pixels import to_images
 from mobius_train.media.video import write_mp4
 
-# Frames per second. A GIF counts the time of equal frames in hundredths of a second, up to 65535.
-SLOWEST, FASTEST = 0.1, 50
 MOST_LETTERS = 40  # of a prompt, in a file name
-FORMATS = ("gif", "mp4", "png")
 SHEET_NAME = "contact_sheet.png"
 METADATA_NAME = "metadata.jsonl"
 
@@ -38,17 +36,6 @@ def prompt_in_name(name: str) -> str | None:
     words = re.sub(r"^\d+(-|$)", "", name)
     # A name that was cut behind a word has one letter less.
     return words.replace("-", " ") if 0 < len(words) < MOST_LETTERS - 1 else None
-
-
-def check_fps(fps: float) -> None:
-    """
-    Raises:
-        MobiusError: players do not support the fps.
-    """
-    if not SLOWEST <= fps <= FASTEST:
-        raise MobiusError(
-            f"fps={fps:g} must be between {SLOWEST:g} and {FASTEST:g}, the limits of GIF files and players"
-        )
 
 
 def write_clips(

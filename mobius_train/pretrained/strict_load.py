@@ -115,6 +115,7 @@ def load_diffusers(
     saved = read_json(place.folder / CONFIG).get("_class_name", kind.__name__)
     if saved not in (kind.__name__, *also_named):
         raise MobiusError(f"{place.folder} contains a {saved}, not a {kind.__name__}")
+    # With accelerate, diffusers would by default leave weights that a file lacks without values.
     options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False} | options
     return _load_weights(kind, place, options, _diffusers_problems)
 

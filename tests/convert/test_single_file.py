@@ -65,16 +65,24 @@ def test_stable_diffusion_2_has_an_open_clip_encoder(stable_diffusion: dict[str,
     assert not report.left_out
 
 
+# Names in the file and, without the blocks, in diffusers.
+LACKING = {
+    "model.diffusion_model.middle_block.0.in_layers.2.weight": r"in_layers\.2|conv1\.weight",
+    "first_stage_model.decoder.conv_out.weight": r"conv_out\.weight",
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": r"text_encoder: .*final_layer_norm\.weight",
+}
+
+
 def test_nothing_is_dropped_or_made_up_in_silence(config: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     save_file(state | {"model.diffusion_model.control.weight": torch.ones(3)}, path)
     with pytest.raises(MobiusError, match=r"control\.weight"):
         from_single_file(path, config, tmp_path / "out")
-    save_file({n: t for n, t in state.items() if n != name}, path)
-    with pytest.raises(MobiusError, match=r"model\.safetensors|in_layers\.2"):
-        from_single_file(path, config, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for name, told in LACKING.items():
+        save_file({n: t for n, t in state.items() if n != name}, path)
+        with pytest.raises(MobiusError, match=rf"model\.safetensors|{told}"):
+            from_single_file(path, config, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_other_families_and_missing_configurations_are_refused(

@@ -33,7 +33,10 @@ def check(model: str, *kinds: str) -> None:
 
 
 def device() -> torch.device:
-    """A GPU if available, else the CPU. Workers have consecutive process ids and are spread over the GPUs."""
+    """A CUDA GPU if available, else the CPU: forked workers cannot use an Apple GPU.
+
+    Workers have consecutive process ids and are spread over the GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", os.getpid() % torch.cuda.device_count())

@@ -1,0 +1,38 @@
+"""The device that a process computes on: a CUDA GPU, the GPU of an Apple computer (MPS), or the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from mobius_train.errors import MobiusError
+
+
+def best_device() -> torch.device:
+    """The first CUDA GPU, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def collective_device(device: torch.device) -> torch.device:
+    """Where the tensors of a collective must be: on the device, but no library exchanges tensors of Apple's GPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def device_name(device: torch.device) -> str:
+    """What people call it: "NVIDIA H100 80GB HBM3", "Apple GPU", "CPU"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else "CPU"
+
+
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """The device of this name; the best one for None.
+
+    Raises:
+        MobiusError: the device is unknown or not available.
+    """
+    try:
+        return torch.empty(0, device=best_device() if device is None else device).device
+    except (RuntimeError, AssertionError) as error:
+        raise MobiusError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
