@@ -88,4 +88,6 @@ def test_a_missing_package_is_told_with_the_environment_that_has_it(script: str,
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: the Python package {missing} is missing")
     assert "Traceback" not in result.stderr
-    assert ".venv/bin/activate" in result.stderr
+    # With -S Python does not know which environment it is in.
+    inside = missing == "tqdm" and Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
+    assert ("Complete this environment" if inside else ".venv/bin/activate") in result.stderr
