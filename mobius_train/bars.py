@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -13,6 +14,8 @@ Item = TypeVar("Item")
 
 # Seconds between lines in a file.
 EVERY = 30.0
+# Warnings of one kind that are written in full.
+SHOWN = 3
 LINE = "{desc}: {n_fmt} of {total_fmt} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"
 
 
@@ -44,10 +47,36 @@ def progress(items: Iterable[Item] | None = None, **options: Any) -> tqdm[Item]:
 
 
 class AboveBars(logging.StreamHandler[TextIO]):
-    """Writes messages above a bar instead of into it."""
+    """Writes messages above a bar instead of into it. Of warnings of one kind it writes the first `SHOWN`, and then
+    only their number: the 10th, the 100th and so on, and at the end all of them.
+
+    A kind is a message without its arguments, such as that of every caption that is too long.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, int] = {}
+        self._written: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            kind, text = str(record.msg), self.format(record)
+            # "%s" alone is every message.
+            if record.levelno == logging.WARNING and record.args and kind != "%s":
+                count = self._counts[kind] = self._counts.get(kind, 0) + 1
+                if count > SHOWN and str(count).rstrip("0") != "1":
+                    return
+                self._written[kind] = count
+                text += f" ({count} warnings of this kind)" if count > SHOWN else ""
+            tqdm.write(text, file=sys.stderr)
         except Exception:  # As logging's own handlers: a message that cannot be written ends nothing.
             self.handleError(record)
+
+    def close(self) -> None:
+        """Write how many warnings of each kind there were, if some were not written."""
+        for kind, count in self._counts.items():
+            if count > self._written[kind]:
+                with suppress(Exception):
+                    tqdm.write(f"WARNING: {count} warnings in all: {kind}", file=sys.stderr)
+        self._counts.clear()
+        super().close()

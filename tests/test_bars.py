@@ -58,3 +58,29 @@ def test_a_message_is_a_line_of_its_own_above_the_bar(monkeypatch: pytest.Monkey
         logger.handlers.clear()
     assert isinstance(sys.stderr, io.StringIO)
     assert "a clip is gone\n" in sys.stderr.getvalue()
+
+
+def test_warnings_of_one_kind_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    logger, handler = logging.getLogger("tests.bars"), AboveBars()
+    logger.addHandler(handler)
+    try:
+        for number in range(23):
+            logger.warning("caption %d is too long", number)
+            logger.warning("%s", f"message {number}")
+            logger.error("clip %d is damaged", number)
+        handler.close()
+    finally:
+        logger.handlers.clear()
+    assert isinstance(sys.stderr, io.StringIO)
+    lines = sys.stderr.getvalue().splitlines()
+    assert [line for line in lines if "caption" in line] == [
+        "caption 0 is too long",
+        "caption 1 is too long",
+        "caption 2 is too long",
+        "caption 9 is too long (10 warnings of this kind)",
+        "WARNING: 23 warnings in all: caption %d is too long",
+    ]
+    # Nothing else is left out.
+    assert sum("message" in line for line in lines) == 23
+    assert sum("damaged" in line for line in lines) == 23
