@@ -8,7 +8,7 @@ Legend: B prompts, C latent channels, F frames, h, w latent size, H, W pixels; L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mobius_train.bars import progress
 from mobius_train.conditions import Conditions
 from mobius_train.devices import usable_device
 from mobius_train.diffusion.sampler import (
@@ -233,6 +234,11 @@ class TextToVideoPipeline(DiffusionPipeline):
             sequence = as_denoiser(self.unet).sequence
             frames = convert_frames(torch.cat([images.decode(clip, sequence) for clip in clips]), output_type)
         return TextToVideoPipelineOutput(frames) if return_dict else (frames,)
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """diffusers' bar, with the options of `set_progress_bar_config`; in a file, lines. See `bars.progress`."""
+        options = {"desc": "sampling", "unit": "step"} | getattr(self, "_progress_bar_config", {})
+        return progress(iterable, total=total, **options)
 
     def spatial_only(self) -> TextToVideoPipeline:
         """Return a pipeline of only the frozen spatial branch, which samples stills. It shares all weights.

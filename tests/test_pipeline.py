@@ -354,3 +354,15 @@ def test_folders_that_hold_no_model(components: dict[str, Any], tmp_path: Path) 
     weights.unlink()
     with pytest.raises(MobiusError, match="run/final"):
         load_pipeline(tmp_path / "run", cpu)
+
+
+def test_in_a_file_sampling_writes_a_line_now_and_then(
+    clips: TextToVideoPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips.set_progress_bar_config(disable=False)
+    sampled(clips, PROMPTS)
+    written = capsys.readouterr().err
+    assert "\r" not in written
+    first, last = written.splitlines()
+    assert first.startswith("sampling: 0 of 6 [")
+    assert last.startswith("sampling: 6 of 6 [")
