@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from mobius_train.errors import MobiusError
 
 LOOPBACK = "127.0.0.1"
+# How often a thread of GNU OpenMP looks for work before it sleeps. By default it looks for milliseconds: where another
+# program has a core, threads then wait for each other: beside one such program, a forward and backward pass of the
+# default recipe's model took 10.2 s on two cores instead of 0.35 s. With this number it took 0.97 s, and on a quiet
+# machine no longer than by default.
+SPINS = "5000"
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,11 @@ def prepare() -> Launch:
 def choose_accelerator(ranks: int = 1) -> None:
     """Set DS_ACCELERATOR on machines without a CUDA GPU, which silences DeepSpeed's warning.
 
-    It is Apple's GPU (`mps`) for a job of one rank, unless the user has set `cpu`; else the CPU.
+    It is Apple's GPU (`mps`) for a job of one rank, unless the user has set `cpu`; else the CPU. Also limits the time
+    that threads wait actively, unless the user has set that; OpenMP reads it when torch is imported.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     from mobius_train.devices import best_device
 
     kind = best_device().type

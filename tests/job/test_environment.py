@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import python
+from launching import clean_environment, python
 
 from mobius_train.errors import MobiusError
-from mobius_train.job.environment import Launch, detect
+from mobius_train.job import environment
+from mobius_train.job.environment import SPINS, Launch, detect
 
 
 @pytest.mark.parametrize(
@@ -112,3 +116,26 @@ def test_srun_on_several_nodes_wants_to_know_the_first(prepared: Prepared) -> No
     }
     assert "scontrol show hostnames" in prepared(**several)
     assert prepared(**several, MASTER_ADDR="n1").split() == ["1", "2", "1", "n1", "20007"]
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_how_long_threads_wait_actively_is_limited_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spins: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    environment.choose_accelerator()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.distributed
+def test_openmp_reads_the_limit() -> None:
+    code = "from mobius_train.job import environment; environment.prepare()"
+    values = clean_environment(OMP_DISPLAY_ENV="VERBOSE")
+    values.pop("GOMP_SPINCOUNT", None)
+    result = subprocess.run([sys.executable, "-c", code], env=values, capture_output=True, text=True, check=True)
+    if "GOMP_SPINCOUNT" not in result.stderr:
+        pytest.skip("this torch does not use GNU OpenMP")
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in result.stderr
