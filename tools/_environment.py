@@ -1,4 +1,4 @@
-"""Every tool imports this module first. What its Python lacks is then told with the remedy, not a traceback."""
+"""Every tool imports this module first. If its Python lacks packages, it prints the remedy instead of a traceback."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Sinks:
     """All sinks of a run. A temporarily full disk does not end the run.
 
     Args:
-        followers: are told what metrics.jsonl is told. Their owner ends them.
+        followers: receive what metrics.jsonl receives. Their owner ends them.
     """
 
     def __init__(self, output_dir: Path, first_step: int, max_steps: int, followers: Followers) -> None:

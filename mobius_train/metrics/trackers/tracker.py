@@ -1,4 +1,4 @@
-"""What a tracker is told about a run."""
+"""What a tracker receives about a run."""
 
 from __future__ import annotations
 
