@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mobius_train.config import DataConfig, RunConfig
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import DataConfig
 from mobius_train.learning_rate import learning_rates
 
 

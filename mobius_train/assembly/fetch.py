@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mobius_train.bars import progress
-from mobius_train.config import DataConfig
+from mobius_train.config_sections import DataConfig
 from mobius_train.data.clips import describe_source
 from mobius_train.data.patterns import is_remote
 from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mobius_train.assembly.fetch import fetch_all, remote_sources
-from mobius_train.config import DataConfig, RunConfig
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import DataConfig
 from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, describe_buckets, largest_first
 from mobius_train.data.clips import ClipDataset, find_clips
 from mobius_train.data.entry import Entry

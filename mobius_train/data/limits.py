@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 
 
 class Undecodable(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.flow import FlowProcess
 from mobius_train.errors import MobiusError

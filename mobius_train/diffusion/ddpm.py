@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
 from mobius_train.diffusion.sampler import sampling_scheduler

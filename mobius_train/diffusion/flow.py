@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
 from mobius_train.diffusion.sampler import sampling_scheduler

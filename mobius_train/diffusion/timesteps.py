@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 
 
 def training_quantiles(uniform: Tensor, config: ObjectiveConfig) -> Tensor:

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.dtypes import DTYPES
 from mobius_train.engine import loss_scaler
 from mobius_train.engine.adam_state import MOMENTS, AdamState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.errors import MobiusError
 
 REPLICATE, SHARD = "replicate", "shard"

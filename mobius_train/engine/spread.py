@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mobius_train.config import FsdpConfig, RunConfig
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.ds_config import read_ds_json, resolve
 from mobius_train.engine.mesh import shard_size
 from mobius_train.engine.optimizers import check_offload

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.plan.adam_states import FP32, Adam
 from mobius_train.plan.simulate import Shape, Simulation
 from mobius_train.plan.trace import NEVER, Bytes, rounded

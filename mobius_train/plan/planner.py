@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from mobius_train.assembly.model_configs import ModelConfigs, find_configs
-from mobius_train.config import FsdpConfig, RunConfig
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.prepare.emoji.source import FluentEmoji
 from mobius_train.prepare.sources.archives import Archive, Shards
 from mobius_train.prepare.sources.local_files import FileList, Folder, Metadata

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mobius_train.config import RunConfig, Section
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import Section
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.recipe_files import apply_override, read_recipe, validated
 

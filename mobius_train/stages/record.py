@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mobius_train.checkpoint.changes import differing, recipe_fields
 from mobius_train.checkpoint.folders import checkpoints
 from mobius_train.checkpoint.format import read_json
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file, sha256
 from mobius_train.recipe_files import validated

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.randomness import Draws, correlate_frames, draw_numbers
 from mobius_train.errors import MobiusError

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from recipes import Run, losses
 from torch import Tensor
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.flow import FlowProcess

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobius_train.config import ObjectiveConfig
+from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.timesteps import training_quantiles
 
 # Evenly spaced, so that shares below are exact up to the spacing.

@@ -29,7 +29,7 @@ from mobius_train.checkpoint.folders import folder_of
 from mobius_train.checkpoint.resume import find, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.cli import run_rank
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import read_ds_json, resolve
 from mobius_train.engine.fsdp import FsdpEngine

@@ -11,7 +11,7 @@ from engine_settings import settings
 from recipes import DS_CONFIGS
 from torch import Tensor, nn
 
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import resolve
 from mobius_train.engine.fsdp import FsdpEngine

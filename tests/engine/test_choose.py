@@ -12,7 +12,8 @@ import torch
 from engine_settings import settings
 from recipes import DS_CONFIGS, recipe, start, write
 
-from mobius_train.config import FsdpConfig, RunConfig
+from mobius_train.config import RunConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.mesh import shard_size
 from mobius_train.engine.optimizers import check_offload, check_optimizer

@@ -24,7 +24,7 @@ from sd3 import SD3Batch, sd3_batch, tiny_sd3
 from torch import Tensor
 
 from mobius_train.cli import run_rank
-from mobius_train.config import FsdpConfig
+from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.ds_config import read_ds_json, resolve
 from mobius_train.engine.fsdp import FsdpEngine

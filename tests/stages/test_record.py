@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mobius_train.config import ClipSet
+from mobius_train.config_sections import ClipSet
 from mobius_train.errors import MobiusError
 from mobius_train.job.failures import record
 from mobius_train.stages.begun import begun_folder

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.errors import MobiusError
 from mobius_train.files import read_small
 

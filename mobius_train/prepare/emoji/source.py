@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.data.kinds import CLIP_SUFFIXES
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256

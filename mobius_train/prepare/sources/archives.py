@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from pydantic import Field
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.data.patterns import local_paths
 from mobius_train.data.tar_members import DamagedTar, tar_members
 from mobius_train.data.texts import is_regular

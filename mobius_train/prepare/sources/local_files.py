@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.captions import caption_field
 from mobius_train.data.metadata import BadLine, file_name_of, metadata_records

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from mobius_train.config import Section
+from mobius_train.config_sections import Section
 from mobius_train.prepare.candidate import Candidate, Drop, Dropped
 
 
