@@ -23,6 +23,7 @@ def overview(
     of_task: Mapping[str, str],
     epoch: int,
     done: int,
+    planned: int | None,
 ) -> str:
     """One line for each thing, with its name in front.
 
@@ -31,6 +32,7 @@ def overview(
         of_task: see `Task.overview`.
         epoch: see `Task.epoch`.
         done: steps that a resumed run has behind it.
+        planned: planned peak of a GPU in bytes, without the CUDA context; None if there is no plan.
     """
     batch = config.samples_per_step(distributed.world_size)
     steps = f"{config.steps} of {batch} samples: {config.steps * batch / epoch:.3g} epochs"
@@ -40,9 +42,14 @@ def overview(
         "device": _device(distributed, config),
         "engine": engine,
         "steps": steps if not done else f"{done} done of {steps}",
+        **_memory(planned),
         "tracker": where_to_look(config.report_to, output_dir / "logs"),
     }
     return "\n".join(f"{name:<{WIDTH}}{text}" for name, text in lines.items())
+
+
+def _memory(planned: int | None) -> dict[str, str]:
+    return {} if planned is None else {"memory": f"{planned / 1e9:.2f} GB planned as the peak of each GPU"}
 
 
 def _device(distributed: Distributed, config: RunConfig) -> str:

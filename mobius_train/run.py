@@ -136,7 +136,9 @@ def run_training(
                 print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
         elif begin is not None:
             begin(engine)
-        lines = overview(config, spread.describe(config), distributed, output_dir, of_task, epoch, progress.step)
+        lines = overview(
+            config, spread.describe(config), distributed, output_dir, of_task, epoch, progress.step, planned
+        )
         if distributed.is_main:
             print(f"\n{lines}\n", flush=True)
             _write_text(output_dir / OVERVIEW, lines + "\n")

@@ -15,10 +15,11 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.overview import overview
 
 
-def lines(tmp_path: Path, distributed: Distributed, done: int = 0, **changes: Any) -> dict[str, str]:
+def lines(tmp_path: Path, distributed: Distributed, done: int = 0, planned: int | None = None, **changes: Any) -> dict[str, str]:
     config = load(write(tmp_path / "recipe.yaml", recipe(tmp_path, tmp_path, tmp_path, **changes)))
     spread = Spread.over(1, "deepspeed", read_ds_json(DS_CONFIGS / "zero3.json"))
-    text = overview(config, spread.describe(config), distributed, Path("runs/one"), {"model": "a ring"}, 16, done)
+    model = {"model": "a ring"}
+    text = overview(config, spread.describe(config), distributed, Path("runs/one"), model, 16, done, planned)
     return dict(line.split(maxsplit=1) for line in text.splitlines())
 
 
@@ -32,6 +33,12 @@ def test_steps_are_counted_in_epochs(process_group: None, tmp_path: Path) -> Non
     assert found["device"].endswith("float32")
     assert found["tracker"] == "tensorboard --logdir runs/one/logs"
     assert lines(tmp_path, distributed, done=3, max_train_steps=20)["steps"].startswith("3 done of 20")
+
+
+def test_planned_memory_is_listed_where_there_is_a_plan(process_group: None, tmp_path: Path) -> None:
+    distributed = Distributed(Spread.over(1).launch)
+    assert lines(tmp_path, distributed, planned=5_310_000_000)["memory"].startswith("5.31 GB planned")
+    assert "memory" not in lines(tmp_path, distributed)
 
 
 @pytest.mark.slow
