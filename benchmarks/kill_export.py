@@ -1,7 +1,7 @@
 """Kill a run while it fills its latent cache or exports its model, start it again, and compare the results.
 
-    python benchmarks/kill_export.py --config recipe.yaml --kills 50 --ranks 2 --record benchmarks/kill_export.json \
-        max_train_steps=2 checkpointing_steps=1
+    python benchmarks/kill_export.py --config recipe.yaml --kills 50 --seeds 0 1 2 --ranks 2 \
+        --record benchmarks/kill_export.json max_train_steps=2 checkpointing_steps=1
 
 The recipe trains a few steps with data.cache_dir. In turn, a start is killed while it fills the cache, and while it
 writes final/ of the last checkpoint, in a folder with and without an older final/. Half of the kills hit all ranks at
@@ -15,20 +15,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import random
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from killed_job import Job, add_job_arguments
+from killed_job import Job, add_job_arguments, run_seeds
 
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
-from mobius_train.job.versions import versions
 
 CACHE, FINAL = "filling the cache", "exporting"
 
@@ -73,9 +71,9 @@ def hashes(folder: Path) -> dict[str, str]:
 class Campaign:
     """Kills of one recipe in a temporary folder."""
 
-    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, seed: int, folder: Path) -> None:
         self._arguments, self._folder = arguments, folder
-        self._chance, self._longest = random.Random(arguments.seed), arguments.longest
+        self._chance, self._longest = random.Random(seed), arguments.longest
         self._output, self._cache = folder / "run", folder / "cache"
         self._job("max_train_steps=1").finish()
         (self._output / "final").rename(folder / "old-final")
@@ -157,15 +155,19 @@ class Campaign:
                 raise MobiusError(f"after a kill while {phase}: {name} differs from the undisturbed run's")
 
 
-def main() -> None:
-    arguments = parse()
+def campaign(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The kills of a seed.
+
+    Raises:
+        MobiusError: see `Campaign.kill`.
+    """
     kills: list[Kill] = []
     with tempfile.TemporaryDirectory(prefix="kill-export-") as folder:
-        campaign = Campaign(arguments, Path(folder))
+        kill = Campaign(arguments, seed, Path(folder)).kill
         while len(kills) < arguments.kills:
-            kills += campaign.kill()
+            kills += kill()
             print(f"kill {len(kills)}: {kills[-3:]}", flush=True)
-    results = {
+    return {
         "kills": len(kills),
         "kills_with_a_file_on_its_way": sum(kill.written for kill in kills),
         "kills_of_one_rank": sum(kill.rank is not None for kill in kills),
@@ -174,21 +176,15 @@ def main() -> None:
             name: sum(kill.found == name for kill in kills if kill.during == FINAL)
             for name in ("none", "the old one", "the new one")
         },
+        # Anything else has ended the campaign.
         "lost_or_different": 0,
     }
-    record = {
-        "what": "random SIGKILLs of ranks while a run fills its cache or exports its model",
-        "results": results,
-        "ranks": arguments.ranks,
-        "seed": arguments.seed,
-        "config": arguments.config.name,
-        "overrides": arguments.overrides,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": versions(),
-        "each_kill": [asdict(kill) for kill in kills],
-    }
-    arguments.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=1))
+
+
+def main() -> None:
+    arguments = parse()
+    what = "random SIGKILLs of ranks while a run fills its cache or exports its model"
+    run_seeds(arguments, what, lambda seed: campaign(arguments, seed))
 
 
 if __name__ == "__main__":

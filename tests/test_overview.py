@@ -15,7 +15,9 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.overview import overview
 
 
-def lines(tmp_path: Path, distributed: Distributed, done: int = 0, planned: int | None = None, **changes: Any) -> dict[str, str]:
+def lines(
+    tmp_path: Path, distributed: Distributed, done: int = 0, planned: int | None = None, **changes: Any
+) -> dict[str, str]:
     config = load(write(tmp_path / "recipe.yaml", recipe(tmp_path, tmp_path, tmp_path, **changes)))
     spread = Spread.over(1, "deepspeed", read_ds_json(DS_CONFIGS / "zero3.json"))
     model = {"model": "a ring"}

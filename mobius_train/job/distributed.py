@@ -16,7 +16,7 @@ import torch.distributed as dist
 from mobius_train.devices import collective_device
 from mobius_train.errors import Interrupted, MobiusError, Stopped
 from mobius_train.job.environment import Launch, meeting_point, node_name, nodes_by_rank, uses_mps
-from mobius_train.job.heartbeat import Heartbeat, meet, name_of
+from mobius_train.job.heartbeat import STALLED, Heartbeat, meet, name_of
 from mobius_train.job.watch import Watch
 from mobius_train.sequence.group import RankGroup, make_group
 
@@ -152,10 +152,11 @@ class Distributed:
         dist.init_process_group(backend, rank=rank, world_size=size, store=group, timeout=TIMEOUT)
 
     def _stalled(self, reason: str) -> None:
-        who = name_of(self.rank, self.nodes)
-        print(f"error: {who} stalled: {reason}; resume from the last checkpoint", file=sys.stderr, flush=True)
-        if self._heartbeat is not None:
-            self._heartbeat.stalled(reason)
+        heartbeat = self._heartbeat
+        stall = f"{name_of(self.rank, self.nodes)}{STALLED}{reason}" if heartbeat is None else heartbeat.stall(reason)
+        print(f"error: {stall}; resume from the last checkpoint", file=sys.stderr, flush=True)
+        if heartbeat is not None:
+            heartbeat.stalled(stall)
 
     def __enter__(self) -> Distributed:
         return self

@@ -67,14 +67,30 @@ class Heartbeat:
             self._wait_for_the_others(self._period * 2)
 
     def stalled(self, reason: str) -> None:
-        """Report that this rank makes no progress, with what every rank does. The process ends after it."""
-        told = [beat.decode().partition(" ")[2] for beat in self._ask(self._beats_of_all) or []]
-        listed = "; ".join(f"{name_of(rank, self._nodes)}: {text}" for rank, text in list(enumerate(told))[:16])
-        verdict = f"{name_of(self._rank, self._nodes)}{STALLED}{reason}. At the last beat: {listed}"
+        """Report a `stall`, with what every rank does. The process ends after it."""
+        verdict = f"{reason}. At the last beat: {self._listed()}"
         self._ask(lambda: self._store.compare_set(VERDICT, "", verdict))
         self._over.set()
         # Without a lost connection the others still are where they wait, and print it.
         time.sleep(self._period * 2)
+
+    def stall(self, reason: str) -> str:
+        """Name the ranks that no progress is due to: those that the others wait for, or this one.
+
+        All ranks call the same collectives, so a rank that has begun fewer than another is waited for by it.
+        """
+        who = name_of(self._rank, self._nodes)
+        told = {rank: _parts(beat)[1] for rank, beat in enumerate(self._ask(self._beats_of_all) or [])}
+        begun = {rank: int(calls) for rank, calls in told.items() if calls} | {self._rank: collectives_begun()}
+        behind = [rank for rank, calls in begun.items() if calls == min(begun.values())]
+        if self._rank in behind:
+            return f"{who}{STALLED}{reason}"
+        names = ", ".join(name_of(rank, self._nodes) for rank in behind[:16])
+        return f"{names}{STALLED}{who} waits there, with {reason}"
+
+    def _listed(self) -> str:
+        doing = [_parts(beat)[2] for beat in self._ask(self._beats_of_all) or []]
+        return "; ".join(f"{name_of(rank, self._nodes)}: {text}" for rank, text in list(enumerate(doing))[:16])
 
     def leave(self) -> None:
         """End this rank's beats. Rank 0 serves the store, so it waits for the others and still detects dead ranks."""
@@ -105,7 +121,7 @@ class Heartbeat:
     def _talk(self) -> str:
         """Send one beat and return the verdict, or an empty string."""
         self._beats += 1
-        self._store.set(_beat(self._rank), f"{self._beats} {self._doing()}")
+        self._store.set(_beat(self._rank), f"{self._beats} {collectives_begun()} {self._doing()}")
         if self._rank == 0 and (silent := self._silent()):
             names = ", ".join(name_of(rank, self._nodes) for rank in silent)
             self._store.compare_set(VERDICT, "", f"no sign of life for {self._period * MISSED:.0f} s from {names}")
@@ -166,6 +182,28 @@ def meet(store: Any, rank: int, world_size: int, node: str, timeout: timedelta, 
             " Look for their errors above, or exclude the node (sbatch --exclude)"
         ) from None
     return [value.decode() for value in store.multi_get([_node(other) for other in range(world_size)])]
+
+
+def collectives_begun() -> int:
+    """The number of collectives that this process has begun, in all its groups."""
+    if not dist.is_initialized():
+        return 0
+    return sum(map(_begun_in, list(dist.distributed_c10d._world.pg_map)))
+
+
+def _begun_in(group: Any) -> int:
+    try:
+        return int(group._get_sequence_number_for_group())
+    # NCCL before its first collective.
+    except RuntimeError:
+        return 0
+
+
+def _parts(beat: bytes) -> tuple[str, str, str]:
+    """The number, the collectives and the activity of a beat. A rank that has just met or left sends only the first."""
+    number, _, rest = beat.decode().partition(" ")
+    calls, _, doing = rest.partition(" ")
+    return number, calls, doing
 
 
 def name_of(rank: int, nodes: list[str]) -> str:

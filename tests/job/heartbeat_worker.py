@@ -35,6 +35,11 @@ def main() -> None:
             if how == "sleep":
                 distributed.watch.enter("batch", "step 7, loading a batch")
                 asleep()
+            if how == "sleep in the same phase":
+                # Its limit ends after that of the ranks that wait for it.
+                time.sleep(3)
+                distributed.watch.enter("step", "step 7, before a collective")
+                asleep()
             if how == "sleep beside":
                 distributed.watch.enter("", "step 7, in a collective")
                 with distributed.watch.beside("save", "writing checkpoint-3"):

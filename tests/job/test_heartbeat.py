@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -75,6 +76,7 @@ def test_the_others_end_and_name_it(jobs: list[Job], tmp_path: Path) -> None:
 
 BATCH = "no progress for 4 s (time_limits.batch) in step 7, loading a batch"
 SAVE = "no progress for 4 s (time_limits.save) in writing checkpoint-3"
+STEP = "waits there, with no progress for 8 s (time_limits.step) in step 7, in a collective"
 
 
 def test_a_rank_that_lives_but_makes_no_progress_ends_all_with_their_stacks(jobs: list[Job], tmp_path: Path) -> None:
@@ -90,6 +92,17 @@ def test_a_rank_that_lives_but_makes_no_progress_ends_all_with_their_stacks(jobs
             assert ("in asleep" if rank == who else "in barrier") in text
             assert rank == who or f"rank {rank} on node{rank}: step 7, in a collective" in text
     assert time.monotonic() - started < 60
+
+
+def test_the_rank_that_others_wait_for_is_named_though_their_limit_ends_first(jobs: list[Job], tmp_path: Path) -> None:
+    jobs += [Job(tmp_path, "sleep in the same phase", who, ranks=3) for who in (0, 2)]
+    for job in jobs:
+        for rank in range(3):
+            code, text = job.end(rank)
+            assert code == 1, text
+            assert re.search(rf"error: (rank {rank} ends: )?rank {job.who} on node{job.who} stalled: rank \d on", text)
+            assert STEP in text, text
+            assert ("in asleep" if rank == job.who else "in barrier") in text
 
 
 def test_a_stop_before_the_first_step_on_one_rank_ends_all_with_the_code_of_a_stop(
