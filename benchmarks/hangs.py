@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).with_name("hanging_main.py")
 # The phases, with the times that each is entered before the last one that a short run is sure to reach.
 PHASES = {"start": 3, "clip": 2, "batch": 3, "step": 3, "validation": 2, "save": 3, "export": 1}
 # Seconds. The first is for the phase that hangs, the others are for phases that go well on a loaded machine.
-LIMIT, WELL = 10, 600
+LIMIT, WELL = 25, 900
 BEYOND = 60.0
 STALLED = re.compile(r"error: rank (\d+) on \S+ stalled: no progress for \S+ s \(time_limits\.(\w+)\)")
 

@@ -82,7 +82,8 @@ def run_seeds(arguments: argparse.Namespace, what: str, campaign: Callable[[int]
 
 def total(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """See `run_seeds`."""
-    return {name: _total([one[name] for one in results]) for name in results[0]}
+    names = dict.fromkeys(name for one in results for name in one)
+    return {name: _total([one[name] for one in results if name in one]) for name in names}
 
 
 def _total(values: list[Any]) -> Any:

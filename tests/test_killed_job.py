@@ -21,8 +21,9 @@ def arguments(record: Path, *options: str) -> argparse.Namespace:
 
 def test_totals_add_counts_keep_the_longest_time_and_need_every_flag() -> None:
     first = {"kills": 3, "seconds": 1.5, "equal": True, "found": {"old": 1, "new": 2}}
-    second = {"kills": 4, "seconds": 0.5, "equal": False, "found": {"old": 0, "new": 4}}
-    assert total([first, second]) == {"kills": 7, "seconds": 1.5, "equal": False, "found": {"old": 1, "new": 6}}
+    second = {"kills": 4, "seconds": 0.5, "equal": False, "found": {"new": 4, "none": 1}}
+    found = {"old": 1, "new": 6, "none": 1}
+    assert total([first, second]) == {"kills": 7, "seconds": 1.5, "equal": False, "found": found}
 
 
 def test_a_record_grows_by_seeds_and_none_is_run_twice(tmp_path: Path) -> None:
