@@ -74,9 +74,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
 
     few = ("--rounds", "1", "--warmup", "0", "--steps", "1") if rehearse else ("--rounds", "2", "--steps", "10")
     short = ("--variants", "tail-2") if rehearse else ("--variants", "serial", "paper", "half", "quarter", "tail-2")
-    frozen = ("--variants", "tail-2", "tail-2, frozen ahead")
-    if not rehearse:
-        frozen = ("--variants", "serial", "half", *(f"half, frozen {how}" for how in FROZEN))
+    of_frozen = ["tail-2, frozen ahead"] if rehearse else ["serial", "half", *(f"half, frozen {how}" for how in FROZEN)]
     big = () if rehearse else ("data.resolution=512",)
     ours = () if rehearse else OURS
     tests = (python, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS)
@@ -85,7 +83,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
         memory("claims", "16 GB", "11 GB", "parallel bf16", "serial bf16", "parallel bf16 recomputed"),
         step_time("ours", *short, *few, *ours),
         step_time("paper", "--variants", short[-1] if rehearse else "paper", *few),
-        step_time("frozen branch", *frozen, *few, *ours),
+        step_time("frozen branch", "--variants", *of_frozen, *few, *ours),
         memory("all settings", *_settings()),
         step_time("512px", *short, *few, *ours, *big),
         Item(
