@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import python
+from launching import launch
 from recipes import recipe, write
 
 from mobius_train.conditions import Conditions
@@ -48,6 +48,6 @@ def test_on_a_gpu_the_host_waits_once_in_a_step(
     data = {"cache_dir": str(tmp_path / "cache")}
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", frozen_ahead=frozen_ahead, data=data)
     path = write(tmp_path / "recipe.yaml", values)
-    result = python(str(Path(__file__).with_name("waits_worker.py")), str(path), HF_HUB_OFFLINE="1")
+    result = launch(1, Path(__file__).with_name("waits_worker.py"), str(path), HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.split()[-2:] == ["1", "1"]
