@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from step_time import FROZEN
+
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
@@ -28,6 +30,13 @@ from mobius_train.job.versions import versions
 from mobius_train.shared_files import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
+GPU_TESTS = (
+    "tests/models/test_offload_gpu.py",
+    "tests/models/test_ahead.py",
+    "tests/assembly/test_options.py",
+    "tests/tasks/test_waits.py",
+    "tests/runs/test_gpu.py",
+)
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 # The paper's recipe with what costs no accuracy: bf16 compute, and latents and texts computed once.
 OURS = ("mixed_precision=bf16", "data.cache_dir=.cache/latents")
@@ -53,7 +62,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
         paper = str(REPOSITORY / "configs" / "emoji.yaml")
 
     def step_time(name: str, *options: str) -> Item:
-        record = folder / f"step_time_{name}.json"
+        record = folder / f"step_time_{name.replace(' ', '_')}.json"
         command = (python, str(BENCHMARKS / "step_time.py"), "--record", str(record), "--config", paper, *options)
         return Item(f"step time, {name}", command, 60 if rehearse else 420)
 
@@ -65,14 +74,16 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
 
     few = ("--rounds", "1", "--warmup", "0", "--steps", "1") if rehearse else ("--rounds", "2", "--steps", "10")
     short = ("--variants", "tail-2") if rehearse else ("--variants", "serial", "paper", "half", "quarter", "tail-2")
+    of_frozen = ["tail-2, frozen ahead"] if rehearse else ["serial", "half", *(f"half, frozen {how}" for how in FROZEN)]
     big = () if rehearse else ("data.resolution=512",)
     ours = () if rehearse else OURS
-    tests = (python, "-m", "pytest", "-q", "-m", "gpu", "tests/models/test_offload_gpu.py", "tests/runs/test_gpu.py")
+    tests = (python, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS)
     return [
         Item("tests", tests, 60 if rehearse else 480),
         memory("claims", "16 GB", "11 GB", "parallel bf16", "serial bf16", "parallel bf16 recomputed"),
         step_time("ours", *short, *few, *ours),
         step_time("paper", "--variants", short[-1] if rehearse else "paper", *few),
+        step_time("frozen branch", "--variants", *of_frozen, *few, *ours),
         memory("all settings", *_settings()),
         step_time("512px", *short, *few, *ours, *big),
         Item(

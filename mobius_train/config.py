@@ -39,6 +39,10 @@ RING_OPTIONS = (
     "compile",
     "activation_memory_budget",
     "frozen_dtype",
+    "frozen_channels_last",
+    "frozen_compile",
+    "frozen_cuda_graphs",
+    "frozen_ahead",
 )
 
 
@@ -149,6 +153,21 @@ class RunConfig(Section):
     )
     frozen_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="dtype of the frozen branch in mode parallel; default: as mixed_precision"
+    )
+    frozen_channels_last: bool = Field(
+        False,
+        description="keep the frozen UNet's feature maps in channels_last order (CUDA)",
+    )
+    frozen_compile: bool = Field(
+        False, description="compile the frozen layers in front of the fusion with torch.compile, apart from the ring's"
+    )
+    frozen_cuda_graphs: bool = Field(
+        False, description="with frozen_compile: launch each of these layers as one CUDA graph for each shape"
+    )
+    frozen_ahead: bool = Field(
+        False,
+        description="run the next micro-batch's frozen branch on a CUDA stream of its own, while the ring computes; its"
+        " features are in memory",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "no", description="dtype of the trained branch while it computes; no: float32"
@@ -277,6 +296,16 @@ class RunConfig(Section):
                 "recompute_activations and compile both select the tensors that a layer saves: with compile=true, use"
                 " activation_memory_budget instead"
             )
+        if self.frozen_cuda_graphs and not self.frozen_compile:
+            raise ValueError("frozen_cuda_graphs requires frozen_compile=true: set it")
+        if self.frozen_cuda_graphs and self.frozen_ahead:
+            raise ValueError(
+                "frozen_cuda_graphs and frozen_ahead: a graph has one set of buffers, but samples and held-out losses"
+                " run it while a micro-batch is ahead: turn one off"
+            )
+        for name in ("frozen_compile", "frozen_ahead"):
+            if getattr(self, name) and self.shard_frozen:
+                raise ValueError(f"{name} requires a frozen branch that is whole on each rank: set shard_frozen=false")
         spared = not self.gradient_checkpointing or kept
         for name in ("recompute_activations", "activation_memory_budget"):
             if getattr(self, name) not in (None, False) and not spared:
@@ -295,6 +324,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"sequence_parallel_size={size} shares the frames of a clip between ranks, but stage is"
                 f" {self.stage!r}: set it to 1"
+            )
+        if self.frozen_ahead:
+            raise ValueError(
+                f"sequence_parallel_size={size} shares the memory of a clip, and frozen_ahead=true holds a second one:"
+                " turn one off"
             )
         if self.compile:
             raise ValueError(

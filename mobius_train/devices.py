@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mobius_train.errors import MobiusError
 
@@ -17,6 +18,30 @@ def best_device() -> torch.device:
 def collective_device(device: torch.device) -> torch.device:
     """Where the tensors of a collective must be: on the device, but no library exchanges tensors of Apple's GPU."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on a device. The host does not wait for a CUDA GPU, which copies from pinned memory."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, dtype)
+    return tensor.to(dtype=dtype).pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """A scalar on its way from a device to the host, which waits for it at `value`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        # A copy that does not block is into pinned memory.
+        self._host = tensor.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if tensor.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def value(self) -> float:
+        """The number."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._host)
 
 
 def device_name(device: torch.device) -> str:

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from mobius_train.checkpoint.resume import how_to_go_on
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import RunConfig
+from mobius_train.devices import Arriving
 from mobius_train.engine.protocol import Engine, StepReport
 from mobius_train.errors import MobiusError, Stopped
 from mobius_train.files import finished_folder
@@ -74,7 +74,7 @@ class Trainer:
         self.distributed, self.output_dir, self.progress = distributed, output_dir, progress
         self.saver, self.stop, self._weight_change, self._lock = saver, stop, weight_change, lock
         self._followers, self._planned_gb = followers, planned_gb
-        self._first_step = progress.step
+        self._first_step, self._waited = progress.step, 0.0
         self._enter = distributed.watch.enter
         self._learning_rate = learning_rates(config, distributed.world_size)
         self._samples_per_step = config.samples_per_step(distributed.world_size)
@@ -87,7 +87,7 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         with self._sinks() as self._to:
-            batches = self.task.training_batches(progress.samples_seen)
+            batches = self.task.ahead(self._loaded(progress.samples_seen))
             while progress.step < config.steps:
                 # Validation follows the save, so a failure here loses no step. A resumed run validates again.
                 if progress.step == 0 or _due(config.validation_steps, progress.step):
@@ -146,25 +146,31 @@ class Trainer:
                 else f"{final} was not written: {error}. No checkpoint could be written either"
             ) from error
 
+    def _loaded(self, samples_seen: int) -> Iterator[Any]:
+        """The loader's batches. `_waited` counts the seconds that the training waits for them."""
+        batches = self.task.training_batches(samples_seen)
+        while True:
+            step, asked = self.progress.step + 1, time.perf_counter()
+            self._enter("batch", f"step {step}, loading a batch")
+            batch = next(batches)
+            self._waited += time.perf_counter() - asked
+            self._enter("step", f"step {step}, {batch.describe()}")
+            yield batch
+
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Run one optimizer step and return metrics averaged over all ranks and micro-batches."""
-        started, waited = time.perf_counter(), 0.0
+        started, self._waited = time.perf_counter(), 0.0
         learning_rate = self._learning_rate(self.progress.step)
-        step = self.progress.step + 1
-        losses: list[Tensor] = []
+        losses: list[Arriving] = []
         keys: list[list[str]] = []
         report: StepReport | None = None
         while report is None:
-            asked = time.perf_counter()
-            self._enter("batch", f"step {step}, loading a batch")
             batch = next(batches)
-            waited += time.perf_counter() - asked
-            self._enter("step", f"step {step}, {batch.describe()}")
-            losses.append(micro_batch(self.task, self.engine, batch))
+            losses.append(Arriving(micro_batch(self.task, self.engine, batch)))
             keys.append(batch.keys)
             report = self.engine.step(learning_rate)
-        # One synchronization with the device per step instead of one per micro-batch.
-        values = torch.stack(losses).tolist()
+        # The engine has read the norm of the gradients, so the losses are here: the host waits once in a step.
+        values = [loss.value() for loss in losses]
         self._report_bad(values, keys)
         self.progress.step += 1
         self.progress.samples_seen += self._samples_per_step
@@ -175,7 +181,7 @@ class Trainer:
                 "gradient_norm": report.gradient_norm,
                 "learning_rate": learning_rate,
                 "samples_per_second": self._samples_per_step / seconds,
-                "data_wait_share": waited / seconds,
+                "data_wait_share": self._waited / seconds,
                 "memory_gb": self.distributed.peak_memory_gb(),
                 "step_applied": float(report.applied),
                 # Averaged with the metrics, so that all ranks stop at the same step.

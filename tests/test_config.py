@@ -67,6 +67,13 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("mode=serial frozen_dtype=bf16", "frozen_dtype text-to-video parallel 'serial'"),
         ("mode=full activation_offload=0.2", "activation_offload text-to-video parallel 'full'"),
         ("mode=serial compile=true", "compile text-to-video parallel 'serial'"),
+        ("mode=serial frozen_compile=true", "frozen_compile text-to-video parallel 'serial'"),
+        ("mode=full frozen_ahead=true", "frozen_ahead text-to-video parallel 'full'"),
+        ("frozen_cuda_graphs=true", "frozen_cuda_graphs frozen_compile=true"),
+        ("frozen_cuda_graphs=true frozen_compile=true frozen_ahead=true", "frozen_cuda_graphs frozen_ahead"),
+        ("frozen_compile=true shard_frozen=true", "frozen_compile shard_frozen=false"),
+        ("frozen_ahead=true shard_frozen=true", "frozen_ahead shard_frozen=false"),
+        ("frozen_ahead=true sequence_parallel_size=2", "sequence_parallel_size=2 frozen_ahead=true"),
         (
             "gradient_checkpointing=true gradient_checkpointing_kept=0.6 activation_offload=0.5",
             "gradient_checkpointing_kept=0.6 activation_offload=0.5",
@@ -117,6 +124,8 @@ def test_an_override_that_cannot_be_applied_is_named(recipe: Path, override: str
     [
         "gradient_checkpointing=true gradient_checkpointing_kept=0.5 activation_offload=0.2 recompute_activations=true",
         "compile=true activation_memory_budget=0.5 frozen_dtype=bf16 attention_backend=eager",
+        "frozen_compile=true frozen_channels_last=true frozen_ahead=true",
+        "frozen_compile=true frozen_cuda_graphs=true sequence_parallel_size=2",
         "gradient_checkpointing=true compile=true gradient_checkpointing_kept=0.5 activation_memory_budget=0",
         "mode=serial gradient_checkpointing=true attention_backend=sdpa",
     ],

@@ -182,4 +182,5 @@ def recipe_batches(
         caption_weights=clips.caption_weights,
         random_frame_of=config.data.num_frames if config.data.random_frame else None,
         random_window=clips.choice.window == "random",
+        pin_memory=distributed.device.type == "cuda",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from mobius_train.config import RunConfig
@@ -16,9 +17,12 @@ from mobius_train.models.choose_attention import Machine, choose_attention
 from mobius_train.models.compiling import compile_layers
 from mobius_train.models.recompute import LayerMemory
 
+# Switches that depend on the run's GPUs and do not change weights.
+FOR_GPUS = ("compile", "frozen_channels_last", "frozen_compile", "frozen_cuda_graphs", "frozen_ahead")
+
 
 def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = "inductor") -> None:
-    """Set how trained layers store activations for the backward pass, and compile them if the recipe requires it.
+    """Set how trained layers store activations for the backward pass, and compile the layers that the recipe names.
 
     Args:
         compiler: backend of torch.compile; aot_eager saves the same tensors as inductor, and runs on fake tensors.
@@ -31,13 +35,42 @@ def apply_memory_options(denoiser: Denoiser, config: RunConfig, compiler: str = 
             activation_offload=config.activation_offload,
         )
     )
+    shapes = len(config.data.buckets or (None,))
     if config.compile:
-        compile_layers(denoiser.layers_to_compile(), config.activation_memory_budget, compiler)
+        compile_layers(denoiser.layers_to_compile(), config.activation_memory_budget, compiler, shapes)
+    if config.frozen_compile:
+        layers, graphs = layers_without_graph(denoiser), config.frozen_cuda_graphs
+        compile_layers(layers, None, compiler, shapes, cuda_graphs=graphs)
+
+
+def layers_without_graph(denoiser: Denoiser) -> list[nn.Module]:
+    """The frozen layers in front of the fusion, which run without an autograd graph in every call."""
+    behind = {inner for block in denoiser.frozen_in_graph() for inner in block.modules()}
+    return [module for unit in denoiser.backbone.units() for module in unit if module not in behind]
+
+
+def set_memory_format(denoiser: Denoiser, config: RunConfig) -> None:
+    """Set the order of the frozen branch's weights in memory, which its feature maps follow.
+
+    Raises:
+        MobiusError: the frozen branch has no feature maps.
+    """
+    if not config.frozen_channels_last:
+        return
+    frozen = cast(nn.Module, denoiser.frozen)
+    if not isinstance(frozen, UNet2DConditionModel):
+        raise MobiusError(
+            f"frozen_channels_last is for feature maps, but a {type(frozen).__name__} computes on tokens: set it to"
+            " false"
+        )
+    frozen.to(memory_format=torch.channels_last)
 
 
 def without_gpu_options(config: RunConfig) -> RunConfig:
     """The recipe without the options that depend on the run's GPUs and do not change weights."""
-    return config.model_copy(update={"activation_offload": 0.0, "compile": False, "attention_backend": "sdpa"})
+    return config.model_copy(
+        update={**dict.fromkeys(FOR_GPUS, False), "activation_offload": 0.0, "attention_backend": "sdpa"}
+    )
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -51,6 +84,10 @@ def check_device(config: RunConfig, device: torch.device) -> None:
             f"activation_offload={config.activation_offload} moves tensors from a GPU to host memory, but this run is"
             f" on {device.type}, where they are already in host memory: set activation_offload=0"
         )
+    for name in ("frozen_channels_last", "frozen_cuda_graphs"):
+        # On a CPU the backward pass of torch's group norm crashes on some feature maps in this order (torch 2.13).
+        if getattr(config, name) and device.type not in ("cuda", "meta"):
+            raise MobiusError(f"{name}=true is for a CUDA GPU, but this run is on {device.type}: set {name}=false")
     # torch would emulate it without any gain.
     if config.frozen_dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise MobiusError(

@@ -14,7 +14,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from mobius_train.assembly.options import apply_attention_backend, apply_memory_options, check_device
+from mobius_train.assembly.options import (
+    apply_attention_backend,
+    apply_memory_options,
+    check_device,
+    set_memory_format,
+)
 from mobius_train.assembly.weights import WeightSource, text_source
 from mobius_train.config import RunConfig
 from mobius_train.diffusion.build_process import build_process
@@ -124,6 +129,7 @@ def build_parts(
     # The engine keeps float32 master weights of the trained part; a frozen branch needs none.
     if denoiser.frozen is not None:
         denoiser.frozen.to(device, dtypes.frozen)
+        set_memory_format(denoiser, config)
     weights.fill(denoiser)
     wanted = frozenset(denoiser.backbone.condition_widths)
     encoders = Encoders(ImageEncoder(loaded.vae, device), loaded.text, wanted)

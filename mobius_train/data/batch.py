@@ -5,7 +5,8 @@ Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mobius_train.conditions import Conditions
 from mobius_train.data.clips import Clip
+from mobius_train.devices import sent
 
 
 class EncodedClip(NamedTuple):
@@ -58,6 +60,10 @@ class ClipBatch:
             torch.stack([clip.frames for _, clip in samples]),
         )
 
+    def pin_memory(self) -> ClipBatch:
+        """A copy in pinned host memory, for torch's loader."""
+        return replace(self, frames=self.frames.pin_memory())
+
 
 @dataclass(frozen=True)
 class EncodedBatch:
@@ -87,5 +93,12 @@ class EncodedBatch:
 
     def to(self, device: torch.device) -> EncodedBatch:
         """A copy with tensors on `device`. The sample indices are not moved."""
-        mean, std = self.mean.to(device), self.std.to(device)
-        return EncodedBatch(self.sample_index, self.keys, mean, std, self.conditions.to(device))
+        return self._with(lambda tensor: sent(tensor, device))
+
+    def pin_memory(self) -> EncodedBatch:
+        """A copy in pinned host memory, for torch's loader."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> EncodedBatch:
+        mean, std = change(self.mean), change(self.std)
+        return replace(self, mean=mean, std=std, conditions=self.conditions.map(change))

@@ -83,6 +83,7 @@ def training_batches(
     caption_weights: Mapping[int, Sequence[float]] | None = None,
     random_frame_of: int | None = None,
     random_window: bool = False,
+    pin_memory: bool = False,
 ) -> Iterator[Any]:
     """An infinite iterator over this rank's micro-batches, starting after `samples_seen` samples of all ranks.
 
@@ -91,6 +92,8 @@ def training_batches(
         caption_weights: for each clip with several captions, their weights, by clip index.
         random_frame_of: if given, each sample is one frame, drawn from this many frames of its clip.
         random_window: draw the place of each sample's window.
+        pin_memory: put the batches into pinned memory, from which a CUDA GPU copies while the host goes on. With
+            workers this happens beside the training.
     """
     if order is None:
         order = partial(clip_of, count=len(samples), seed=seed)
@@ -100,6 +103,7 @@ def training_batches(
             batch_sampler=GlobalBatches(batch_size, rank, world_size, samples_seen),
             collate_fn=collate,
             num_workers=num_workers,
+            pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_to_parent,
         )

@@ -11,6 +11,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from mobius_train.config_sections import ObjectiveConfig
+from mobius_train.devices import sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
 from mobius_train.diffusion.sampler import sampling_scheduler
@@ -56,13 +57,14 @@ class DdpmProcess:
         self.num_timesteps = int(self.scheduler.config.num_train_timesteps)
 
     def noisy(self, latents: Tensor, draws: Draws, quantile: float | None = None) -> NoisyBatch:
-        noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset).to(latents)
+        noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset)
+        noise = sent(noise, latents.device, latents.dtype)
         if quantile is None:
             positions = training_quantiles(draws.timestep, self.config) * self.num_timesteps
             timesteps = positions.long().clamp(max=self.num_timesteps - 1)
         else:
             timesteps = torch.full((len(latents),), int(quantile * (self.num_timesteps - 1)))
-        timesteps = timesteps.to(latents.device)
+        timesteps = sent(timesteps, latents.device)
         sample = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps) if self._predicts_velocity else noise
         return NoisyBatch(sample, target, timesteps, self._weight(timesteps))

@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from mobius_train.config_sections import ObjectiveConfig
+from mobius_train.devices import sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
 from mobius_train.diffusion.sampler import sampling_scheduler
@@ -56,12 +57,13 @@ class FlowProcess:
         self.num_timesteps = int(self.scheduler.config.num_train_timesteps)
 
     def noisy(self, latents: Tensor, draws: Draws, quantile: float | None = None) -> NoisyBatch:
-        noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset).to(latents)
+        noise = draws.correlated_noise(self.config.frame_noise_correlation, self.config.noise_offset)
+        noise = sent(noise, latents.device, latents.dtype)
         if quantile is None:
             positions = training_quantiles(draws.timestep, self.config)
         else:
             positions = torch.full((len(latents),), quantile)
-        sigmas = self._shifted(positions.double()).to(latents)
+        sigmas = sent(self._shifted(positions.double()), latents.device, latents.dtype)
         mixed = sigmas.view(-1, 1, 1, 1, 1)
         sample = (1 - mixed) * latents + mixed * noise
         return NoisyBatch(sample, noise - latents, sigmas * self.num_timesteps, torch.ones_like(sigmas).float())

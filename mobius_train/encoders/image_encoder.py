@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from mobius_train.devices import sent
 from mobius_train.sequence.group import SequenceGroup
 from mobius_train.sequence.split import bounds, gathered
 
@@ -108,7 +109,7 @@ class ImageEncoder:
         """
 
         def encode(part: Tensor) -> Tensor:
-            latents = self.vae.encode(to_pixels(part.to(self.device))).latent_dist
+            latents = self.vae.encode(to_pixels(sent(part, self.device))).latent_dist
             return torch.stack([latents.mean, latents.std], dim=1)
 
         channels, _, *size = self.space.shape(len(frames), *frames.shape[-2:])

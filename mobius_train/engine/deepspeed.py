@@ -173,7 +173,9 @@ class DeepSpeedEngine:
         # Reduced gradients are equal on all ranks, so all ranks make the same decision.
         parameters = [p for p in self._trained.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        applied = math.isfinite(norm)
+        # The only wait for the device in a step.
+        value = float(norm)
+        applied = math.isfinite(value)
         if not applied:
             # AdamW skips parameters without a gradient: no decay, no moments, no step count.
             for parameter in parameters:
@@ -181,7 +183,7 @@ class DeepSpeedEngine:
         elif self._settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
         self._engine.step()
-        return StepReport(applied, float(norm), None)
+        return StepReport(applied, value, None)
 
     def _step_guarded(self) -> StepReport:
         scale = self._loss_scale()

@@ -84,6 +84,9 @@ class Distributed:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Average each value over all ranks in one all-reduce. All ranks pass the same names in the same order."""
+        if self.world_size == 1:
+            # A GPU would be waited for.
+            return dict(values)
         totals = torch.tensor(list(values.values()), dtype=torch.float64, device=collective_device(self.device))
         dist.all_reduce(totals)
         return dict(zip(values, (totals / self.world_size).tolist(), strict=True))

@@ -86,7 +86,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
     names = {id(p): name for name, p in denoiser.named_parameters()}
     own = {id(p) for p in spatial.parameters()}
     gradients = Gradients({name: p for name, p in denoiser.named_parameters() if p.requires_grad})
-    batches = task.training_batches(0)
+    batches = task.ahead(task.training_batches(0))
 
     leaves: list[Tensor] = []
     found: list[Saved] = []

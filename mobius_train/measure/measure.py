@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mobius_train.config import RunConfig
+from mobius_train.data.batch import EncodedBatch
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
@@ -30,7 +31,7 @@ from mobius_train.models.denoiser import branch_of_modules
 from mobius_train.plan.planner import ENCODERS
 from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
 from mobius_train.tasks.build_task import build_task
-from mobius_train.tasks.denoising import DiffusionTask
+from mobius_train.tasks.denoising import Begun, DiffusionTask
 from mobius_train.trainer import Forward, micro_batch
 
 ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
@@ -186,6 +187,7 @@ class _Steps:
         self._config, self._task, self._engine, self._meter = config, task, engine, meter
         self._batches: Iterator[Any] = task.training_batches(0)
         self._online = config.data.cache_dir is None
+        self._begun: Begun | None = None
         if not self._online:
             # Encode ahead as `prepare_data` does, without files. With a required cache this is not part of the run.
             host = torch.device("cpu")
@@ -203,7 +205,7 @@ class _Steps:
             with self._meter.phase(ENCODING) if self._online else nullcontext():
                 encoded = self._task.source.on_device(batch)
             with self._meter.phase(TRAINING):
-                micro_batch(self._task, self._engine, encoded)
+                micro_batch(self._task, self._engine, self._ahead(encoded))
             with self._meter.phase(STEPPING):
                 done = self._engine.step(self._config.learning_rate) is not None
             seconds += time.perf_counter() - started
@@ -223,20 +225,30 @@ class _Steps:
                 batch = next(self._batches)
                 with clock.phase(ENCODING) if self._online else nullcontext():
                     encoded = task.source.on_device(batch)
+                with clock.phase(FORWARD):
+                    ready = self._ahead(encoded)
                 with clock.phase(BACKWARD):
-                    micro_batch(task, engine, encoded, observe)
+                    micro_batch(task, engine, ready, observe)
                 with clock.phase(STEPPING):
                     done = engine.step(self._config.learning_rate) is not None
         return clock.seconds()
+
+    def _ahead(self, batch: EncodedBatch) -> EncodedBatch | Begun:
+        """The batch; with `frozen_ahead` it begins, and the one before it is returned."""
+        if not self._config.frozen_ahead:
+            return batch
+        before, self._begun = self._begun, self._task.begin(batch)
+        return before or self._task.begin(batch)
 
     def saved(self) -> Saved:
         """Tensors saved in one micro-batch. Takes a separate step, because inspecting tensors takes time."""
         task, engine = self._task, self._engine
         device = engine.device if engine.device.type == "cuda" else None
+        compiled = self._config.compile or self._config.frozen_compile
         found: list[Saved] = []
 
         def observe(forward: Forward) -> Tensor:
-            loss, saved = saved_for_backward(forward, roots(task), device, self._config.compile)
+            loss, saved = saved_for_backward(forward, roots(task), device, compiled)
             found.append(saved)
             return loss
 

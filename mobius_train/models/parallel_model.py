@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mobius_train.conditions import Conditions
 from mobius_train.errors import MobiusError
 from mobius_train.models.added_conditions import check_conditions, given_conditions
+from mobius_train.models.ahead import computed
 from mobius_train.models.backbone import (
     Backbone,
     DivisibleBackbone,
@@ -138,8 +139,20 @@ class ParallelModel(Composite):
         Raises:
             MobiusError: a condition is missing, or has another shape.
         """
+        return self.begin(sample, timestep, conditions)(trained)
+
+    def begin(
+        self, sample: Tensor, timestep: Timestep, conditions: Conditions, ahead: bool = False
+    ) -> Callable[[Callable[..., Any] | None], Tensor]:
+        """Begin a prediction with the frozen branch. The result ends it: it takes `trained`; call it once.
+
+        Args:
+            ahead: compute all features now. Otherwise the ring asks for one at a time.
+
+        Raises:
+            MobiusError: a condition is missing, or has another shape.
+        """
         check_conditions(conditions, self.backbone.condition_widths, len(sample))
-        ring = self.ring if trained is None else trained
         clips, _, num_frames, *_ = sample.shape
         split = Split(self.sequence, clips * num_frames)
         frames = own_frames(split, sample, timestep, conditions)
@@ -148,8 +161,15 @@ class ParallelModel(Composite):
             features, behind["tail"] = self._divisible().split(*frames, self.ring_shape.fusion_depth)
         else:
             features = self.backbone.features(*frames)
-        prediction = ring(without_graph(features), num_frames=num_frames, **behind)
-        return unfold_frames(split.whole(prediction), num_frames)
+        stream = without_graph(features)
+        if ahead:
+            stream = computed(stream, only_last=not self.ring_shape.ring_width)
+
+        def end(trained: Callable[..., Any] | None) -> Tensor:
+            ring = self.ring if trained is None else trained
+            return unfold_frames(split.whole(ring(stream, num_frames=num_frames, **behind)), num_frames)
+
+        return end
 
     def with_trained(self, module: nn.Module, frozen: nn.Module | None = None) -> Self:
         """See Denoiser. The result shares the spatial branch unless `frozen` is given."""

@@ -28,6 +28,7 @@ MIB = 2**20
 CONTEXT = 800_000_000
 ENCODERS, COPY, CONTEXT_PART = "frozen encoders", "weights to sample from", "context and workspaces"
 TRANSIENT = "largest transient"
+AHEAD = "frozen branch of the next micro-batch"
 SAVED = "saved for backward: "
 
 Phase = Literal["start", "encoding", "forward and backward", "optimizer's step", "sampling"]
@@ -101,6 +102,8 @@ class Planner:
         frozen = _Shared(sim.frozen, spread.ranks if config.shard_frozen else 1)
         everywhere = engine.resident | {CONTEXT_PART: CONTEXT}
         everywhere[engines.FROZEN] += frozen.resident
+        # A stream's memory stays its own in the allocator, so its peak counts, not what it holds.
+        everywhere[AHEAD] = sim.ahead
         phases = peaks_of_phases(config, sim, engine, spread)
         totals: dict[Phase, int] = {phase: sum(everywhere.values()) + sum(p.values()) for phase, p in phases.items()}
         worst = max(totals, key=lambda phase: totals[phase])

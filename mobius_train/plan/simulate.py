@@ -32,6 +32,7 @@ from mobius_train.encoders.image_encoder import LatentSpace
 from mobius_train.encoders.text_encoder import TextEncoder, Tokens, masks_padding
 from mobius_train.errors import MobiusError
 from mobius_train.models.denoiser import branch_of_modules
+from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.models.units import layer_units
 from mobius_train.plan.trace import Recorder, Trace, module_bytes
 from mobius_train.sequence.group import Sent, SimulatedGroup
@@ -66,6 +67,7 @@ class Simulation:
         encoding: peak bytes of encoding one clip and its caption.
         sampling: peak bytes of sampling one clip, including decoding.
         heldout: peak bytes of the held-out loss of one batch; 0 without held-out data.
+        ahead: peak bytes of the frozen branch of a micro-batch that is ahead; 0 without `frozen_ahead`.
         sent: to the ranks that share the clips, in `step` by the first of them; None if there are none.
     """
 
@@ -81,6 +83,7 @@ class Simulation:
     sampling: int
     heldout: int
     frozen_in_graph: bool = False
+    ahead: int = 0
     sent: Sent | None = None
 
 
@@ -197,6 +200,8 @@ def _as_simulated(config: RunConfig) -> RunConfig:
         update={
             # The compiler's choice of saved tensors is not simulated.
             "compile": False,
+            "frozen_compile": False,
+            "frozen_cuda_graphs": False,
             "mixed_precision": half(config.mixed_precision),
             "frozen_dtype": half(config.frozen_dtype),
             # flash-attn saves the same tensors as PyTorch's fused kernels.
@@ -247,6 +252,7 @@ def _simulate_denoiser(config: RunConfig, parts: Parts) -> Simulation:
         sampling=sampling,
         heldout=heldout,
         frozen_in_graph=bool(denoiser.frozen_in_graph()),
+        ahead=_without_graph(lambda: _begin(parts, batch, latent)) if config.frozen_ahead else 0,
         sent=None if group is None or before is None else group.sent.since(before),
     )
 
@@ -258,7 +264,8 @@ def _denoiser_step(parts: Parts, batch: int, latent: tuple[int, ...]) -> Trace:
 
     def loss() -> Tensor:
         target = torch.randn(batch, *latent)
-        prediction = _predict(parts, batch, latent)
+        begun = parts.config.frozen_ahead
+        prediction = _begin(parts, batch, latent)(None) if begun else _predict(parts, batch, latent)
         noisy = NoisyBatch(target, target, torch.zeros(batch), torch.ones(batch))
         return (squared_error(prediction, noisy) * noisy.weight).mean()
 
@@ -284,13 +291,22 @@ def _forward_and_backward(
 
 def _predict(parts: Parts, batch: int, latent: tuple[int, ...]) -> Tensor:
     """Call the model as `DiffusionTask.loss` does."""
+    return parts.denoiser.predict(*_model_input(parts, batch, latent))
+
+
+def _begin(parts: Parts, batch: int, latent: tuple[int, ...]) -> Callable[[None], Tensor]:
+    """Call the model as `DiffusionTask.begin` does."""
+    return cast(ParallelModel, parts.denoiser).begin(*_model_input(parts, batch, latent), ahead=True)
+
+
+def _model_input(parts: Parts, batch: int, latent: tuple[int, ...]) -> tuple[Tensor, Tensor, Conditions]:
     dtype, encoders = parts.dtypes.trained, parts.encoders
     caption = Conditions({name: torch.randn(shape) for name, shape in encoders.text.shapes().items()})
     height, width = (side * encoders.images.space.reduction for side in latent[-2:])
     size = Conditions.of_size(height, width, encoders.wanted)
     conditions = (caption | size).unsqueeze().repeat_frames(batch).to(dtype=dtype)
     sample, timesteps = torch.randn(batch, *latent), torch.zeros(batch, dtype=torch.long)
-    return parts.denoiser.predict(sample.to(dtype), timesteps, conditions)
+    return sample.to(dtype), timesteps, conditions
 
 
 def _caption(encoder: TextEncoder) -> None:

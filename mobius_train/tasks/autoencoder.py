@@ -102,6 +102,9 @@ class AutoencoderTask:
     def training_batches(self, samples_seen: int) -> Iterator[ClipBatch]:
         return recipe_batches(self.config, self.train, self.train, ClipBatch.collate, self.distributed, samples_seen)
 
+    def ahead(self, batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:
+        return batches
+
     def loss(self, engine: Callable[..., Any], batch: ClipBatch) -> Tensor:
         pixels = to_pixels(batch.frames).to(self.distributed.device, self._dtype)
         noise = self._noise(batch, self.config.seed).to(pixels)

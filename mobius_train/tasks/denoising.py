@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.describe_sets import describe_sets
 from mobius_train.data.loader import Samples, heldout_batches
+from mobius_train.devices import sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import draw_numbers
 from mobius_train.encoders.encoders import Cached, EncodedSource, Online
@@ -26,6 +28,8 @@ from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.clip_files import write_clips
 from mobius_train.models import weights_hash
+from mobius_train.models.ahead import SideStream, one_ahead
+from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.show_clips import show_clips
@@ -50,6 +54,25 @@ def motion_error(prediction: Tensor, noisy: NoisyBatch) -> Tensor:
     return (error - error.mean(2, keepdim=True)).square().flatten(1).mean(1)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A micro-batch whose frozen branch has run, or runs on a side stream.
+
+    Attributes:
+        keys: of its clips.
+        description: see `EncodedBatch.describe`.
+        loss: its losses, (B,), with an engine; call it once.
+    """
+
+    keys: list[str]
+    description: str
+    loss: Callable[[Callable[..., Any]], Tensor]
+
+    def describe(self) -> str:
+        """Its number of clips, and their bucket."""
+        return self.description
+
+
 class DiffusionTask:
     """Stages `text-to-image` and `text-to-video`: a trained denoiser with frozen encoders.
 
@@ -70,6 +93,7 @@ class DiffusionTask:
         self._sharded_frozen: Sharded | None = None
         self._sharded_text: dict[str, Sharded] = {}
         self._before: list[Tensor] | None = None
+        self._side_stream = SideStream(distributed.device)
         if self.config.shard_frozen:
             if denoiser.frozen is not None:
                 layers = [module for unit in denoiser.backbone.units() for module in unit]
@@ -178,22 +202,48 @@ class DiffusionTask:
         assert samples is not None
         return recipe_batches(self.config, self._train, samples, self.source.collate, self.distributed, samples_seen)
 
-    def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch) -> Tensor:
+    def ahead(self, batches: Iterator[ClipBatch | EncodedBatch]) -> Iterator[ClipBatch | EncodedBatch | Begun]:
+        return one_ahead(map(self.begin, batches)) if self.config.frozen_ahead else batches
+
+    def begin(self, batch: ClipBatch | EncodedBatch) -> Begun:
+        """Begin the loss of a micro-batch with all that does not depend on the trained weights, on a side stream."""
+        model = cast(ParallelModel, self.parts.denoiser)
+        with self._side_stream.running() as wait:
+            noisy, conditions = self._noisy(batch)
+            end = model.begin(*self._model_input(noisy, conditions), ahead=True)
+
+        def loss(engine: Callable[..., Any]) -> Tensor:
+            wait()
+            return squared_error(end(engine), noisy) * noisy.weight
+
+        return Begun(batch.keys, batch.describe(), loss)
+
+    def loss(self, engine: Callable[..., Any], batch: ClipBatch | EncodedBatch | Begun) -> Tensor:
+        if isinstance(batch, Begun):
+            return batch.loss(engine)
+        noisy, conditions = self._noisy(batch)
+        return squared_error(self._predict(noisy, conditions, engine), noisy) * noisy.weight
+
+    def _noisy(self, batch: ClipBatch | EncodedBatch) -> tuple[NoisyBatch, Conditions]:
+        """The noisy latents of a training batch and their conditions, on the device."""
         encoded = self.source.on_device(batch)
         draws = draw_numbers(self.config.seed, encoded.sample_index, encoded.mean.shape[1:])
         noisy = self.parts.process.noisy(self._latents(encoded, draws.posterior), draws)
         # Classifier-free guidance requires training on some clips without a caption.
-        keep = draws.dropout >= self.config.objective.caption_dropout
-        conditions = encoded.conditions.where(keep, self._without_caption)
-        return squared_error(self._predict(noisy, conditions, engine), noisy) * noisy.weight
+        keep = sent(draws.dropout >= self.config.objective.caption_dropout, encoded.mean.device)
+        return noisy, encoded.conditions.where(keep, self._without_caption)
 
     def _predict(self, noisy: NoisyBatch, conditions: Conditions, trained: Callable[..., Any]) -> Tensor:
+        return self.parts.denoiser.predict(*self._model_input(noisy, conditions), trained=trained)
+
+    def _model_input(self, noisy: NoisyBatch, conditions: Conditions) -> tuple[Tensor, Tensor, Conditions]:
         dtype = self.parts.dtypes.trained
-        sample, conditions = noisy.sample.to(dtype), conditions.to(dtype=dtype)
-        return self.parts.denoiser.predict(sample, noisy.timesteps, conditions, trained=trained)
+        return noisy.sample.to(dtype), noisy.timesteps, conditions.to(dtype=dtype)
 
     def _latents(self, encoded: EncodedBatch, noise: Tensor) -> Tensor:
-        return self.parts.encoders.images.latents(encoded.mean, encoded.std, noise.to(encoded.mean))
+        return self.parts.encoders.images.latents(
+            encoded.mean, encoded.std, sent(noise, encoded.mean.device, encoded.mean.dtype)
+        )
 
     def heldout_losses(self, weights: Weights) -> dict[str, Total]:
         """See `errors`."""

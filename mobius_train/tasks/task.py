@@ -74,6 +74,12 @@ class Task(Protocol):
     def training_batches(self, samples_seen: int) -> Iterator[Any]:
         """Yield this rank's micro-batches endlessly, after `samples_seen` samples of all ranks."""
 
+    def ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same micro-batches for `loss`. With `frozen_ahead` each comes when the next one's frozen part has begun.
+
+        Batches that do not come from here have no frozen part that has begun; `loss` takes them too.
+        """
+
     def loss(self, engine: Callable[..., Any], batch: Any) -> Tensor:
         """The losses of a micro-batch, (B,) float32, with the engine called in place of `trained`."""
 

@@ -64,7 +64,12 @@ def offenders(found: Audit, what: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"gradient_checkpointing": True, "mixed_precision": "bf16", "gradient_accumulation_steps": 2}]
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True, "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
+        {"frozen_ahead": True},
+    ],
 )
 def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> None:
     found = audited(**changes)
@@ -76,7 +81,7 @@ def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> N
     assert all(name.startswith("ring") for name in found.nodes)
 
 
-@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"ring_width": 0}])
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"ring_width": 0, "frozen_ahead": True}])
 def test_in_front_of_the_fusion_it_is_proven_at_a_depth(audited: Any, changes: dict[str, Any]) -> None:
     found = audited(**DEEP | changes)
     assert failed(found) == set()

@@ -37,6 +37,31 @@ def _only(folder: Path, step: int, copy: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ds_config", ["zero2", None], ids=["zero2", "fsdp"])
+def test_a_run_with_its_frozen_branch_ahead_is_the_same_bit_for_bit(
+    run: Run, tmp_path: Path, ds_config: str | None
+) -> None:
+    """Losses, weights, and a resume with and without it."""
+    options: dict[str, Any] = {
+        "ds_config": ds_config,
+        "max_train_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "checkpointing_steps": 1,
+        "validation_steps": 1,
+        **QUIET,
+    }
+    plain, ahead = run("plain", **options), run("ahead", frozen_ahead=True, **options)
+    assert losses(ahead) == losses(plain)
+    assert len(set(losses(plain))) == 3
+    expected = (plain / RING).read_bytes()
+    assert (ahead / RING).read_bytes() == expected
+    for source, frozen_ahead in ((plain, True), (ahead, False)):
+        resumed = _only(source, 1, tmp_path / f"from-{source.name}")
+        run(resumed.name, resume_from_checkpoint="latest", frozen_ahead=frozen_ahead, **options)
+        assert (resumed / RING).read_bytes() == expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ds_config", "steps", "options"),
     [
