@@ -133,12 +133,13 @@ def describe_buckets(
     buckets: Sequence[Shape], clips: Sequence[Shape], sorted_clips: Sequence[Shape], shares: Mapping[Shape, Fraction]
 ) -> list[str]:
     """One line for each bucket: its clips, its share, and assignments that may be unintended."""
-    counts = Counter(sorted_clips)
+    counts: Counter[Shape] = Counter()
     enlarged: Counter[Shape] = Counter()
     stilled: Counter[Shape] = Counter()
-    for clip, bucket in zip(clips, sorted_clips, strict=True):
-        enlarged[bucket] += enlargement(clip, bucket) > ENLARGED
-        stilled[bucket] += bucket.num_frames == 1 < clip.num_frames
+    for (clip, bucket), count in Counter(zip(clips, sorted_clips, strict=True)).items():
+        counts[bucket] += count
+        enlarged[bucket] += count * (enlargement(clip, bucket) > ENLARGED)
+        stilled[bucket] += count * (bucket.num_frames == 1 < clip.num_frames)
     lines = []
     for bucket in largest_first(buckets):
         line = f"bucket {bucket}: {counts[bucket]} clips"
