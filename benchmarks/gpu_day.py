@@ -59,9 +59,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
 
     def peers(*options: str) -> Item:
         record = folder / "peers.json"
-        variants = (
-            ("UNet3D",) if rehearse else ("serial", "half", "tail-2", "UNet3D", "UNet3D recomputed", "AnimateDiff")
-        )
+        variants = ("UNet3D",) if rehearse else ("serial", "half", "tail-2", "UNet3D", "AnimateDiff")
         command = (python, str(BENCHMARKS / "peers.py"), "--record", str(record), "--config", paper, "--variants")
         return Item("step time, peers", (*command, *variants, *options), 60 if rehearse else 420)
 

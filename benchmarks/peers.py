@@ -8,9 +8,9 @@ A peer is built from the same image model, with all of its spatial layers frozen
     UNet3D        UNet3DConditionModel: its temporal convolutions and attentions are trained
     AnimateDiff   UNetMotionModel with a new MotionAdapter: its motion modules are trained
 
-Both run as they are and with diffusers' gradient checkpointing, in the loop of its scripts: accelerate, AdamW,
-clipping. Data, noise, loss, batch and optimizer are those of the other variants, which run in this project's engine.
-Measuring, records and options are those of step_time.py.
+Both run in the loop of diffusers' scripts: accelerate, AdamW, clipping; AnimateDiff also with gradient checkpointing,
+which diffusers does not support in UNet3DConditionModel. Data, noise, loss, batch and optimizer are those of the other
+variants, which run in this project's engine. Measuring, records and options are those of step_time.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from mobius_train.errors import MobiusError
 from mobius_train.measure.side_by_side import Job
 
 OURS = ("serial", "serial recomputed", "paper", "half", "tail-2", "paper recomputed", "half recomputed")
-PEERS = ("UNet3D", "AnimateDiff")
+# By variant: the peer, and the fields of the recipe.
+PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "UNet3D": ("UNet3D", ()),
+    "AnimateDiff": ("AnimateDiff", ()),
+    "AnimateDiff recomputed": ("AnimateDiff", (RECOMPUTED,)),
+}
 RECIPE = ("mode=serial", "use_ema=false", "optimizer=adamw")
 WORKER = "--worker"
 
@@ -37,9 +42,7 @@ WORKER = "--worker"
 def main() -> None:
     ours = {name: Variant((*VARIANTS[name], *RECIPE[1:])) for name in OURS}
     theirs = {
-        f"{name}{' recomputed' if again else ''}": Variant((*RECIPE, *again), (__file__, WORKER, name))
-        for name in PEERS
-        for again in ((), (RECOMPUTED,))
+        variant: Variant((*RECIPE, *fields), (__file__, WORKER, name)) for variant, (name, fields) in PEERS.items()
     }
     compare(__doc__, ours | theirs)
 
@@ -82,7 +85,7 @@ def animate_diff(serial: Any) -> Peer:
     return Peer(model, [module for module in model.modules() if isinstance(module, AnimateDiffTransformer3D)], True)
 
 
-MAKERS: dict[str, Callable[[Any], Peer]] = dict(zip(PEERS, (unet3d, animate_diff), strict=True))
+MAKERS: dict[str, Callable[[Any], Peer]] = {"UNet3D": unet3d, "AnimateDiff": animate_diff}
 
 
 def worker() -> None:
