@@ -66,6 +66,12 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
         command = (python, str(BENCHMARKS / "step_time.py"), "--record", str(record), "--config", paper, *options)
         return Item(f"step time, {name}", command, 60 if rehearse else 420)
 
+    def peers(*options: str) -> Item:
+        record = folder / "peers.json"
+        variants = ("UNet3D",) if rehearse else ("serial", "half", "tail-2", "UNet3D", "AnimateDiff")
+        command = (python, str(BENCHMARKS / "peers.py"), "--record", str(record), "--config", paper, "--variants")
+        return Item("step time, peers", (*command, *variants, *options), 60 if rehearse else 420)
+
     def memory(name: str, *settings: str) -> Item:
         few = ("--rehearse-on-cpu", "--warmup", "0", "--steps", "1", "--config", paper) if rehearse else ()
         only = ("--only", *(settings[:1] if rehearse else settings))
@@ -84,6 +90,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
         step_time("ours", *short, *few, *ours),
         step_time("paper", "--variants", short[-1] if rehearse else "paper", *few),
         step_time("frozen branch", "--variants", *of_frozen, *few, *ours),
+        peers(*few, *ours),
         memory("all settings", *_settings()),
         step_time("512px", *short, *few, *ours, *big),
         Item(

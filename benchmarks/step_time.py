@@ -4,7 +4,8 @@
 
 Each variant runs some steps in a process of its own, then the next one, and so on for several rounds, so that a change
 of the machine's speed meets all of them. A round also measures the machine's speed at matrix products. Printed are
-medians over the rounds, ratios to the serial model, and the share of the machine's speed that a step achieves.
+medians over the rounds, ratios to the serial model, the share of the machine's speed that a step achieves, and the peak
+of a process: allocated on a GPU, otherwise resident.
 Rounds that the record contains are not measured again, so an interrupted run continues. Times are valid only on an
 otherwise idle machine.
 """
@@ -16,9 +17,10 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ring_family import FAMILY
 from tqdm import tqdm
@@ -27,6 +29,7 @@ from mobius_train.cli import add_engine_options, deepspeed_json, run
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job.environment import choose_accelerator
+from mobius_train.measure.side_by_side import WORKER
 from mobius_train.shared_files import REPOSITORY
 
 RECOMPUTED = "gradient_checkpointing=true"
@@ -48,18 +51,26 @@ VARIANTS = BY_DEFAULT | {
 REFERENCE = "serial"
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Variant(NamedTuple):
+    """Fields of the recipe, and the program that measures them."""
+
+    overrides: tuple[str, ...]
+    program: tuple[str, ...] = WORKER
+    on_any_device: bool = True
+
+
+def parse(description: str | None, variants: Mapping[str, Variant]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True, help="JSON, written after every measurement")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     add_engine_options(parser)
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=VARIANTS,
-        default=list(BY_DEFAULT),
+        choices=variants,
+        default=[name for name, variant in variants.items() if variant.on_any_device],
         metavar="NAME",
-        help=f"some of: {', '.join(VARIANTS)} (default: those that run on any device)",
+        help=f"some of: {', '.join(variants)} (default: those that run on any device)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that each variant is measured")
     parser.add_argument("--warmup", type=int, default=2, help="steps of a process that do not count")
@@ -69,7 +80,17 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
+    variants = {name: Variant(fields, on_any_device=name in BY_DEFAULT) for name, fields in VARIANTS.items()}
+    compare(__doc__, variants)
+
+
+def compare(description: str | None, variants: Mapping[str, Variant]) -> None:
+    """Measure the variants in turn, write the record, and print its table.
+
+    Raises:
+        MobiusError: the options are impossible, the record is of other settings, or a variant cannot be measured.
+    """
+    arguments = parse(description, variants)
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise MobiusError(f"--{name} {getattr(arguments, name)}: it must be at least 1")
@@ -87,7 +108,7 @@ def main() -> None:
         measured = record["measured"].setdefault(name, [])
         if len(measured) > number:
             continue
-        measured.append(measure(name, arguments) | {"matrix_flops": matrix_flops(arguments.overrides)})
+        measured.append(measure(name, variants[name], arguments) | {"matrix_flops": matrix_flops(arguments.overrides)})
         record["table"] = table(record["measured"])
         replace_file(arguments.record, json.dumps(record, indent=1) + "\n")
     show(record["table"])
@@ -108,24 +129,24 @@ def read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of one variant in a process of its own.
 
     Raises:
         MobiusError: it cannot be measured.
     """
-    from mobius_train.measure.side_by_side import Job, measure_apart
+    from mobius_train.measure import side_by_side
 
     deepspeed = deepspeed_json(arguments)
-    job = Job(
+    job = side_by_side.Job(
         config=str(arguments.config),
-        overrides=(*arguments.overrides, *VARIANTS[name]),
+        overrides=(*arguments.overrides, *variant.overrides),
         deepspeed=None if deepspeed is None else str(deepspeed),
         warmup=arguments.warmup,
         steps=arguments.steps,
         random_models=True,
     )
-    found = measure_apart(job)
+    found = side_by_side.measure_apart(job, variant.program)
     if "error" in found:
         raise MobiusError(f"{name}: {found['error']}")
     measured = found["measured"]
@@ -135,6 +156,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": measured["seconds"],
         "flop": {phase: flop * accumulation for phase, flop in found["planned"]["flops"].items()},
         "saved_bytes": sum(measured["saved"].values()),
+        "peak_bytes": measured["resident_set"] if measured["peak"] is None else measured["peak"],
+        "trained": found["planned"]["trained"],
         "device": measured["device"],
         "versions": found["versions"],
     }
@@ -176,6 +199,8 @@ def table(measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "gflop_of_serial": flop / sum(pairs[0][1]["flop"].values()) if pairs else None,
                 "of_matrix_speed": median(flop / r["step_seconds"] / r["matrix_flops"] for r in rounds),
                 "saved_mib": rounds[0]["saved_bytes"] / 2**20,
+                "peak_mib": median(r["peak_bytes"] for r in rounds) / 2**20,
+                "trained": rounds[0]["trained"],
                 "share": shares(rounds),
             }
         )
@@ -189,14 +214,18 @@ def shares(rounds: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("| variant | s/step | of serial | GFLOP | of serial | of matrix speed | saved, MiB | largest parts |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| variant | s/step | of serial | GFLOP | of serial | of matrix speed | saved, MiB | peak, MiB | trained |",
+        end="",
+    )
+    print(" largest parts |\n|---|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         largest = sorted(r["share"].items(), key=lambda item: -item[1])[:4]
         ratios = [" " if r[key] is None else f"{r[key]:.2f}" for key in ("of_serial", "gflop_of_serial")]
         print(
             f"| {r['variant']} | {r['step_seconds']:.3f} | {ratios[0]} | {r['gflop']:.0f} | {ratios[1]} |"
             f" {r['of_matrix_speed']:.0%} | {r['saved_mib']:.0f} |"
+            f" {r['peak_mib']:.0f} | {r['trained'] / 1e6:.2f}M |"
             f" {', '.join(f'{part} {share:.0%}' for part, share in largest)} |"
         )
 

@@ -253,6 +253,14 @@ def replace_file(path: Path, text: str) -> None:
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def json_pieces(values: Iterable[Any]) -> Iterator[str]:
+    """Yield `json.dumps(list(values))` in pieces, for lists that are too long for one text."""
+    yield "["
+    for number, value in enumerate(values):
+        yield f"{', ' if number else ''}{json.dumps(value)}"
+    yield "]"
+
+
 def publish_lines(path: Path, records: Iterable[Any], ascii_only: bool = False) -> None:
     """Publish a file of one JSON text per line.
 

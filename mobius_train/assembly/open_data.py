@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -11,17 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mobius_train.assembly.fetch import fetch_all, remote_sources
 from mobius_train.config import RunConfig
 from mobius_train.config_sections import DataConfig
 from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, describe_buckets, largest_first
-from mobius_train.data.clips import ClipDataset, find_clips
-from mobius_train.data.entry import Entry
+from mobius_train.data.clips import ClipDataset, find_clips, fingerprint
+from mobius_train.data.entry_list import EntryList
 from mobius_train.data.loader import Collate, Samples, training_batches
 from mobius_train.data.order import BucketOrder, repeated_clip_of
+from mobius_train.data.packed import Coded
 from mobius_train.data.sets import NamedSet, first_of_all, joined, subset_of, with_prefix
 from mobius_train.data.windows import WHOLE, FrameChoice
 from mobius_train.errors import MobiusError, without_secrets
+from mobius_train.files import json_pieces
 from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
@@ -66,12 +70,15 @@ def _open(config: RunConfig, name: Literal["train", "validation"], distributed: 
         # The same frames every time, and no more clips than were asked for.
         choice = choice._replace(window="start", most=None) if choice.window != "whole" else choice
     named = [NamedSet(without_secrets(one.path), one.repeats) for one in sets]
-    clips = ClipDataset(entries, num_frames=data.num_frames, resolution=data.resolution, choice=choice, sets=named)
+    # It reads every clip's file, so one rank does it.
+    found = distributed.on_main(lambda: fingerprint(entries))
+    clips = ClipDataset(
+        entries, num_frames=data.num_frames, resolution=data.resolution, choice=choice, sets=named, found=found
+    )
     if data.buckets is not None or choice.window != "whole":
         # This reads every clip, so each rank reads its share.
-        mine = clips.measure(distributed.rank, distributed.world_size)
-        parts = distributed.gather_objects(mine)
-        files = [parts[index % len(parts)][index // len(parts)] for index in range(len(clips))]
+        parts = distributed.divide(clips.measure)
+        files = Coded(parts[index % len(parts)][index // len(parts)] for index in range(len(clips)))
         if data.buckets is not None:
             clips = clips.in_buckets([_shape(bucket) for bucket in data.buckets], files)
         if choice.window != "whole":
@@ -82,20 +89,18 @@ def _open(config: RunConfig, name: Literal["train", "validation"], distributed: 
     return clips
 
 
-def _of_set(
-    data: DataConfig, name: Literal["train", "validation"], number: int, distributed: Distributed
-) -> list[Entry]:
+def _of_set(data: DataConfig, name: Literal["train", "validation"], number: int, distributed: Distributed) -> EntryList:
     """The clips of one set; none of a set that is left out."""
     sets = (data.train if name == "train" else data.validation) or ()
     one = sets[number]
     if not one.repeats:
-        return []
+        return EntryList()
     place: str | list[Path] = one.path
     remote = remote_sources(data, one.path)
     if remote:
         assert data.download_dir is not None
         place = fetch_all(remote, data.download_dir, name, distributed)
-    entries = find_clips(place, data.caption_language, one.folder_captions)
+    entries = find_clips(place, data.caption_language, one.folder_captions, distributed)
     field, subset = f"data.{name}.{number}.subset", one.subset
     if name == "train" and data.subset is not None:
         field, subset = "data.subset", data.subset
@@ -133,17 +138,19 @@ def shares_of(clips: ClipDataset, data: DataConfig) -> dict[Shape, Fraction]:
     return batch_shares(counts, given)
 
 
-def _turns_by_bucket(clips: ClipDataset) -> dict[Shape, list[int]]:
+def _turns_by_bucket(clips: ClipDataset) -> dict[Shape, NDArray[np.int64]]:
     assert clips.shapes is not None
     turns = clips.turns
-    return clips_by_bucket(clips.shapes, None if turns is None else turns.tolist())
+    return clips_by_bucket(clips.shapes, None if turns is None else turns.numpy())
 
 
 def order_identity(config: RunConfig, clips: ClipDataset) -> dict[str, str]:
     """Everything that decides which samples `recipe_batches` yields in which order, except the global batch size."""
     identity = clips.identity | {"seed": str(config.seed), "random_frame": str(config.data.random_frame)}
-    weights = json.dumps(sorted(clips.caption_weights.items()))
-    identity["caption weights"] = hashlib.sha256(weights.encode()).hexdigest()
+    weights = hashlib.sha256()
+    for text in json_pieces(clips.caption_weights.items()):
+        weights.update(text.encode())
+    identity["caption weights"] = weights.hexdigest()
     turns = clips.turns
     if turns is not None:
         identity["turns of each clip"] = hashlib.sha256(turns.numpy().tobytes()).hexdigest()

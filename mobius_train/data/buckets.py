@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mobius_train.data.packed import Coded
 from mobius_train.errors import MobiusError
 
 # Enlarging the sides by up to this factor does not count against a bucket.
@@ -54,7 +58,7 @@ def best_bucket(clip: Shape, buckets: Sequence[Shape], enlarged: float = ENLARGE
     return min((bucket for bucket in buckets if bucket.num_frames <= clip.num_frames), key=cost, default=None)
 
 
-def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callable[[int], str]) -> list[Shape]:
+def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callable[[int], str]) -> Coded[Shape]:
     """The bucket of each clip.
 
     Args:
@@ -64,36 +68,31 @@ def sort_into(buckets: Sequence[Shape], clips: Sequence[Shape], name_of: Callabl
     Raises:
         MobiusError: some clips have too few frames for every bucket.
     """
-    bucket_of: dict[Shape, Shape | None] = {clip: best_bucket(clip, buckets) for clip in set(clips)}
-    sorted_clips: list[Shape] = []
-    too_short: list[int] = []
-    for index, clip in enumerate(clips):
-        bucket = bucket_of[clip]
-        if bucket is None:
-            too_short.append(index)
-        else:
-            sorted_clips.append(bucket)
-    if too_short:
+    clips = Coded.of(clips)
+    best = [best_bucket(clip, buckets) for clip in clips.values]
+    too_short = np.flatnonzero(np.isin(clips.codes, [code for code, bucket in enumerate(best) if bucket is None]))
+    if len(too_short):
         fewest = min(bucket.num_frames for bucket in buckets)
-        first = too_short[0]
+        first = int(too_short[0])
         raise MobiusError(
             f"{len(too_short)} of {len(clips)} clips have fewer frames than the shortest bucket of data.buckets, which"
             f" has {fewest}. The first is {name_of(first)} with {clips[first].num_frames}. Remove these clips, or add a"
             " bucket with fewer frames; a bucket with num_frames=1 takes stills and the first frame of other clips"
         )
-    return sorted_clips
+    return Coded(cast(Shape, best[code]) for code in clips.codes.tolist())
 
 
-def clips_by_bucket(shapes: Sequence[Shape], turns: Sequence[int] | None = None) -> dict[Shape, list[int]]:
+def clips_by_bucket(shapes: Sequence[Shape], turns: NDArray[np.int64] | None = None) -> dict[Shape, NDArray[np.int64]]:
     """The clip indices of each bucket, largest bucket first.
 
     Args:
         turns: the clips of an epoch, of which some are repeated; None: each once.
     """
-    clips: dict[Shape, list[int]] = defaultdict(list)
-    for index in range(len(shapes)) if turns is None else turns:
-        clips[shapes[index]].append(index)
-    return {shape: clips[shape] for shape in largest_first(list(clips))}
+    shapes = Coded.of(shapes)
+    clips = np.arange(len(shapes)) if turns is None else turns
+    codes = shapes.codes[clips]
+    found = {shape: clips[codes == code] for code, shape in enumerate(shapes.values)}
+    return {shape: found[shape] for shape in largest_first(shapes.values) if len(found[shape])}
 
 
 def batch_shares(counts: Mapping[Shape, int], given: Mapping[Shape, float]) -> dict[Shape, Fraction]:
@@ -134,12 +133,13 @@ def describe_buckets(
     buckets: Sequence[Shape], clips: Sequence[Shape], sorted_clips: Sequence[Shape], shares: Mapping[Shape, Fraction]
 ) -> list[str]:
     """One line for each bucket: its clips, its share, and assignments that may be unintended."""
-    counts = Counter(sorted_clips)
+    counts: Counter[Shape] = Counter()
     enlarged: Counter[Shape] = Counter()
     stilled: Counter[Shape] = Counter()
-    for clip, bucket in zip(clips, sorted_clips, strict=True):
-        enlarged[bucket] += enlargement(clip, bucket) > ENLARGED
-        stilled[bucket] += bucket.num_frames == 1 < clip.num_frames
+    for (clip, bucket), count in Counter(zip(clips, sorted_clips, strict=True)).items():
+        counts[bucket] += count
+        enlarged[bucket] += count * (enlargement(clip, bucket) > ENLARGED)
+        stilled[bucket] += count * (bucket.num_frames == 1 < clip.num_frames)
     lines = []
     for bucket in largest_first(buckets):
         line = f"bucket {bucket}: {counts[bucket]} clips"

@@ -15,9 +15,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,22 @@ from mobius_train.bars import progress
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedClip
 from mobius_train.errors import MobiusError
-from mobius_train.files import open_regular, publish, read_small_json, remove_any, remove_killed, replace_file
+from mobius_train.files import (
+    json_pieces,
+    open_regular,
+    publish,
+    read_small_json,
+    remove_any,
+    remove_killed,
+    replace_file,
+    sha256,
+)
 
 logger = logging.getLogger(__name__)
 
 PART = 64
+# Parts that a process keeps open. Each is a memory map and tens of kilobytes of header; Linux allows 65530 maps.
+OPEN = 1024
 IDENTITY, KEYS = "identity.json", "keys.json"
 # The name of the hash in a part's metadata.
 SHA256 = "sha256"
@@ -48,7 +59,7 @@ def folder_of(root: Path, name: str, identity: Identity) -> Path:
 
 
 def open_built(
-    root: Path, name: str, identity: Identity, keys: list[str], share: int = 0, shares: int = 1
+    root: Path, name: str, identity: Identity, keys: Sequence[str], share: int = 0, shares: int = 1
 ) -> LatentCache:
     """Open the complete cache of this identity, after a check of one share of its parts.
 
@@ -69,34 +80,29 @@ def open_built(
     )
 
 
-def open_checked(root: Path, name: str, identity: Identity, keys: list[str]) -> LatentCache:
+def open_checked(root: Path, name: str, identity: Identity, keys: Sequence[str]) -> LatentCache:
     """Open the complete cache of this identity, whose parts have been checked.
 
     Raises:
         MobiusError: it is incomplete, or of other clips.
     """
-    found = LatentCache(folder_of(root, name, identity))
-    if found.keys != keys:
-        raise MobiusError(
-            f"{found.folder / KEYS} does not list the {name} clips: restart with data.cache_required=false"
-        )
-    return found
+    return LatentCache(folder_of(root, name, identity), keys)
 
 
 def differing(root: Path, name: str, identity: Identity) -> list[str]:
     """The parts of the identity that differ from the most similar cache in `root`; empty if there is no cache."""
-    others = [_read(path, dict) or {} for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
+    others = [_read_identity(path) for path in sorted(root.glob(f"{name}-*/{IDENTITY}"))]
     differences = ([part for part in identity if other.get(part) != identity[part]] for other in others)
     return min(differences, key=len, default=[])
 
 
-def _read(path: Path, kind: type[Any]) -> Any:
-    """Read a JSON file of the cache; None if it is missing or damaged."""
+def _read_identity(path: Path) -> dict[str, Any]:
+    """The identity in a file; empty if it is missing or damaged."""
     try:
         values = read_small_json(path)
     except (OSError, ValueError):
-        return None
-    return values if isinstance(values, kind) else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -105,7 +111,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def check_parts(
-    folder: Path, keys: list[str], identity: Identity, share: int = 0, shares: int = 1, name: str = "clips"
+    folder: Path, keys: Sequence[str], identity: Identity, share: int = 0, shares: int = 1, name: str = "clips"
 ) -> dict[int, str]:
     """Return the parts of one share that must be encoded, with the reason, which is empty for a part not yet built."""
     started, size, found = time.perf_counter(), 0, {}
@@ -155,7 +161,7 @@ def _hash(tensors: dict[str, Tensor], number: int, identity: Identity) -> str:
 
 def build(
     folder: Path,
-    keys: list[str],
+    keys: Sequence[str],
     encode: Callable[[int], EncodedClip],
     *,
     share: int = 0,
@@ -195,12 +201,28 @@ def build(
                 publish(path, partial(_save, tensors, {SHA256: _hash(tensors, number, identity)}))
         if share == 0:
             replace_file(folder / IDENTITY, json.dumps(identity, indent=1) + "\n")
-            replace_file(folder / KEYS, json.dumps(keys))
+            publish(folder / KEYS, partial(_write_keys, keys))
     except OSError as error:
         where = error.filename or folder
         raise MobiusError(
             f"cannot write the latent cache {where}: {error.strerror or error}: free space, or change data.cache_dir"
         ) from error
+
+
+def _write_keys(keys: Sequence[str], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json_pieces(keys))
+
+
+def _lists(path: Path, keys: Sequence[str]) -> bool:
+    """The file lists exactly these keys. Neither list is in memory as a whole: there can be millions."""
+    expected = hashlib.sha256()
+    for text in json_pieces(keys):
+        expected.update(text.encode())
+    try:
+        return sha256(path) == expected.hexdigest()
+    except OSError:
+        return False
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -219,14 +241,22 @@ def _tensors_of(index: int, clip: EncodedClip) -> dict[str, Tensor]:
 
 
 class LatentCache:
-    """A complete cache as a map-style data set of `EncodedClip`."""
+    """A complete cache as a map-style data set of `EncodedClip`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        keys = _read(folder / KEYS, list)
-        if keys is None or not all(isinstance(key, str) for key in keys):
-            raise MobiusError(f"the latent cache has no good {folder / KEYS}: restart to build the rest")
-        self.keys: list[str] = keys
+    Args:
+        keys: of its clips.
+
+    Raises:
+        MobiusError: it is incomplete, or of other clips.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[str]) -> None:
+        self.folder, self.keys = folder, keys
+        if not _lists(folder / KEYS, keys):
+            raise MobiusError(
+                f"{folder / KEYS} is missing, damaged or does not list the {len(keys)} clips: restart with"
+                " data.cache_required=false to build the rest"
+            )
         absent = [p for n in range(-(-len(self.keys) // PART)) if not (p := part_path(folder, n)).exists()]
         if absent:
             raise MobiusError(
@@ -237,19 +267,15 @@ class LatentCache:
         return len(self.keys)
 
     @cached_property
-    def _open(self) -> dict[int, Any]:
-        return {}
-
-    @cached_property
     def _conditions(self) -> list[str]:
         """Names of the conditions, the same for all clips."""
         names = [name.removeprefix("0.") for name in self._part(0).keys() if name.startswith("0.")]  # noqa: SIM118
         return sorted(name for name in names if name not in ("mean", "std") and "." not in name)
 
-    def _part(self, number: int) -> Any:
-        if number not in self._open:
-            self._open[number] = safe_open(part_path(self.folder, number), framework="pt")
-        return self._open[number]
+    @cached_property
+    def _part(self) -> Callable[[int], Any]:
+        """Opens a part by its number; made in the process that reads, since no open file can be pickled."""
+        return lru_cache(OPEN)(lambda number: safe_open(part_path(self.folder, number), framework="pt"))
 
     def __getitem__(self, index: int) -> EncodedClip:
         """Return clip `index` with its first caption."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from fractions import Fraction
 from pathlib import Path
@@ -21,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobius_train.data.buckets import Shape, sort_into
-from mobius_train.data.decode import DECODER, check_bytes, decode_clip, shape_of
-from mobius_train.data.entry import Entry
+from mobius_train.data.decode import DECODER, decode_clip, shape_of
+from mobius_train.data.entry import Entry, read_ends
+from mobius_train.data.entry_list import EntryList
 from mobius_train.data.folder import read_folder, read_list
 from mobius_train.data.metadata import LISTS
+from mobius_train.data.packed import Coded, Packed, repeated
 from mobius_train.data.patterns import local_paths, refuse_address
 from mobius_train.data.rank_zero import warn_once
 from mobius_train.data.sets import NamedSet
@@ -32,6 +33,7 @@ from mobius_train.data.shards import read_shards
 from mobius_train.data.texts import REPLACED
 from mobius_train.data.windows import START, WHOLE, FrameChoice, window_places
 from mobius_train.errors import MobiusError
+from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 
@@ -54,39 +56,38 @@ class Clip(NamedTuple):
 class ClipDataset(Dataset[Clip]):
     """Clips by index, in the order of `keys`. If all windows of a clip are taken, each window is a clip of its own.
 
-    identity: equal for equal clips and captions that are read with equal settings. Its hash covers keys, captions,
-    sizes and both ends of each clip's bytes and the decoder's version, but no paths or times.
+    identity: equal for equal clips and captions that are read with equal settings: `fingerprint`, the decoder's version
+    and the settings.
     choice: which frames of a clip are taken.
     sets: of which the clips are; see `Entry.set`.
     shapes, files: with buckets, the decoded shape of each clip and its shape in the file.
     places: of each clip's window; see `window_start`.
     caption_weights: for each clip with several captions, their weights, by clip index.
+
+    Args:
+        found: `fingerprint(entries)`, which reads every clip's file; computed here by default.
     """
+
+    keys: Sequence[str]
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Iterable[Entry],
         *,
         num_frames: int,
         resolution: int,
         choice: FrameChoice = WHOLE,
         sets: Sequence[NamedSet] = (NamedSet(),),
+        found: str | None = None,
     ) -> None:
-        self.entries = list(entries)
-        self.keys = [entry.key for entry in self.entries]
+        self.entries = entries if isinstance(entries, EntryList) else EntryList(entries)
+        self.keys = self.entries.keys
         self.num_frames, self.resolution, self.choice, self.sets = num_frames, resolution, choice, tuple(sets)
-        self.shapes: list[Shape] | None = None
-        self.files: list[Shape] | None = None
-        self.places: list[Fraction] | None = None
-        digest = hashlib.sha256()
-        for entry in self.entries:
-            check_bytes(entry.size, entry.suffix, entry.name)
-            ends = entry.read(FINGERPRINT_SPAN), entry.read_end(FINGERPRINT_SPAN)
-            captions = [caption.text.encode() for caption in entry.captions]
-            for part in (entry.key.encode(), *captions, str(entry.size).encode(), *ends):
-                digest.update(len(part).to_bytes(8, "little") + part)
+        self.shapes: Coded[Shape] | None = None
+        self.files: Coded[Shape] | None = None
+        self.places: Coded[Fraction] | None = None
         self.identity = {
-            "clips and captions": digest.hexdigest(),
+            "clips and captions": fingerprint(self.entries) if found is None else found,
             "decoder": DECODER,
             "num_frames": str(num_frames),
             "resolution": str(resolution),
@@ -94,12 +95,8 @@ class ClipDataset(Dataset[Clip]):
         }
 
     @property
-    def caption_weights(self) -> dict[int, tuple[float, ...]]:
-        return {
-            index: tuple(caption.weight for caption in entry.captions)
-            for index, entry in enumerate(self.entries)
-            if len(entry.captions) > 1
-        }
+    def caption_weights(self) -> Mapping[int, tuple[float, ...]]:
+        return _CaptionWeights(self.entries)
 
     @property
     def turns(self) -> Tensor | None:
@@ -108,14 +105,15 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             MobiusError: they are more than MAX_TURNS.
         """
-        repeats = [self.sets[entry.set].repeats for entry in self.entries]
-        if set(repeats) <= {1}:
+        if all(one.repeats == 1 for one in self.sets):
             return None
-        if sum(repeats) > MAX_TURNS:
-            raise MobiusError(
-                f"an epoch has {sum(repeats)} samples; the limit is {MAX_TURNS}: lower data.train's repeats"
-            )
-        return torch.arange(len(repeats)).repeat_interleave(torch.tensor(repeats))
+        repeats = torch.tensor([one.repeats for one in self.sets])[torch.tensor(self.entries.sets)]
+        if bool((repeats == 1).all()):
+            return None
+        total = int(repeats.sum())
+        if total > MAX_TURNS:
+            raise MobiusError(f"an epoch has {total} samples; the limit is {MAX_TURNS}: lower data.train's repeats")
+        return torch.arange(len(repeats)).repeat_interleave(repeats)
 
     @property
     def epoch(self) -> int:
@@ -163,7 +161,7 @@ class ClipDataset(Dataset[Clip]):
         """All captions of clip `index`."""
         return [caption.text for caption in self.entries[index].captions]
 
-    def measure(self, share: int, shares: int) -> list[Shape]:
+    def measure(self, share: int, shares: int) -> Coded[Shape]:
         """Shapes in the files of the clips of one share: clips share, share + shares, …
 
         Frames are counted at the rate and stride of `choice`. A shape comes from the shard's .json if it is there, and
@@ -172,14 +170,14 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             MobiusError: a clip is damaged or too large.
         """
-        return [self._measured(entry) for entry in self.entries[share::shares]]
+        return Coded(self._measured(self.entries[index]) for index in range(share, len(self), shares))
 
     def _measured(self, entry: Entry) -> Shape:
         if entry.shape is None or self.choice.rate is not None:
             return shape_of(entry.read(), entry.suffix, entry.name, self.choice)
         return entry.shape._replace(num_frames=self.choice.available(entry.shape.num_frames))
 
-    def in_buckets(self, buckets: Sequence[Shape], files: list[Shape]) -> ClipDataset:
+    def in_buckets(self, buckets: Sequence[Shape], files: Sequence[Shape]) -> ClipDataset:
         """A copy that decodes each clip to the shape of its best bucket.
 
         Args:
@@ -189,18 +187,18 @@ class ClipDataset(Dataset[Clip]):
             MobiusError: some clips have too few frames for every bucket.
         """
         clips = copy(self)
-        clips.files = files
-        clips.shapes = sort_into(buckets, files, lambda index: self.entries[index].name)
-        digest = hashlib.sha256(" ".join(map(str, clips.shapes)).encode())
+        clips.files = Coded.of(files)
+        clips.shapes = sort_into(buckets, clips.files, lambda index: self.entries[index].name)
+        digest = _joined_sha256(clips.shapes)
         clips.identity = {
             "clips and captions": self.identity["clips and captions"],
             "decoder": DECODER,
-            "frames and size of each clip": digest.hexdigest(),
+            "frames and size of each clip": digest,
             **self.choice.identity(),
         }
         return clips
 
-    def in_windows(self, files: list[Shape]) -> ClipDataset:
+    def in_windows(self, files: Sequence[Shape]) -> ClipDataset:
         """A copy in which each window is a clip of its own, if all windows are taken.
 
         Args:
@@ -221,19 +219,59 @@ class ClipDataset(Dataset[Clip]):
             window_places(file.num_frames, count, self.choice.most) for file, count in zip(files, counts, strict=True)
         ]
         of_clip = [index for index, found in enumerate(places) for _ in found]
-        clips.places = [place for found in places for place in found]
-        clips.entries = [self.entries[index] for index in of_clip]
-        clips.keys = [
+        clips.places = Coded(place for found in places for place in found)
+        clips.entries = self.entries.chosen(of_clip)
+        clips.keys = Packed(
             f"{key}#{number}" if len(found) > 1 else key
             for key, found in zip(self.keys, places, strict=True)
             for number in range(len(found))
-        ]
+        )
         if self.shapes is not None:
-            clips.shapes = [self.shapes[index] for index in of_clip]
-            clips.files = [files[index] for index in of_clip]
-        digest = hashlib.sha256(" ".join(str(len(found)) for found in places).encode())
-        clips.identity = self.identity | {"windows of each clip": digest.hexdigest()}
+            clips.shapes = Coded(self.shapes[index] for index in of_clip)
+            clips.files = Coded(files[index] for index in of_clip)
+        clips.identity = self.identity | {"windows of each clip": _joined_sha256(map(len, places))}
         return clips
+
+
+class _CaptionWeights(Mapping[int, tuple[float, ...]]):
+    """The weights of the captions of each clip that has several, by clip index."""
+
+    def __init__(self, entries: EntryList) -> None:
+        self._entries = entries
+
+    def __getitem__(self, index: int) -> tuple[float, ...]:
+        captions = self._entries[index].captions
+        if len(captions) < 2:
+            raise KeyError(index)
+        return tuple(caption.weight for caption in captions)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._entries.with_several_captions)
+
+    def __len__(self) -> int:
+        return len(self._entries.with_several_captions)
+
+
+def fingerprint(entries: Sequence[Entry]) -> str:
+    """A hash of keys, captions, sizes and both ends of each clip's bytes, but of no paths or times.
+
+    Raises:
+        MobiusError: a clip cannot be read, or is too large.
+    """
+    digest = hashlib.sha256()
+    for entry, *ends in read_ends(entries, FINGERPRINT_SPAN):
+        captions = [caption.text.encode() for caption in entry.captions]
+        for part in (entry.key.encode(), *captions, str(entry.size).encode(), *ends):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _joined_sha256(values: Iterable[object]) -> str:
+    """The hash of the values as text, with spaces between them."""
+    digest = hashlib.sha256()
+    for number, value in enumerate(values):
+        digest.update(f"{' ' if number else ''}{value}".encode())
+    return digest.hexdigest()
 
 
 def open_clips(
@@ -254,11 +292,17 @@ def open_clips(
     return ClipDataset(find_clips(source, caption_language), num_frames=num_frames, resolution=resolution)
 
 
-def find_clips(source: str | Sequence[Path], caption_language: str, folder_captions: bool = False) -> list[Entry]:
+def find_clips(
+    source: str | Sequence[Path],
+    caption_language: str,
+    folder_captions: bool = False,
+    distributed: Distributed | None = None,
+) -> EntryList:
     """The clips of a folder or a list, or of shards given as a path, glob, braces (`train-{000000..000003}.tar`).
 
     Args:
         folder_captions: see `read_folder`.
+        distributed: see `read_shards`.
 
     Raises:
         MobiusError: the source is missing, not a local path, empty, damaged or incomplete.
@@ -266,26 +310,23 @@ def find_clips(source: str | Sequence[Path], caption_language: str, folder_capti
     if folder_captions and not (isinstance(source, str) and os.path.isdir(source)):
         raise MobiusError(f"folder_captions takes the names of folders, but {source} is none: remove it")
     if not isinstance(source, str):
-        entries = read_shards(source, caption_language)
+        entries = read_shards(source, caption_language, distributed)
     else:
         refuse_address(source)
         if os.path.isdir(source):
-            entries = read_folder(Path(source), caption_language, folder_captions)
+            entries = EntryList(read_folder(Path(source), caption_language, folder_captions))
         elif source.lower().endswith(LISTS) and os.path.exists(source):
-            entries = read_list(Path(source), caption_language)
+            entries = EntryList(read_list(Path(source), caption_language))
         else:
-            entries = read_shards(local_paths(source), caption_language)
+            entries = read_shards(local_paths(source), caption_language, distributed)
     repaired = [entry.name for entry in entries if any(REPLACED in caption.text for caption in entry.captions)]
     if repaired:
         text = f"{len(repaired)} clips have captions with invalid UTF-8, which is replaced by {REPLACED}"
         warn_once(logger, f"{text}; the first is {repaired[0]}")
-    repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
-    if repeated:
+    if again := repeated(entries.keys):
         location = source if isinstance(source, str) else source[0].parent
-        places = ", ".join(entry.name for entry in entries if entry.key == repeated[0])
-        raise MobiusError(
-            f"{len(repeated)} keys occur more than once in {location}: the first is {repeated[0]}, in {places}"
-        )
+        places = ", ".join(entry.name for entry in entries if entry.key == again[0])
+        raise MobiusError(f"{len(again)} keys occur more than once in {location}: the first is {again[0]}, in {places}")
     return entries
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +49,6 @@ class Entry(NamedTuple):
         """Read all bytes without a limit; the caller has checked `size`."""
         return self._read(self.offset, self.size)
 
-    def read_end(self, most: int) -> bytes:
-        """Read the last `most` bytes."""
-        size = min(most, self.size)
-        return self._read(self.offset + self.size - size, size)
-
     def _read(self, offset: int, size: int) -> bytes:
         try:
             with open(self.path, "rb") as file:
@@ -57,6 +56,41 @@ class Entry(NamedTuple):
                 data = file.read(size)
         except OSError as error:
             raise MobiusError(f"cannot read {self.name}: {error}") from error
+        return self.whole(data, size)
+
+    def whole(self, data: bytes, size: int) -> bytes:
+        """The data, which have been read for this clip.
+
+        Raises:
+            MobiusError: they are fewer than `size` bytes.
+        """
         if len(data) < size:
             raise MobiusError(f"{self.name} became shorter after it was opened: restart")
         return data
+
+
+def read_ends(entries: Iterable[Entry], most: int) -> Iterator[tuple[Entry, bytes, bytes]]:
+    """Yield each clip with its first and its last `most` bytes, or all if there are fewer. A shard is opened once.
+
+    Raises:
+        MobiusError: a file is missing or shorter than before, or a clip is too large to read.
+    """
+    for path, of_path in groupby(entries, attrgetter("path")):
+        first = next(of_path)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise MobiusError(f"cannot read {first.name}: {error}") from error
+        try:
+            for entry in chain((first,), of_path):
+                check_bytes(entry.size, entry.suffix, entry.name)
+                size = min(most, entry.size)
+                start = entry.whole(os.pread(file, size, entry.offset), size)
+                end = start
+                if entry.size > size:
+                    end = entry.whole(os.pread(file, size, entry.offset + entry.size - size), size)
+                yield entry, start, end
+        except OSError as error:
+            raise MobiusError(f"cannot read {first.name}: {error}") from error
+        finally:
+            os.close(file)

@@ -20,8 +20,8 @@ Collate = Callable[[list[tuple[int, Any]]], Any]
 class Samples(Protocol):
     """A map-style data set of clips or encoded clips."""
 
-    keys: list[str]
-
+    @property
+    def keys(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any:
         """Return the clip with its first caption."""

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -23,16 +25,22 @@ from mobius_train.data.bucket_turns import Schedule
 from mobius_train.data.buckets import Shape
 
 
-@lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(count, generator=generator)
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers below `count`, (count,) int32, in an order that is drawn from the seed."""
+    # The order is that of int64, in half of the memory.
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63), dtype=torch.int32)
+
+
+# A process asks for one epoch after the other.
+@lru_cache(maxsize=1)
+def _epoch(count: int, seed: int, epoch: int) -> Tensor:
+    return permutation(count, seed * 1_000_003 + epoch)
 
 
 def clip_of(sample_index: int, count: int, seed: int) -> int:
     """The clip (of `count`) of a global sample."""
     epoch, position = divmod(sample_index, count)
-    return int(_permutation(count, seed, epoch)[position])
+    return int(_epoch(count, seed, epoch)[position])
 
 
 def repeated_clip_of(sample_index: int, turns: Tensor, seed: int) -> int:
@@ -78,11 +86,12 @@ class BucketOrder:
     """
 
     def __init__(
-        self, clips: Mapping[Shape, Sequence[int]], shares: Mapping[Shape, Fraction], batch_size: int, seed: int
+        self, clips: Mapping[Shape, NDArray[np.int64]], shares: Mapping[Shape, Fraction], batch_size: int, seed: int
     ) -> None:
         self._schedule = Schedule([shares[shape] for shape in clips])
         self._buckets = [
-            _BucketClips(torch.tensor(numbers), _bucket_seed(seed, shape)) for shape, numbers in clips.items()
+            _BucketClips(torch.tensor(numbers, dtype=torch.int32), _bucket_seed(seed, shape))
+            for shape, numbers in clips.items()
         ]
         self._batch_size = batch_size
 
@@ -102,8 +111,7 @@ class _BucketClips:
     def clip(self, position: int) -> int:
         epoch, place = divmod(position, len(self._clips))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self._seed + epoch) % 2**63)
-            self._epoch, self._order = epoch, self._clips[torch.randperm(len(self._clips), generator=generator)]
+            self._epoch, self._order = epoch, self._clips[permutation(len(self._clips), self._seed + epoch)]
         return int(self._order[place])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mobius_train.data.entry import Entry
+from mobius_train.data.entry_list import EntryList
 from mobius_train.errors import MobiusError
 
 
@@ -17,7 +18,7 @@ class NamedSet(NamedTuple):
     repeats: int = 1
 
 
-def subset_of(entries: Sequence[Entry], names: Sequence[str], field: str) -> list[Entry]:
+def subset_of(entries: Sequence[Entry], names: Sequence[str], field: str) -> EntryList:
     """The clips that have one of the names as their key or as one of their captions, in the same order.
 
     Args:
@@ -27,9 +28,9 @@ def subset_of(entries: Sequence[Entry], names: Sequence[str], field: str) -> lis
         MobiusError: a name belongs to no clip.
     """
     found: set[str] = set()
-    chosen = []
+    chosen, wanted = EntryList(), frozenset(names)
     for entry in entries:
-        matches = {entry.key, *(caption.text for caption in entry.captions)}.intersection(names)
+        matches = wanted.intersection((entry.key, *(caption.text for caption in entry.captions)))
         if matches:
             found |= matches
             chosen.append(entry)
@@ -42,33 +43,33 @@ def subset_of(entries: Sequence[Entry], names: Sequence[str], field: str) -> lis
     return chosen
 
 
-def with_prefix(entries: Sequence[Entry], prefix: str) -> list[Entry]:
+def with_prefix(entries: EntryList, prefix: str) -> EntryList:
     """The clips with trigger words and a space in front of every caption; as they are if there is no prefix."""
     if not prefix.strip():
-        return list(entries)
-    return [
+        return entries
+    return EntryList(
         entry._replace(captions=tuple(one._replace(text=f"{prefix.strip()} {one.text}") for one in entry.captions))
         for entry in entries
-    ]
+    )
 
 
-def joined(sets: Sequence[Sequence[Entry]]) -> list[Entry]:
+def joined(sets: Sequence[EntryList]) -> EntryList:
     """The clips of all sets, one set after the other. With several sets a key begins with the number of its set."""
     if len(sets) == 1:
-        return list(sets[0])
-    return [
+        return sets[0]
+    return EntryList(
         entry._replace(key=f"{number}/{entry.key}", set=number)
         for number, entries in enumerate(sets)
         for entry in entries
-    ]
+    )
 
 
-def first_of_all(entries: Sequence[Entry], most: int) -> list[Entry]:
+def first_of_all(entries: EntryList, most: int) -> EntryList:
     """The first clips of every set, in turn, `most` together; all if there are fewer."""
     place_in_set: dict[int, int] = {}
     places = []
-    for entry in entries:
-        places.append(place_in_set.get(entry.set, 0))
-        place_in_set[entry.set] = places[-1] + 1
+    for number in entries.sets.tolist():
+        places.append(place_in_set.get(number, 0))
+        place_in_set[number] = places[-1] + 1
     order = sorted(range(len(entries)), key=places.__getitem__)
-    return [entries[index] for index in order[:most]]
+    return entries.chosen(order[:most])

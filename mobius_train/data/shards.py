@@ -18,6 +18,7 @@ from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import MAX_CAPTION_BYTES, caption_of, read_record
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
+from mobius_train.data.entry_list import EntryList
 from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
 from mobius_train.data.rank_zero import warn_once
 from mobius_train.data.tar_members import DamagedTar, tar_members
@@ -25,6 +26,7 @@ from mobius_train.data.texts import is_regular, legible_name, read_small_file
 from mobius_train.data.verified import differing_files
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
+from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +53,26 @@ class Span(NamedTuple):
     size: int
 
 
-def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
+class Contents(NamedTuple):
+    """The samples of a shard, and the names of the members that belong to none."""
+
+    samples: EntryList
+    others: list[str]
+
+
+def read_shards(paths: Sequence[Path], caption_language: str, distributed: Distributed | None = None) -> EntryList:
     """The samples of all shards, in the order of the shards and of the samples in them.
 
     If a shard's folder has an index.json that lists the shard, size, sha256 and number of samples must match. Each
     shard is hashed once per machine (see `mobius_train.data.verified`).
 
+    Args:
+        distributed: ranks that divide the reading of headers and captions; all of them call it.
+
     Raises:
         MobiusError: a shard is missing, truncated, differs from its index or contains an incomplete sample, or no
             shard contains a clip.
     """
-    entries: list[Entry] = []
-    left_out: list[str] = []
     expected = {path: listed_shard(path) for path in paths}
     unlisted = [path for path, record in expected.items() if record is None and path.with_name(INDEX).is_file()]
     if unlisted:
@@ -71,32 +81,47 @@ def read_shards(paths: Sequence[Path], caption_language: str) -> list[Entry]:
     for path, record in expected.items():
         _check_size(path, record)
     _check_hashes({path: record.sha256 for path, record in expected.items() if record is not None})
-    for path in paths:
-        samples, others = _samples(path)
-        left_out += [f"{path}/{legible_name(name)}" for name in others]
-        record = expected[path]
-        if record is not None and record.samples != len(samples):
-            raise MobiusError(
-                f"{path} contains {len(samples)} samples, but {INDEX} lists {record.samples}: fetch it again"
-            )
-        with open(path, "rb") as file:
-            for key, members in samples.items():
-                name = legible_name(f"{path}/{key}")
-                clip, caption = (_only(members, kinds, name) for kinds in (CLIPS, CAPTIONS))
-                file.seek(members[caption].offset)
-                if members[caption].size > MAX_CAPTION_BYTES:
-                    raise MobiusError(
-                        f"the caption of {name} has {members[caption].size} bytes; the limit is {MAX_CAPTION_BYTES}"
-                    )
-                said = read_record(file.read(members[caption].size), caption, name)
-                words = caption_of(said, name, caption_language)
-                entries.append(Entry(legible_name(key), words, path, *members[clip], clip, name + clip, _shape(said)))
+
+    def read(share: int, shares: int) -> list[Contents]:
+        return [_contents(path, expected[path], caption_language) for path in paths[share::shares]]
+
+    parts = [read(0, 1)] if distributed is None else distributed.divide(read)
+    entries = EntryList()
+    left_out: list[str] = []
+    for number in range(len(paths)):
+        contents = parts[number % len(parts)][number // len(parts)]
+        entries.extend(contents.samples)
+        left_out += contents.others
     if not entries:
         raise MobiusError(f"no clip in {len(paths)} shards (the first is {paths[0]}): all are empty")
     if left_out:
         text = f"{len(left_out)} members of shards belong to no sample and are left out"
         warn_once(logger, f"{text}; the first is {left_out[0]}")
     return entries
+
+
+def _contents(path: Path, record: Shard | None, caption_language: str) -> Contents:
+    """
+    Args:
+        record: of the index, if there is one.
+    """
+    samples, others = _samples(path)
+    if record is not None and record.samples != len(samples):
+        raise MobiusError(f"{path} contains {len(samples)} samples, but {INDEX} lists {record.samples}: fetch it again")
+    entries = EntryList()
+    with open(path, "rb") as file:
+        for key, members in samples.items():
+            name = legible_name(f"{path}/{key}")
+            clip, caption = (_only(members, kinds, name) for kinds in (CLIPS, CAPTIONS))
+            file.seek(members[caption].offset)
+            if members[caption].size > MAX_CAPTION_BYTES:
+                raise MobiusError(
+                    f"the caption of {name} has {members[caption].size} bytes; the limit is {MAX_CAPTION_BYTES}"
+                )
+            said = read_record(file.read(members[caption].size), caption, name)
+            words = caption_of(said, name, caption_language)
+            entries.append(Entry(legible_name(key), words, path, *members[clip], clip, name + clip, _shape(said)))
+    return Contents(entries, [f"{path}/{legible_name(name)}" for name in others])
 
 
 def _check_hashes(hashes: dict[Path, str]) -> None:

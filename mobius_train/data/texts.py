@@ -64,6 +64,9 @@ def parse_json(text: str, where: str) -> Any:
 
 def legible_name(text: str) -> str:
     """Escape invalid UTF-8 and control characters, so that a name can be printed and stored."""
+    # Most names; neither of the two is printable.
+    if text.isprintable():
+        return text
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # lone surrogates of JSON

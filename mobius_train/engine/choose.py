@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from mobius_train.config import RunConfig
-from mobius_train.engine.deepspeed import DeepSpeedEngine
 from mobius_train.engine.fsdp import FsdpEngine
 from mobius_train.engine.mesh import make_mesh
 from mobius_train.engine.optimizers import check_optimizer
@@ -46,5 +45,8 @@ def choose_engine(config: RunConfig, spread: Spread) -> MakeEngine:
             return FsdpEngine(module, units, settings, config.fsdp, mesh, distributed)
 
         return make_fsdp
+    # This import takes seconds.
+    from mobius_train.engine.deepspeed import DeepSpeedEngine
+
     ds_config = spread.resolved(config)
     return lambda module, units, distributed: DeepSpeedEngine(module, settings, ds_config, distributed)

@@ -7,7 +7,6 @@ import logging
 import math
 import platform
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,22 +17,31 @@ from mobius_train.errors import MobiusError
 logger = logging.getLogger(__name__)
 
 
+def _supports(mixed_precision: str, device: torch.device) -> bool:
+    if mixed_precision == "no":
+        return True
+    if mixed_precision == "bf16" and device.type == "cuda":
+        # Emulated bf16 has no advantage.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if mixed_precision == "bf16" and device.type == "cpu":
+        return True
+    # This import takes seconds, and FSDP needs it here alone.
+    from deepspeed import get_accelerator
+
+    # Before macOS 14 Apple's GPUs have no bf16.
+    return bool(
+        get_accelerator().is_fp16_supported() if mixed_precision == "fp16" else get_accelerator().is_bf16_supported()
+    )
+
+
 def check_precision(mixed_precision: str, device: torch.device) -> None:
     """Check that the device supports the precision; warn where it would be emulated.
 
     Raises:
         MobiusError: the device does not support the precision.
     """
-    accelerator = deepspeed.get_accelerator()
-    supported = {"no": True, "fp16": accelerator.is_fp16_supported(), "bf16": True}
-    if device.type == "cuda":
-        # Emulated bf16 has no advantage.
-        supported["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "mps":
-        # Before macOS 14 there is none.
-        supported["bf16"] = accelerator.is_bf16_supported()
-    if not supported[mixed_precision]:
-        others = " or ".join(precision for precision, available in supported.items() if available)
+    if not _supports(mixed_precision, device):
+        others = " or ".join(other for other in ("no", "fp16", "bf16") if _supports(other, device))
         raise MobiusError(
             f"this {device_name(device)} does not support mixed_precision={mixed_precision}: set it to {others}"
         )

@@ -118,6 +118,25 @@ class Distributed:
             raise outcome
         return cast(Value, outcome)
 
+    def divide(self, act: Callable[[int, int], Value]) -> list[Value]:
+        """Call `act(rank, world_size)` on every rank, and return the values of all, in rank order, on every rank.
+
+        Raises:
+            MobiusError: the first rank's that raised one, on every rank.
+        """
+        if self.world_size == 1:
+            return [act(0, 1)]
+        outcome: Value | MobiusError
+        try:
+            outcome = act(self.rank, self.world_size)
+        except MobiusError as error:
+            outcome = error
+        outcomes = self.gather_objects(outcome)
+        for one in outcomes:
+            if isinstance(one, MobiusError):
+                raise one
+        return outcomes
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in rank order, on every rank."""
         values = [None] * self.world_size

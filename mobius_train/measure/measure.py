@@ -117,26 +117,39 @@ def measure(
         task = random_task(config, recipe, distributed) if random_models else build_task(config, distributed)
         task = cast(DiffusionTask, task)
         engine = make_engine(task.trained, task.units, distributed)
-        meter = Meter(engine.device)
-        micro_batches = (2 + warmup + steps) * config.gradient_accumulation_steps
-        steps_of = _Steps(config, task, engine, meter, micro_batches)
-        saved = steps_of.saved()
-        with _history(snapshot):
-            meter.forget()
-            seconds = [steps_of.step() for _ in range(warmup + steps)][warmup:]
-        return Measurement(
-            device=torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
-            components=_components(task, engine, encoders=config.data.cache_dir is None),
-            resident=meter.allocated(),
-            phases=meter.peaks,
-            outside=meter.outside(),
-            saved=by_branch(saved.made, task.parts.denoiser),
-            saved_by_module=saved.nbytes,
-            resident_set=peak_resident_bytes(),
-            step_seconds=statistics.median(seconds),
-            spread=(min(seconds), max(seconds)),
-            seconds=steps_of.by_part(),
-        )
+        return measure_steps(config, task, engine, warmup=warmup, steps=steps, snapshot=snapshot)
+
+
+def measure_steps(
+    config: RunConfig,
+    task: DiffusionTask,
+    engine: Engine,
+    *,
+    warmup: int = 2,
+    steps: int = 3,
+    snapshot: Path | None = None,
+) -> Measurement:
+    """As `measure`, for a task and an engine that exist."""
+    meter = Meter(engine.device)
+    micro_batches = (2 + warmup + steps) * config.gradient_accumulation_steps
+    steps_of = _Steps(config, task, engine, meter, micro_batches)
+    saved = steps_of.saved()
+    with _history(snapshot):
+        meter.forget()
+        seconds = [steps_of.step() for _ in range(warmup + steps)][warmup:]
+    return Measurement(
+        device=torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
+        components=_components(task, engine, encoders=config.data.cache_dir is None),
+        resident=meter.allocated(),
+        phases=meter.peaks,
+        outside=meter.outside(),
+        saved=by_branch(saved.made, task.parts.denoiser),
+        saved_by_module=saved.nbytes,
+        resident_set=peak_resident_bytes(),
+        step_seconds=statistics.median(seconds),
+        spread=(min(seconds), max(seconds)),
+        seconds=steps_of.by_part(),
+    )
 
 
 @dataclass

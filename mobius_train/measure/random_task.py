@@ -5,6 +5,8 @@ Memory and speed equal those of the real task; losses are meaningless.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,19 +20,29 @@ from mobius_train.config import RunConfig
 from mobius_train.data.buckets import Shape
 from mobius_train.data.clips import Clip, ClipDataset
 from mobius_train.job.distributed import Distributed
+from mobius_train.models import Denoiser
 from mobius_train.tasks.denoising import DiffusionTask
 
 CLIPS = 64
 
 
-def random_task(config: RunConfig, recipe: Path, distributed: Distributed) -> DiffusionTask:
+def random_task(
+    config: RunConfig,
+    recipe: Path,
+    distributed: Distributed,
+    instead: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser,
+) -> DiffusionTask:
     """Build the task of a text-to-image or text-to-video recipe; for `recipe` see `find_configs`.
+
+    Args:
+        instead: returns the denoiser to train instead of the recipe's.
 
     Raises:
         MobiusError: a model's configuration was not found, or the device does not support an option.
     """
     weights = Random(find_configs(config, recipe), distributed.device)
     parts = parts_of(config, weights, distributed.device)
+    parts = replace(parts, denoiser=instead(parts.denoiser))
     if distributed.is_main:
         print(*parts.attention, sep="\n", flush=True)
     clips = RandomClips(largest_shape(config.data))

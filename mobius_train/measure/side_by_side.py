@@ -15,6 +15,8 @@ from mobius_train.config import Mode
 from mobius_train.errors import MobiusError
 
 RECOMPUTE = "recompute"
+# What Python runs in a process of its own, with the job and the record's path behind it.
+WORKER = ("-m", "mobius_train.measure.worker")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ def overrides_of(variant: str) -> tuple[str, ...]:
     return (f"mode={mode}", *("gradient_checkpointing=true" if c == RECOMPUTE else c for c in changes))
 
 
-def measure_apart(job: Job) -> dict[str, Any]:
+def measure_apart(job: Job, program: Sequence[str] = WORKER) -> dict[str, Any]:
     """Run a job in a new process; returns its record, or `{"error": …}` if it failed."""
     with tempfile.TemporaryDirectory(prefix="measure-") as folder:
         record = Path(folder) / "record.json"
-        command = [sys.executable, "-m", "mobius_train.measure.worker", json.dumps(asdict(job)), str(record)]
+        command = [sys.executable, *program, json.dumps(asdict(job)), str(record)]
         result = subprocess.run(command, stdout=sys.stderr, check=False)
         if record.exists():
             found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))

@@ -73,6 +73,7 @@ def as_json(plan: Plan, measured: Measurement) -> dict[str, Any]:
             "phases": plan.phases,
             "saved": plan.saved,
             "flops": plan.flops,
+            "trained": plan.trained,
         },
         "rows": [asdict(row) | {"error": row.error} for row in rows(plan, measured)],
     }

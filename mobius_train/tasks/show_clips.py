@@ -6,6 +6,7 @@ Legend: F frames, H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
 
@@ -35,7 +36,8 @@ def show_clips(
         samples: a clip for each prompt, (F, 3, H, W) uint8.
         before: the clips of the model before training, from the same noise; None if there are none.
     """
-    data = [_clip_of_caption(train, prompt, samples[0]) for prompt in prompts]
+    places = _places(train, frozenset(prompts))
+    data = [_first_like(train, places.get(prompt, []), samples[0]) for prompt in prompts]
     rows: dict[str, Sequence[Tensor | None]] = {"data": data, "before": before or [], "after": samples}
     rows = {label: row for label, row in rows.items() if any(clip is not None for clip in row)}
     paths = write_clips(samples, prompts, folder, formats=("gif", "mp4"))
@@ -58,13 +60,23 @@ def show_clips(
     return Shown(paths, figures)
 
 
-def _clip_of_caption(train: ClipDataset, caption: str, like: Tensor) -> Tensor | None:
-    """The first training clip that has this caption and the shape of `like`."""
+# All validations of a run look for the same captions, in up to millions of clips.
+@lru_cache(maxsize=1)
+def _places(train: ClipDataset, captions: frozenset[str]) -> dict[str, list[int]]:
+    """The clips that have each of the captions, in ascending order."""
+    places: dict[str, list[int]] = {}
     for index, entry in enumerate(train.entries):
-        if any(own.text == caption for own in entry.captions):
-            frames = train[index].frames
-            if frames.shape == like.shape:
-                return frames
+        for caption in captions.intersection(own.text for own in entry.captions):
+            places.setdefault(caption, []).append(index)
+    return places
+
+
+def _first_like(train: ClipDataset, places: Sequence[int], like: Tensor) -> Tensor | None:
+    """The first of these training clips that has the shape of `like`."""
+    for index in places:
+        frames = train[index].frames
+        if frames.shape == like.shape:
+            return frames
     return None
 
 

@@ -121,7 +121,7 @@ def test_the_cache_holds_every_caption_once(
     of_clips = sorted(text for text in encoded if text.startswith("clip"))
     assert len(of_clips) == len(set(of_clips)) == 15 + 12
     (folder,) = (tmp_path / "cache").glob("train-*")
-    read = cache.LatentCache(folder)
+    read = cache.LatentCache(folder, json.loads((folder / cache.KEYS).read_text()))
     assert not read.read(1, 0).conditions["text"].equal(read.read(1, 1).conditions["text"])
     assert read.read(1, 0).conditions["text"].equal(read[1].conditions["text"])
     encoded.clear()

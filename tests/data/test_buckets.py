@@ -157,7 +157,7 @@ def test_a_global_batch_is_of_one_bucket_and_an_epoch_of_each_holds_each_clip_on
         stream, count = streams[shape], len(clips)
         epochs = [stream[i : i + count] for i in range(0, len(stream) - count, count)]
         assert len(epochs) > 5
-        assert all(sorted(epoch) == clips for epoch in epochs)
+        assert all(sorted(epoch) == clips.tolist() for epoch in epochs)
         assert epochs[0] != epochs[1]
     assert [_order(seed=1)(g) for g in range(6)] != batches[0]
 

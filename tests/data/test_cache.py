@@ -54,8 +54,7 @@ def test_online_encoding_gives_the_cached_bits_in_any_batch(
     encoders: Encoders, clips: ClipDataset, tmp_path: Path
 ) -> None:
     cache.build(tmp_path, clips.keys, lambda index: encoders.encode(clips[index]))
-    cached = cache.LatentCache(tmp_path)
-    assert cached.keys == clips.keys
+    cached = cache.LatentCache(tmp_path, clips.keys)
     for indices in ([0, 1, 2], [7], [9, 2]):
         online = encoders.encode_batch(_batch(clips, indices))
         read = EncodedBatch.collate([(index, cached[index]) for index in indices])
@@ -72,7 +71,7 @@ def test_all_conditions_are_cached_for_every_caption(clips: ClipDataset, tiny_pi
     encoders = Encoders(vae, text, frozenset({"text", "pooled", "sizes"}))
     variants = ["a red dog"]
     cache.build(tmp_path / "cache", clips.keys[:3], lambda index: encoders.encode(clips[index], variants))
-    cached = cache.LatentCache(tmp_path / "cache")
+    cached = cache.LatentCache(tmp_path / "cache", clips.keys[:3])
     for caption, expected in enumerate((clips[2].caption, *variants)):
         read, online = cached.read(2, caption).conditions.tensors, text.encode(expected).tensors
         assert set(read) == {"text", "pooled", "sizes"}
@@ -133,19 +132,33 @@ def test_two_ranks_build_one_cache_and_an_interrupted_build_goes_on(
     with pytest.raises(KeyboardInterrupt):
         cache.build(tmp_path, keys, encode, share=0, shares=2)
     with pytest.raises(MobiusError, match=tmp_path.name):
-        cache.LatentCache(tmp_path)
+        cache.LatentCache(tmp_path, keys)
     encoded.clear()
     cache.build(tmp_path, keys, encode, share=0, shares=2)
     assert encoded == [6, 7, 8]  # part 0 was finished, part 2 was not
-    read = cache.LatentCache(tmp_path)
+    read = cache.LatentCache(tmp_path, keys)
     assert [float(read[index].mean) for index in range(10)] == list(range(10))
+
+
+def test_a_process_keeps_few_parts_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cache, "PART", 1)
+    monkeypatch.setattr(cache, "OPEN", 3)
+    keys = [str(index) for index in range(8)]
+    cache.build(tmp_path, keys, lambda index: made(str(index), float(index)))
+    read = cache.LatentCache(tmp_path, keys)
+
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count(str(tmp_path))
+
+    assert [float(read[index].mean) for index in (*range(8), *range(8))] == [*range(8), *range(8)]
+    assert 0 < maps() <= 3
 
 
 def test_a_lost_part_is_named(tmp_path: Path) -> None:
     cache.build(tmp_path, ["a"], lambda index: made("a", 0.0))
     (tmp_path / "part-000000.safetensors").unlink()
     with pytest.raises(MobiusError, match="part-000000"):
-        cache.LatentCache(tmp_path)
+        cache.LatentCache(tmp_path, ["a"])
 
 
 def _truncate(path: Path) -> None:
@@ -255,13 +268,15 @@ def test_two_runs_build_one_cache_at_the_same_time(tmp_path: Path, monkeypatch: 
     with ThreadPoolExecutor(2) as pool:
         for run in [pool.submit(cache.build, tmp_path, keys, encode) for _ in range(2)]:
             run.result()
-    assert [float(clip.mean) for clip in map(cache.LatentCache(tmp_path).read, range(20), [0] * 20)] == list(range(20))
+    assert [float(clip.mean) for clip in map(cache.LatentCache(tmp_path, keys).read, range(20), [0] * 20)] == list(
+        range(20)
+    )
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_part_that_is_damaged_during_the_run_is_an_error_with_its_name(tmp_path: Path) -> None:
     cache.build(tmp_path, ["a"], lambda index: made("a", 0.0))
-    read = cache.LatentCache(tmp_path)
+    read = cache.LatentCache(tmp_path, ["a"])
     _truncate(tmp_path / "part-000000.safetensors")
     with pytest.raises(MobiusError, match="part-000000"):
         read[0]

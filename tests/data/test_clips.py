@@ -6,7 +6,10 @@ import os
 import pickle
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from clip_files import animation, numbers, pictures, shard, video, write_tar
@@ -18,6 +21,7 @@ from mobius_train.data.kinds import CLIP_SUFFIXES, ENDINGS, VIDEO_ENDINGS
 from mobius_train.data.shards import describe_shard, read_shards, verify_shards
 from mobius_train.errors import MobiusError
 from mobius_train.files import sha256
+from mobius_train.job.distributed import Distributed
 
 EMOJI = Path(__file__).parents[2] / "assets" / "fluent-emoji" / "64"
 
@@ -440,3 +444,40 @@ def test_the_committed_shards_are_whole() -> None:
             clips = open_clips(f"{EMOJI}/{split}-*.tar", num_frames=8, resolution=64, caption_language=language)
             assert len(clips) == counts[split]
             assert clips[len(clips) - 1].frames.shape == (8, 3, 64, 64)
+
+
+def test_ranks_divide_the_reading_of_shards(tmp_path: Path) -> None:
+    paths = [
+        write_tar(tmp_path / f"{number}.tar", {f"{number}{i}.gif": b"GIF89a", f"{number}{i}.txt": b"t", "x": b""})
+        for number, i in enumerate("abc")
+    ]
+    read: list[tuple[int, int]] = []
+
+    def divide(act: Callable[[int, int], Any]) -> list[Any]:
+        read.extend((share, 2) for share in range(2))
+        return [act(share, 2) for share in range(2)]
+
+    ranks = cast(Distributed, SimpleNamespace(divide=divide))
+    assert read_shards(paths, "en", ranks) == read_shards(paths, "en")
+    assert len(read) == 2
+    assert list(read_shards(paths, "en").keys) == ["0a", "1b", "2c"]
+
+
+def test_an_error_of_one_rank_ends_a_divided_work_on_all() -> None:
+    def rank(number: int, outcomes: Callable[[Any], list[Any]]) -> Distributed:
+        return cast(Distributed, SimpleNamespace(rank=number, world_size=2, gather_objects=outcomes))
+
+    assert Distributed.divide(rank(1, lambda own: ["of 0", own]), lambda share, shares: (share, shares)) == [
+        "of 0",
+        (1, 2),
+    ]
+    sound = rank(1, lambda own: [MobiusError("of rank 0"), own])
+    with pytest.raises(MobiusError, match="of rank 0"):
+        Distributed.divide(sound, lambda share, shares: share)
+
+    def fail(share: int, shares: int) -> None:
+        raise MobiusError("of rank 1")
+
+    # The failing rank takes part in the exchange, so the others do not wait for it.
+    with pytest.raises(MobiusError, match="of rank 1"):
+        Distributed.divide(rank(1, lambda own: [0, own]), fail)

@@ -3,8 +3,9 @@
 from itertools import islice
 
 import pytest
+import torch
 
-from mobius_train.data.order import GlobalBatches, clip_of, frame_of
+from mobius_train.data.order import GlobalBatches, clip_of, frame_of, permutation
 
 
 def test_every_epoch_holds_every_clip_once_and_epochs_differ() -> None:
@@ -32,3 +33,11 @@ def test_frames_are_drawn_evenly() -> None:
     for i in range(2000):
         counts[frame_of(i, 4, seed=0)] += 1
     assert min(counts) > 420
+
+
+def test_the_order_is_that_of_older_versions() -> None:
+    # Checkpoints count samples of this order: a resumed run has to find the same one.
+    assert [clip_of(i, 6, seed=3) for i in range(18)] == [2, 5, 4, 0, 3, 1, 3, 1, 5, 2, 4, 0, 0, 4, 5, 2, 1, 3]
+    for count in (1, 1000, 70_001):
+        generator = torch.Generator().manual_seed(11)
+        assert torch.equal(permutation(count, 11), torch.randperm(count, generator=generator).int())

@@ -13,7 +13,7 @@ from mobius_train.config import RunConfig, load
 from mobius_train.data.clips import ClipDataset
 from mobius_train.job.distributed import Distributed
 
-ALONE = SimpleNamespace(rank=0, world_size=1, is_main=True, gather_objects=lambda mine: [mine])
+ALONE = SimpleNamespace(rank=0, world_size=1, is_main=True, on_main=lambda act: act(), divide=lambda act: [act(0, 1)])
 
 
 def configured(folder: Path, **data: Any) -> RunConfig:

@@ -25,7 +25,7 @@ def found(seconds: float, gflop: float = 10.0) -> dict[str, Any]:
             "resident_set": 5,
             "device": "cpu",
         },
-        "planned": {"flops": {"forward": gflop * 4e8, "backward": gflop * 6e8}},
+        "planned": {"flops": {"forward": gflop * 4e8, "backward": gflop * 6e8}, "trained": 7},
         "config": {"gradient_accumulation_steps": 1},
         "versions": {},
     }
@@ -37,7 +37,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     order: list[str] = []
     names = {overrides: name for name, overrides in step_time.VARIANTS.items()}
 
-    def measure(job: side_by_side.Job) -> dict[str, Any]:
+    def measure(job: side_by_side.Job, program: tuple[str, ...]) -> dict[str, Any]:
+        assert program == side_by_side.WORKER
         order.append(names[job.overrides])
         slower = 2 ** (len(order) - 1 >= 2)
         return found((4.0 if order[-1] == "serial" else 1.0) * slower, 20.0 if order[-1] == "serial" else 10.0)
@@ -63,6 +64,7 @@ def test_variants_are_measured_in_turn_and_compared_round_by_round(
     serial, tail = record["table"]
     assert (serial["of_serial"], tail["of_serial"]) == (1, 0.25)
     assert (tail["gflop"], tail["gflop_of_serial"], tail["saved_mib"]) == (10, 0.5, 2)
+    assert (tail["peak_mib"] * 2**20, tail["trained"]) == (5, 7)
     # 10 GFLOP in 1 and in 2 seconds at 20 GFLOP/s.
     assert tail["of_matrix_speed"] == pytest.approx((0.5 + 0.25) / 2)
     assert tail["share"] == {"forward: ring": 0.25, "backward": 0.75}
@@ -79,7 +81,7 @@ def test_it_continues_from_its_record(machine: list[str], monkeypatch: pytest.Mo
 
 
 def test_a_variant_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(side_by_side, "measure_apart", lambda _: {"error": "no memory"})
+    monkeypatch.setattr(side_by_side, "measure_apart", lambda *_: {"error": "no memory"})
     with pytest.raises(MobiusError, match=r"serial: no memory"):
         benchmark(monkeypatch, tmp_path / "record.json")
     with pytest.raises(MobiusError, match=r"--rounds 0"):
