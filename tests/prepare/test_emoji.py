@@ -37,7 +37,8 @@ def straddling(splits: dict[str, list[str]]) -> set[str]:
 
 def keys_of(folder: Path) -> dict[str, list[str]]:
     return {
-        name: open_clips(f"{folder}/{name}-*.tar", num_frames=1, resolution=16).keys for name in ("train", "heldout")
+        name: list(open_clips(f"{folder}/{name}-*.tar", num_frames=1, resolution=16).keys)
+        for name in ("train", "heldout")
     }
 
 

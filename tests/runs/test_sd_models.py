@@ -15,7 +15,7 @@ from recipes import DEEP, DS_CONFIGS, Run, losses, metrics, recipe, write
 from tiny_sd import save_pixart, save_sd3, save_sdxl
 
 from mobius_train.convert.to_diffusers import checkpoint_to_diffusers, to_diffusers
-from mobius_train.data.cache import LatentCache
+from mobius_train.data.cache import KEYS, LatentCache
 from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline
@@ -47,7 +47,8 @@ def test_a_run_trains_resumes_samples_and_exports_with_all_text_encoders(
     assert losses(cached) == losses(online)
     assert all(line["heldout_motion"] > 0 for line in metrics(cached) if "heldout_motion" in line)
     folder = next((tmp_path / "cache").glob("train-*"))
-    assert set(LatentCache(folder)[0].conditions.tensors) == names
+    keys = json.loads((folder / KEYS).read_text())
+    assert set(LatentCache(folder, keys)[0].conditions.tensors) == names
     text = [part for part in named_parts(str(pipeline)) if part.startswith(("text_encoder", "tokenizer"))]
     assert set(text) <= set(named_parts(str(cached / "final")))
 
