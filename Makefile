@@ -25,9 +25,8 @@ check: $(READY) lint
 
 test: lint run-tests
 
-# More workers than cores, because tests of clusters and launchers wait most of their time.
 run-tests: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -q tests/slurm

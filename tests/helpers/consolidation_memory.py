@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launching import python
-
 from mobius_train.convert.consolidate import consolidate_checkpoint
 
 
 def peak_over_output(source: Path, output: Path) -> float:
     """How many times the size of the written file the process grew."""
+    # Of the tests' process alone.
+    from launching import python
+
     result = python(__file__, source, output)
     assert result.returncode == 0, result.stderr
     return int(result.stdout.split()[-1]) / output.stat().st_size
