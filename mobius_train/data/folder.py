@@ -151,7 +151,9 @@ def _paired(folder: Path, language: str, folder_captions: bool) -> list[Entry]:
         else:
             left_out.append((path, f"{suffix} files" if suffix else "files without suffix"))
     if not clips:
-        contents = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing"
+        if not kinds:
+            raise MobiusError(f"{folder} is empty: it must contain clips ({' '.join(CLIPS)})")
+        contents = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         hint = f". For shards give a pattern: {folder}/*.tar" if ".tar" in kinds else ""
         raise MobiusError(f"{folder} contains no clips ({' '.join(CLIPS)}), only {contents}{hint}")
     own = [path for path in clips if path.with_suffix("") in captions]

@@ -481,3 +481,11 @@ def test_an_error_of_one_rank_ends_a_divided_work_on_all() -> None:
     # The failing rank takes part in the exchange, so the others do not wait for it.
     with pytest.raises(MobiusError, match="of rank 1"):
         Distributed.divide(rank(1, lambda own: [0, own]), fail)
+
+
+def test_an_empty_folder_and_one_of_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MobiusError, match="is empty"):
+        open_clips(str(tmp_path), num_frames=1, resolution=16)
+    (tmp_path / "a.doc").touch()
+    with pytest.raises(MobiusError, match=r"1 \.doc"):
+        open_clips(str(tmp_path), num_frames=1, resolution=16)
