@@ -168,14 +168,21 @@ def _costs(task: Any, config: Any, spread: Any) -> dict[str, Any]:
 
 
 def _print(results: list[dict[str, Any]]) -> None:
-    print(f"{'member':<16}{'GFLOP':>8}{'saved':>8}{'recomp.':>8}{'s/step':>8}  motion error at each check; corr, r")
+    """A Markdown table."""
+    steps = " / ".join(str(point["step"]) for point in results[0]["curve"])
+    print(
+        "| member, seed | trained, M | GFLOP | saved (recomputed), MiB | s/step |"
+        f" motion error after {steps} steps | held out | corr | r |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for r in results:
-        errors = " ".join(f"{point[f'train_motion/{QUANTILE}']:.4f}" for point in r["curve"])
-        figures = r["figures"]
+        errors = " / ".join(f"{point[f'train_motion/{QUANTILE}']:.4f}" for point in r["curve"])
+        seconds = "" if r["step_seconds"] is None else f"{r['step_seconds']:.2f}"
+        figures = [r["figures"].get(f"{name}/samples", 0) for name in ("motion_correlation", "neighbour_ratio")]
         print(
-            f"{r['member']}-{r['seed']:<{15 - len(r['member'])}}{r['gflop']:8.1f}{r['saved_mib']:8.0f}"
-            f"{r['saved_mib_recomputed']:8.1f}{r['step_seconds'] or float('nan'):8.2f}  {errors};"
-            f" {figures.get('motion_correlation/samples', 0):.2f}, {figures.get('neighbour_ratio/samples', 0):.2f}"
+            f"| {r['member']}, {r['seed']} | {r['trained_parameters'] / 1e6:.2f} | {r['gflop']:.0f} |"
+            f" {r['saved_mib']:.0f} ({r['saved_mib_recomputed']:.0f}) | {seconds} | {errors} |"
+            f" {r['heldout'][f'heldout_motion/{QUANTILE}']:.4f} | {figures[0]:.2f} | {figures[1]:.2f} |"
         )
 
 
