@@ -33,12 +33,16 @@ def longest_clips(
     found: Longest = {}
     for gpu in gpus:
         of_gpu = found[gpu.name] = {}
+        # The search starts from the recipe's frames, then from twice those of half as many GPUs.
+        start = config.data.num_frames
         for size in SIZES:
-            changes = {"sequence_parallel_size": size, "train_batch_size": 1, "global_batch_size": None}
+            data = config.data.model_copy(update={"num_frames": max(start, size)})
+            changes = {"sequence_parallel_size": size, "train_batch_size": 1, "global_batch_size": None, "data": data}
             shared = config.model_copy(update={**changes, "mixed_precision": _precision(config, gpu)})
             most = largest(planner, shared, spread_of(size), gpu, frames)
             # A recipe with fewer frames than ranks is refused.
             of_gpu[size] = None if most is None or most < size else most
+            start = start if most is None else 2 * most
     return found
 
 
