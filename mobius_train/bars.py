@@ -14,6 +14,8 @@ Item = TypeVar("Item")
 
 # Seconds between lines in a file.
 EVERY = 30.0
+# Seconds after which work that is often short gets a bar: progress(…, delay=DELAY).
+DELAY = 2.0
 # Warnings of one kind that are written in full.
 SHOWN = 3
 LINE = "{desc}: {n_fmt} of {total_fmt} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"

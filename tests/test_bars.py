@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 
 import pytest
 
@@ -37,6 +38,18 @@ def test_lines_come_at_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(sys.stderr, io.StringIO)
     # tqdm writes the last state when it ends, too.
     assert [line.split()[1] for line in sys.stderr.getvalue().splitlines()] == list("012344")
+
+
+@pytest.mark.parametrize(("delay", "shown"), [(60.0, False), (0.001, True)])
+def test_short_work_has_no_bar_if_it_is_delayed(delay: float, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    with progress(total=2, desc="comparing", delay=delay) as bar:
+        bar.update()
+        time.sleep(0.01)
+        bar.update()
+    assert isinstance(sys.stderr, io.StringIO)
+    assert bool(sys.stderr.getvalue()) == shown
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def main() -> None:
     arguments = parse_options(make_parser())
     choose_accelerator()
     # These import torch and DeepSpeed, which takes seconds, so the arguments are checked first.
+    from mobius_train.bars import DELAY, progress
     from mobius_train.engine.ds_config import read_ds_json
     from mobius_train.engine.spread import Spread
     from mobius_train.job.quiet import quiet_libraries
@@ -92,7 +93,9 @@ def main() -> None:
         plan = plans[name] = planner.plan(config, spread, gpu)
         limits, advice = {}, []
         if gpu is not None and not arguments.no_search:
-            limits = {one.name: largest(planner, config, spread, gpu, one) for one in QUANTITIES if one.applies(config)}
+            sought = [one for one in QUANTITIES if one.applies(config)]
+            bar = progress(sought, desc="planning the largest sizes", unit="search", delay=DELAY)
+            limits = {one.name: largest(planner, config, spread, gpu, one) for one in bar}
             advice = [] if plan.fits else advise(planner, config, spread, gpu)
         if arguments.json:
             reports[name] = as_json(plan, limits, advice)

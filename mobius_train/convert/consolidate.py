@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.checkpoint.format import MODEL
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.convert import distributed_checkpoint, zero
@@ -108,7 +109,9 @@ def _different(weights: Weights, files: list[Path], dtype: torch.dtype) -> list[
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
     different = []
-    for name, tensor in weights.read():
+    for name, tensor in progress(
+        weights.read(), total=len(weights.layout), desc="comparing", unit="tensor", delay=DELAY
+    ):
         # The file is reopened for each tensor, so that pages of other tensors do not stay in memory.
         with safe_open(places[name], "pt") as file:
             written = file.get_tensor(name)

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.convert.lazy_weights import Weights, cast_floating
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_files, replace_file
@@ -55,8 +56,11 @@ def write_safetensors(weights: Weights, path: Path, dtype: torch.dtype, max_shar
                 )
                 for name, temporary in zip(files, temporaries, strict=True)
             }
-            for name, tensor in _checked(weights.read(), layout, dtype):
-                shards[split.tensor_to_filename[name]].put(name, tensor)
+            total = sum(tensor.nbytes for tensor in layout.values())
+            with progress(total=total, desc=f"writing {path.name}", unit="B", unit_scale=True, delay=DELAY) as bar:
+                for name, tensor in _checked(weights.read(), layout, dtype):
+                    shards[split.tensor_to_filename[name]].put(name, tensor)
+                    bar.update(tensor.nbytes)
             if split.is_sharded:
                 index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
                 text = json.dumps(index, indent=2, sort_keys=True) + "\n"

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
@@ -97,6 +98,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
         leaves.extend(leaves_of_graph(loss))
         return loss
 
+    bar = progress(total=steps, desc="auditing", unit="step", delay=DELAY, disable=not task.distributed.is_main)
     with owned_nodes(models) as nodes:
         micro_batch(task, engine, next(batches), observe)
     (saved,) = found
@@ -107,6 +109,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
             micro_batch(task, engine, next(batches))
             report = engine.step(config.learning_rate)
         applied += report.applied
+        bar.update(report.applied)
         gradients.close_step(report.applied)
         if applied == steps:
             break
@@ -114,6 +117,7 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
     else:
         raise MobiusError(f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: too few for a proof")
 
+    bar.close()
     behind = task.parts.denoiser.frozen_in_graph()
     if fusion_depth is not None:
         behind = cast(DivisibleBackbone, task.parts.denoiser.backbone).behind(fusion_depth) if fusion_depth else []

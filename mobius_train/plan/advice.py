@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
@@ -48,7 +49,7 @@ def advise(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu) -> lis
     least = planner.plan(config, spread, gpu).peak
     advice: list[Advice] = []
     variant = (config, spread)
-    for change in CHANGES:
+    for change in progress(CHANGES, desc="planning changes", unit="change", delay=DELAY):
         alone = _tried(planner, change, (config, spread), gpu)
         following = _tried(planner, change, variant, gpu)
         if alone is None or following is None or following[1].peak >= least:

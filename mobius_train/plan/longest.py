@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
@@ -31,6 +32,7 @@ def longest_clips(
     if not frames.applies(config):
         raise MobiusError("the longest clip is that of a recipe for text-to-video without data.buckets")
     found: Longest = {}
+    bar = progress(total=len(gpus) * len(SIZES), desc="planning the longest clips", unit="search", delay=DELAY)
     for gpu in gpus:
         of_gpu = found[gpu.name] = {}
         # The search starts from the recipe's frames, then from twice those of half as many GPUs.
@@ -43,6 +45,8 @@ def longest_clips(
             # A recipe with fewer frames than ranks is refused.
             of_gpu[size] = None if most is None or most < size else most
             start = start if most is None else 2 * most
+            bar.update()
+    bar.close()
     return found
 
 

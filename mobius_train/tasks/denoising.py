@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mobius_train.assembly.open_data import order_identity, recipe_batches
 from mobius_train.assembly.parts import Parts
 from mobius_train.assembly.sharded import Sharded, text_layers
+from mobius_train.bars import DELAY, progress
 from mobius_train.conditions import Conditions
 from mobius_train.data import cache
 from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
@@ -265,6 +266,14 @@ class DiffusionTask:
         of_loss, of_motion = f"{name}_loss", f"{name}_motion"
         model = self._inference.model(weights)
         quantiles = self.config.validation.timestep_quantiles
+        bar = progress(
+            total=len(range(self.distributed.data_rank, len(samples), self.distributed.data_size)),
+            desc=of_loss.replace("_", " ").replace("heldout", "held-out"),
+            unit="clip",
+            delay=DELAY,
+            leave=False,
+            disable=not self.distributed.is_main,
+        )
         errors: dict[str, list[list[float]]] = {of_loss: [[] for _ in quantiles]}
         if self.config.stage == "text-to-video":
             errors[of_motion] = [[] for _ in quantiles]
@@ -287,6 +296,8 @@ class DiffusionTask:
                 errors[of_loss][number] += squared_error(prediction, noisy)[mine].tolist()
                 if of_motion in errors and latents.shape[2] > 1:
                     errors[of_motion][number] += motion_error(prediction, noisy)[mine].tolist()
+            bar.update(int(mine.sum()))
+        bar.close()
         totals = {}
         for kind, by_quantile in errors.items():
             totals[kind] = Total(sum(map(sum, by_quantile)), sum(map(len, by_quantile)))
