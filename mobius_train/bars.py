@@ -18,6 +18,7 @@ EVERY = 30.0
 DELAY = 2.0
 # Warnings of one kind that are written in full.
 SHOWN = 3
+UP = "\x1b[A"
 LINE = "{desc}: {n_fmt} of {total_fmt} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"
 
 
@@ -28,7 +29,8 @@ class _Lines:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        line = text.strip()
+        # A bar below another one moves the cursor.
+        line = text.replace(UP, "").strip()
         if line:
             self._stream.write(f"{line}\n")
 

@@ -40,6 +40,17 @@ def test_lines_come_at_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split()[1] for line in sys.stderr.getvalue().splitlines()] == list("012344")
 
 
+def test_lines_of_a_bar_below_another_one_have_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    with progress(total=1, desc="training"), progress(total=2, desc="sampling") as inner:
+        inner.update()
+        inner.update()
+    assert isinstance(sys.stderr, io.StringIO)
+    assert "\x1b" not in sys.stderr.getvalue()
+    assert all(line.startswith(("training: ", "sampling: ")) for line in sys.stderr.getvalue().splitlines())
+
+
 @pytest.mark.parametrize(("delay", "shown"), [(60.0, False), (0.001, True)])
 def test_short_work_has_no_bar_if_it_is_delayed(delay: float, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
