@@ -21,7 +21,9 @@ from mobius_train.assembly.options import (
     set_memory_format,
 )
 from mobius_train.assembly.weights import WeightSource, text_source
+from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
+from mobius_train.data.rank_zero import is_rank_zero
 from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
@@ -96,19 +98,23 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
     check_device(config, device)
     # Every rank must draw the same new weights.
     torch.manual_seed(config.seed)
-    model = weights.image_or_video_model(config)
-    process = build_process(weights.scheduler(config), config.objective)
-    if config.stage == "text-to-video" and process.ignores_high_noise:
-        logger.warning(
-            "objective.snr_gamma with v-prediction gives timesteps of high noise nearly no weight, and motion is"
-            " decided there: remove it, and see objective.timestep_sampling"
-        )
-    vae = weights.autoencoder(config)
-    denoiser = as_denoiser(model)
-    check_latents(denoiser, vae.config)
-    check_resolution(config, vae, denoiser.image_model)
-    text = weights.text_encoding(config, device, denoiser.backbone.condition_widths)
-    check_text(denoiser, text, text_source(config))
+    with progress(total=3, desc="loading", unit="model", delay=DELAY, leave=False, disable=not is_rank_zero()) as bar:
+        model = weights.image_or_video_model(config)
+        bar.update()
+        process = build_process(weights.scheduler(config), config.objective)
+        if config.stage == "text-to-video" and process.ignores_high_noise:
+            logger.warning(
+                "objective.snr_gamma with v-prediction gives timesteps of high noise nearly no weight, and motion is"
+                " decided there: remove it, and see objective.timestep_sampling"
+            )
+        vae = weights.autoencoder(config)
+        bar.update()
+        denoiser = as_denoiser(model)
+        check_latents(denoiser, vae.config)
+        check_resolution(config, vae, denoiser.image_model)
+        text = weights.text_encoding(config, device, denoiser.backbone.condition_widths)
+        check_text(denoiser, text, text_source(config))
+        bar.update()
     return LoadedParts(model, process, vae, text)
 
 
