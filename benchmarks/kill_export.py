@@ -60,11 +60,16 @@ class Kill:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The hash of each file below a folder that is under its own name, by relative path."""
+    """The hash of each file below a folder that is under its own name, by relative path.
+
+    Without the model card, which has the recipe: a start that resumes has another one.
+    """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".tmp-") for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and path.name != "README.md"
+        and not any(part.startswith(".tmp-") for part in path.relative_to(folder).parts)
     }
 
 
