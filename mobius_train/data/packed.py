@@ -7,6 +7,7 @@ and reading an object writes its reference count, so each worker gets a copy of 
 from __future__ import annotations
 
 import marshal
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -20,9 +21,9 @@ Value = TypeVar("Value")
 class Listed(Sequence[Value]):
     """A sequence that equals every other one with the same values. A slice of it is a list."""
 
+    @abstractmethod
     def _at(self, index: int) -> Value:
         """The value at an index from 0 to len - 1."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Value: ...
