@@ -125,8 +125,8 @@ def measure_steps(
     task: DiffusionTask,
     engine: Engine,
     *,
-    warmup: int = 2,
-    steps: int = 3,
+    warmup: int,
+    steps: int,
     snapshot: Path | None = None,
 ) -> Measurement:
     """As `measure`, for a task and an engine that exist."""
