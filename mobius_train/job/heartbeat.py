@@ -80,7 +80,7 @@ class Heartbeat:
         All ranks call the same collectives, so a rank that has begun fewer than another is waited for by it.
         """
         who = name_of(self._rank, self._nodes)
-        told = {rank: _parts(beat)[1] for rank, beat in enumerate(self._ask(self._beats_of_all) or [])}
+        told = {rank: _parts(beat)[0] for rank, beat in enumerate(self._ask(self._beats_of_all) or [])}
         begun = {rank: int(calls) for rank, calls in told.items() if calls} | {self._rank: collectives_begun()}
         behind = [rank for rank, calls in begun.items() if calls == min(begun.values())]
         if self._rank in behind:
@@ -89,7 +89,7 @@ class Heartbeat:
         return f"{names}{STALLED}{who} waits there, with {reason}"
 
     def _listed(self) -> str:
-        doing = [_parts(beat)[2] for beat in self._ask(self._beats_of_all) or []]
+        doing = [_parts(beat)[1] for beat in self._ask(self._beats_of_all) or []]
         return "; ".join(f"{name_of(rank, self._nodes)}: {text}" for rank, text in list(enumerate(doing))[:16])
 
     def leave(self) -> None:
@@ -199,11 +199,11 @@ def _begun_in(group: Any) -> int:
         return 0
 
 
-def _parts(beat: bytes) -> tuple[str, str, str]:
-    """The number, the collectives and the activity of a beat. A rank that has just met or left sends only the first."""
-    number, _, rest = beat.decode().partition(" ")
+def _parts(beat: bytes) -> tuple[str, str]:
+    """The collectives and the activity of a beat; empty of a rank that has just met or left."""
+    _, _, rest = beat.decode().partition(" ")
     calls, _, doing = rest.partition(" ")
-    return number, calls, doing
+    return calls, doing
 
 
 def name_of(rank: int, nodes: list[str]) -> str:
