@@ -268,7 +268,7 @@ class DiffusionTask:
         quantiles = self.config.validation.timestep_quantiles
         bar = progress(
             total=len(range(self.distributed.data_rank, len(samples), self.distributed.data_size)),
-            desc=of_loss.replace("_", " ").replace("heldout", "held-out"),
+            desc=f"{name} loss",
             unit="clip",
             delay=DELAY,
             leave=False,
