@@ -1,6 +1,6 @@
 """Compare the time of an optimizer step between models, in turn, on one rank of this machine.
 
-    python benchmarks/step_time.py --record benchmarks/step_time_cpu.json
+    python benchmarks/step_time.py --record benchmarks/step_time_cpu.json --picture benchmarks/step_time_cpu.png
 
 Each variant runs some steps in a process of its own, then the next one, and so on for several rounds, so that a change
 of the machine's speed meets all of them. A round also measures the machine's speed at matrix products. Printed are
@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ring_family import FAMILY
+from step_picture import draw
 from tqdm import tqdm
 
 from mobius_train.cli import add_engine_options, deepspeed_json, run
@@ -75,6 +76,7 @@ def parse(description: str | None, variants: Mapping[str, Variant]) -> argparse.
     parser.add_argument("--rounds", type=int, default=3, help="times that each variant is measured")
     parser.add_argument("--warmup", type=int, default=2, help="steps of a process that do not count")
     parser.add_argument("--steps", type=int, default=5, help="steps of a process that count")
+    parser.add_argument("--picture", type=Path, help="draw the seconds of a step by part (PNG, SVG or PDF)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")
     return parser.parse_intermixed_args()
 
@@ -94,9 +96,14 @@ def compare(description: str | None, variants: Mapping[str, Variant]) -> None:
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise MobiusError(f"--{name} {getattr(arguments, name)}: it must be at least 1")
+    if arguments.picture:
+        # Imports torch, which takes seconds.
+        from mobius_train.plan.picture import check_picture
+
+        check_picture(arguments.picture)
     choose_accelerator()
     settings = {
-        "config": str(arguments.config),
+        "config": name_of(arguments.config),
         "overrides": arguments.overrides,
         "warmup": arguments.warmup,
         "steps": arguments.steps,
@@ -112,6 +119,14 @@ def compare(description: str | None, variants: Mapping[str, Variant]) -> None:
         record["table"] = table(record["measured"])
         replace_file(arguments.record, json.dumps(record, indent=1) + "\n")
     show(record["table"])
+    if arguments.picture:
+        draw(record["table"], arguments.picture)
+
+
+def name_of(config: Path) -> str:
+    """The path of a recipe, in the repository if it lies there."""
+    path = config.resolve()
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
 
 
 def read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -48,19 +48,17 @@ class StepClock:
     @contextmanager
     def watch(self, denoiser: Denoiser) -> Iterator[None]:
         """Context in which the branches of `denoiser` count apart."""
-        handles = []
-        branches = branch_of_modules(denoiser)
-        for module, branch in branches.items():
-            if module is cast(nn.Module, denoiser):
-                continue
-            # Recomputation ends the forward pass of its last module by an exception.
-            handles.append(module.register_forward_pre_hook(lambda *_, branch=branch: self._enter(branch)))
-            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        try:
+        with ExitStack() as stack:
+            compiled: set[nn.Module] = set()
+            for module, branch in branch_of_modules(denoiser).items():
+                if module is cast(nn.Module, denoiser) or module in compiled:
+                    continue
+                if module._compiled_call_impl is None:
+                    stack.enter_context(self._hooked(module, branch))
+                else:
+                    stack.enter_context(self._wrapped(module, branch))
+                    compiled.update(module.modules())
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part since the last call, without the time outside of all phases."""
@@ -73,6 +71,35 @@ class StepClock:
                 found[part] = found.get(part, 0.0) + seconds
         self._began = []
         return found
+
+    @contextmanager
+    def _hooked(self, module: nn.Module, branch: str) -> Iterator[None]:
+        # Recomputation ends the forward pass of its last module by an exception.
+        entering = module.register_forward_pre_hook(lambda *_: self._enter(branch))
+        leaving = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
+        try:
+            yield
+        finally:
+            entering.remove()
+            leaving.remove()
+
+    @contextmanager
+    def _wrapped(self, module: nn.Module, branch: str) -> Iterator[None]:
+        """Watch a compiled module from outside: its hooks, and those of modules in it, would be compiled with it."""
+        call = cast(Callable[..., Any], module._compiled_call_impl)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._enter(branch)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._leave()
+
+        module._compiled_call_impl = watched
+        try:
+            yield
+        finally:
+            module._compiled_call_impl = call
 
     def _enter(self, branch: str) -> None:
         self._parts.append(branch)

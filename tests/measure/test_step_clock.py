@@ -30,6 +30,17 @@ class Takes(nn.Linear):
         return x if self.inner is None else self.inner(x)
 
 
+class Doubled(nn.Module):
+    """A layer without side effects, which can be compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * 2
+
+
 class Model(nn.Module):
     """A frozen layer, a ring layer that is recomputed, and a frozen layer that contains a ring layer."""
 
@@ -98,3 +109,26 @@ def test_a_failed_forward_leaves_its_branch() -> None:
         with clock.phase("next"):
             Now.seconds += 5
     assert clock.seconds()["next"] == 5
+
+
+def test_a_compiled_layer_is_watched_from_outside() -> None:
+    """Hooks would be compiled with the layer."""
+    model: Any = Model()
+    compiled = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model.ring = Doubled()
+    model.ring.compile(backend=backend)
+    model.ring(torch.ones(2, 4))
+    graphs = len(compiled)
+    assert graphs == 1
+    clock = StepClock(torch.device("cpu"))
+    with clock.watch(model), clock.phase(FORWARD):
+        model.ring(torch.ones(2, 4))
+    assert len(compiled) == graphs
+    assert set(clock.seconds()) == {"forward", "forward: ring"}
+    model.ring(torch.ones(2, 4))
+    assert len(compiled) == graphs

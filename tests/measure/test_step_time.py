@@ -13,6 +13,8 @@ import step_time
 from mobius_train.errors import MobiusError
 from mobius_train.measure import side_by_side
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 def found(seconds: float, gflop: float = 10.0) -> dict[str, Any]:
     """What a process measures."""
@@ -69,6 +71,16 @@ def test_variants_are_measured_in_turn_and_compared_round_by_round(
     assert tail["of_matrix_speed"] == pytest.approx((0.5 + 0.25) / 2)
     assert tail["share"] == {"forward: ring": 0.25, "backward": 0.75}
     assert "| tail-2 | 1.500 | 0.25 | 10 | 0.50 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["step_time_cpu", "peers_cpu"])
+def test_the_page_has_the_tables_of_the_records(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
+    assert record["table"] == step_time.table(record["measured"])
+    step_time.show(record["table"])
+    table = capsys.readouterr().out
+    assert "| serial |" in table
+    assert table in (REPOSITORY / "docs" / "speed.md").read_text()
 
 
 def test_it_continues_from_its_record(machine: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
