@@ -1,4 +1,4 @@
-"""Bytes of the states and temporaries of AdamW implementations."""
+"""Bytes of the moments of AdamW implementations. Neither has temporaries."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ class Adam:
 
     Attributes:
         eight_bit: moments are one-byte codes, with a float32 scale for each block.
-        copies: temporaries, in multiples of all elements that a rank updates.
     """
 
     eight_bit: bool = False
-    copies: int = 0
 
     def moments(self, elements: int) -> int:
         """Bytes of both moments of a tensor with so many elements."""
@@ -32,7 +30,5 @@ class Adam:
         return 2 * (rounded(elements) + rounded(math.ceil(elements / BLOCK) * FP32))
 
 
-# torch's fused implementation, used here on GPUs; and torch's default elsewhere, which computes the square roots of all
-# second moments at once.
-FUSED, FOREACH = Adam(), Adam(copies=1)
+FUSED = Adam()
 EIGHT_BIT = Adam(eight_bit=True)

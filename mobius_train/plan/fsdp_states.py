@@ -26,7 +26,6 @@ from mobius_train.plan.zero_states import (
     GRADIENTS,
     MASTERS,
     OPTIMIZER,
-    STEP,
     CurveParts,
     EngineMemory,
 )
@@ -50,8 +49,7 @@ def fsdp(
     between = sum(unit.gradients for unit in step.units) if accumulation > 1 else 0
     if settings.cpu_offload:
         return EngineMemory({FROZEN: frozen}, step.during, {}, between, states | {GRADIENTS: reduced})
-    stepping = {GRADIENTS: reduced, STEP: high * adam.copies}
-    return EngineMemory({FROZEN: frozen} | states, step.during, stepping, between)
+    return EngineMemory({FROZEN: frozen} | states, step.during, {GRADIENTS: reduced}, between)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mobius_train.plan.adam_states import FOREACH, FP32, Adam
+from mobius_train.plan.adam_states import FP32, FUSED, Adam
 from mobius_train.plan.simulate import Simulation
 from mobius_train.plan.trace import Bytes, rounded
 
@@ -60,13 +60,13 @@ def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
         resident={
             FROZEN: _whole(sim.frozen_inside, FP32),
             TRAINED: whole,
-            OPTIMIZER: _moments(FOREACH, sim.trained),
+            OPTIMIZER: _moments(FUSED, sim.trained),
             BUCKETS: whole,
             AVERAGE: whole if use_ema else 0,
         },
         during=_standing(whole) if accumulation > 1 else lambda gradients: {GRADIENTS: gradients},
-        # The foreach implementation is torch's default.
-        stepping={GRADIENTS: whole, STEP: whole * FOREACH.copies},
+        # torch's default implementation computes the square roots of all second moments at once.
+        stepping={GRADIENTS: whole, STEP: whole},
         between=whole if accumulation > 1 else 0,
     )
 
@@ -114,8 +114,8 @@ def _stage0(s: _Setting) -> EngineMemory:
     mixed = s.b != FP32
     # Gradients are reduced in flat copies.
     copy = rounded(_largest_run(s.sim.trained, REDUCED_AT_ONCE) * s.b)
-    # float32 gradients and AdamW's temporaries.
-    transients = high * (s.adam.copies + mixed)
+    # float32 gradients.
+    transients = high * mixed
     return EngineMemory(
         resident={
             FROZEN: s.frozen(),
@@ -195,9 +195,9 @@ class _Partition:
         return parts | {MASTERS: shard, OPTIMIZER: s.adam.moments(self.elements), AVERAGE: shard if s.use_ema else 0}
 
     def step_transients(self) -> int:
-        """Bytes of the partition's gradients, flat and in float32, and of AdamW's temporaries."""
+        """Bytes of the partition's gradients, flat and in float32."""
         flat, high = rounded(self.elements * self._s.b), rounded(self.elements * FP32)
-        return high * (1 + self._s.adam.copies) + (0 if self._s.b == FP32 else flat)
+        return high + (0 if self._s.b == FP32 else flat)
 
     def host(self) -> Parts:
         if not self.offloaded:
@@ -246,7 +246,7 @@ def _stage3(s: _Setting) -> EngineMemory:
         gathered = np.minimum(gatherable - np.minimum(gradients, gatherable), limit)
         return {GATHERED: gathered, BUCKETS: (gradients > 0) * bucket}
 
-    transients = high * (1 + s.adam.copies) + (low if s.b != FP32 else 0)
+    transients = high + (low if s.b != FP32 else 0)
     return EngineMemory(resident, during, {} if optimizer else {STEP: transients}, 0, host, frozen_whole=False)
 
 

@@ -14,7 +14,6 @@ from mobius_train.config import load
 from mobius_train.engine.ds_config import read_ds_json
 from mobius_train.engine.spread import Spread
 from mobius_train.plan import Planner
-from mobius_train.plan.adam_states import FOREACH
 from mobius_train.plan.planner import ENCODERS, engine_memory, peaks_of_phases
 
 RANKS = 2
@@ -67,7 +66,7 @@ def planned(planner: Planner, folder: Path, case: str) -> tuple[int, int]:
     if engine != "fsdp":
         layout = Spread.over(RANKS, ds_json=read_ds_json(folder / f"{engine}.json"))
     sim = planner.simulation(config)
-    memory = engine_memory(config, layout, FOREACH)(sim)
+    memory = engine_memory(config, layout)(sim)
     phases = peaks_of_phases(config, sim, memory, layout)
     most = max(sum(parts.values()) - parts[ENCODERS] for parts in phases.values())
     return sum(memory.resident.values()), most
