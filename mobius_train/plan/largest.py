@@ -18,7 +18,7 @@ class Quantity:
 
     Attributes:
         step: values are multiples of it.
-        smallest, largest: limits of the value, in steps.
+        smallest, largest: limits of the search, in steps.
         load: maps a value in steps to a number to which memory is about proportional.
         stages: the stages to which the quantity applies.
     """
@@ -36,11 +36,24 @@ class Quantity:
         """The quantity applies to the recipe's stage, and buckets do not override it."""
         return config.stage in self.stages and not (self.name.startswith("data.") and config.data.buckets)
 
+    def text(self, found: int | None) -> str:
+        """The result of a search. At the end of the search more may fit."""
+        return "none" if found is None else f"{found}+" if found == self.largest * self.step else str(found)
+
 
 def _data(config: RunConfig, **changes: int) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
+FRAMES = Quantity(
+    "data.num_frames",
+    1,
+    2,
+    1024,
+    lambda config: config.data.num_frames,
+    lambda config, value: _data(config, num_frames=value),
+    stages=("text-to-video",),
+)
 QUANTITIES = (
     Quantity(
         "train_batch_size",
@@ -50,15 +63,7 @@ QUANTITIES = (
         lambda config: config.train_batch_size,
         lambda config, value: config.model_copy(update={"train_batch_size": value, "global_batch_size": None}),
     ),
-    Quantity(
-        "data.num_frames",
-        1,
-        2,
-        1024,
-        lambda config: config.data.num_frames,
-        lambda config, value: _data(config, num_frames=value),
-        stages=("text-to-video",),
-    ),
+    FRAMES,
     # Stable Diffusion's latents are an eighth of the resolution and must halve three times.
     Quantity(
         "data.resolution",

@@ -7,6 +7,7 @@ from typing import Any
 
 from mobius_train.errors import MobiusError
 from mobius_train.files import check_writable
+from mobius_train.plan.largest import FRAMES
 from mobius_train.plan.longest import SIZES, Longest
 from mobius_train.plan.planner import MIB, Plan
 
@@ -72,7 +73,11 @@ def draw_longest(plans: dict[str, Longest], path: Path) -> None:
         for gpu, of_gpu in longest.items():
             fitting = {size: frames for size, frames in of_gpu.items() if frames is not None}
             label = gpu if len(plans) == 1 else f"{recipe}, {gpu}"
-            axes.plot(list(fitting), list(fitting.values()), marker="o", label=label)
+            (line,) = axes.plot(list(fitting), list(fitting.values()), marker="o", label=label)
+            ends = [(size, frames) for size, frames in fitting.items() if frames == FRAMES.largest]
+            if ends:
+                axes.plot(*zip(*ends, strict=True), "^", markersize=11, color=line.get_color())
+                axes.set_title("triangles: the search ended, and more may fit", fontsize="small")
     axes.set(xlabel="GPUs that share a clip", ylabel="frames of the longest clip", xticks=list(SIZES))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mobius_train.plan.advice import Advice
+from mobius_train.plan.largest import QUANTITIES
 from mobius_train.plan.planner import CONTEXT, MIB, Plan
 from mobius_train.sequence.group import Sent
 
@@ -92,7 +93,7 @@ def _verdict(plan: Plan, limits: dict[str, int | None]) -> list[str]:
     else:
         lines = [f"It does NOT fit a {gpu.name} ({_mib(gpu.bytes)} MiB): {_mib(-left)} MiB too much."]
     if limits:
-        found = (f"{name}={value if value is not None else 'none'}" for name, value in limits.items())
+        found = (f"{one.name}={one.text(limits[one.name])}" for one in QUANTITIES if one.name in limits)
         lines.append(f"The largest value that fits, other settings unchanged: {', '.join(found)}.")
     return lines
 

@@ -60,6 +60,10 @@ def test_the_longest_clip_of_each_gpu_and_number_of_gpus() -> None:
     assert second.split()[-4:] == ["32", "64", "128", "256"]
 
 
+def test_the_end_of_the_search_is_marked() -> None:
+    assert as_table({"large": {1: 1023, 2: 1024, 4: 1024, 8: None}}).split()[-4:] == ["1023", "1024+", "1024+", "-"]
+
+
 def test_buckets_set_the_frames() -> None:
     buckets = [{"num_frames": 8, "width": 64, "height": 64}]
     with pytest.raises(MobiusError, match=r"without data\.buckets"):
