@@ -4,8 +4,9 @@
 
 Every member trains in a process of its own on the same clips, in the same order and with the same noise; seeds change
 all three. `--steps` are optimizer steps of configs/emoji.yaml; overrides change the recipe of all members. Results that
-exist in the folder are not computed again, so an interrupted study continues. It measures no times, because a study of
-hours shares its machine: `--times` reads them from a record of step_time.py.
+exist in the folder are not computed again, so an interrupted study continues; tables and record contain all results of
+the folder. It measures no times, because a study of hours shares its machine: `--times` reads them from a record of
+step_time.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ring_family import FAMILY
@@ -36,6 +38,14 @@ RECIPE = REPOSITORY / "configs" / "emoji.yaml"
 QUANTILE = 0.85
 # Share of the steps after which the error on the training clips is measured.
 CHECKS = (1 / 3, 2 / 3, 1.0)
+# Costs, and what they are divided by, of the serial model.
+COSTS = (
+    ("gflop", "gflop"),
+    ("saved_mib", "saved_mib"),
+    ("saved_mib_recomputed", "saved_mib"),
+    ("step_seconds", "step_seconds"),
+)
+FIGURES = ("motion_correlation", "neighbour_ratio")
 
 
 def parse() -> argparse.Namespace:
@@ -66,10 +76,11 @@ def _study(arguments: argparse.Namespace) -> None:
     for member, seed in tqdm(runs, unit="run"):
         if not _result(arguments.folder, member, seed).is_file():
             _start(arguments, member, seed)
-    results = [json.loads(_result(arguments.folder, *run).read_text()) for run in runs]
+    results = _results(arguments.folder, arguments.steps)
     seconds = _step_seconds(arguments.times) if arguments.times else {}
     for result in results:
         result["step_seconds"] = seconds.get(result["member"])
+    _print_means(results)
     _print(results)
     if arguments.record:
         from mobius_train.job.versions import versions
@@ -87,6 +98,19 @@ def _step_seconds(record: Path) -> dict[str, float]:
 
 def _result(folder: Path, member: str, seed: int) -> Path:
     return folder / f"{member}-{seed}.json"
+
+
+def _results(folder: Path, steps: int) -> list[dict[str, Any]]:
+    """All results of the folder, by member and seed.
+
+    Raises:
+        MobiusError: one is of another number of steps.
+    """
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    other = sorted(f"{r['member']}-{r['seed']}" for r in results if r["curve"][-1]["step"] != steps)
+    if other:
+        raise MobiusError(f"{folder} contains results of another number of steps than {steps}: {', '.join(other)}")
+    return sorted(results, key=lambda r: (list(FAMILY).index(r["member"]), r["seed"]))
 
 
 def _start(arguments: argparse.Namespace, member: str, seed: int) -> None:
@@ -178,12 +202,44 @@ def _print(results: list[dict[str, Any]]) -> None:
     for r in results:
         errors = " / ".join(f"{point[f'train_motion/{QUANTILE}']:.4f}" for point in r["curve"])
         seconds = "" if r["step_seconds"] is None else f"{r['step_seconds']:.2f}"
-        figures = [r["figures"].get(f"{name}/samples", 0) for name in ("motion_correlation", "neighbour_ratio")]
+        figures = [r["figures"].get(f"{name}/samples", 0) for name in FIGURES]
         print(
             f"| {r['member']}, {r['seed']} | {r['trained_parameters'] / 1e6:.2f} | {r['gflop']:.0f} |"
             f" {r['saved_mib']:.0f} ({r['saved_mib_recomputed']:.0f}) | {seconds} | {errors} |"
             f" {r['heldout'][f'heldout_motion/{QUANTILE}']:.4f} | {figures[0]:.2f} | {figures[1]:.2f} |"
         )
+
+
+def _print_means(results: list[dict[str, Any]]) -> None:
+    """A row for each member, with means over its seeds and ratios to the serial model of the same seeds."""
+    print(
+        "| member | seeds | GFLOP of serial | saved of serial | saved, recomputed | s/step of serial |"
+        f" motion error after {results[0]['curve'][-1]['step']} steps | of serial | held out | corr | r |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    serial = {r["seed"]: r for r in results if r["member"] == "serial"}
+    for member in dict.fromkeys(r["member"] for r in results):
+        seeds = [r for r in results if r["member"] == member]
+        errors = [_error(r) for r in seeds]
+        ratios = [_error(r) / _error(serial[r["seed"]]) for r in seeds if r["seed"] in serial]
+        costs = [_ratio(seeds[0], serial, *keys) for keys in COSTS]
+        spread = "" if len(errors) == 1 else f" ({min(errors):.4f} to {max(errors):.4f})"
+        others = mean(r["heldout"][f"heldout_motion/{QUANTILE}"] for r in seeds)
+        figures = [mean(r["figures"].get(f"{name}/samples", 0) for r in seeds) for name in FIGURES]
+        print(
+            f"| {member} | {len(seeds)} | {' | '.join(costs)} | {mean(errors):.4f}{spread} |"
+            f" {f'{mean(ratios):.2f}' if ratios else ''} | {others:.4f} | {figures[0]:.2f} | {figures[1]:.2f} |"
+        )
+
+
+def _error(result: dict[str, Any]) -> float:
+    return float(result["curve"][-1][f"train_motion/{QUANTILE}"])
+
+
+def _ratio(result: dict[str, Any], serial: dict[int, dict[str, Any]], key: str, of: str) -> str:
+    """A cost of a member over one of the serial model; empty if one is unknown."""
+    reference = next(iter(serial.values()), {}).get(of)
+    return f"{result[key] / reference:.2f}" if result[key] and reference else ""
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import emoji_study
 import pytest
 
+from mobius_train.errors import MobiusError
+
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_page_has_the_table_of_the_record(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("show", [emoji_study._print, emoji_study._print_means])
+def test_the_page_has_the_tables_of_the_record(show: Any, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((REPOSITORY / "benchmarks" / "emoji_study.json").read_text())
-    emoji_study._print(record["results"])
+    show(record["results"])
     table = capsys.readouterr().out
-    assert "| serial, 0 |" in table
+    assert "| serial" in table
     assert table in (REPOSITORY / "docs" / "quality.md").read_text()
+
+
+def result(member: str, seed: int, error: float, gflop: float = 10) -> dict[str, Any]:
+    costs = {"gflop": gflop, "saved_mib": 100, "saved_mib_recomputed": 5, "step_seconds": None}
+    point = {"step": 300, "train_motion/0.85": error}
+    return {
+        "member": member,
+        "seed": seed,
+        "curve": [point],
+        "heldout": {"heldout_motion/0.85": 0.5},
+        "figures": {},
+    } | costs
+
+
+def test_a_member_is_compared_with_the_serial_model_of_its_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [result("serial", 0, 0.1), result("serial", 1, 0.2), result("half", 1, 0.3, 4), result("half", 2, 0.5, 4)]
+    for one in made:
+        (tmp_path / f"{one['member']}-{one['seed']}.json").write_text(json.dumps(one))
+    emoji_study._print_means(emoji_study._results(tmp_path, 300))
+    serial, half = capsys.readouterr().out.splitlines()[2:]
+    assert serial.startswith("| serial | 2 | 1.00 | 1.00 | 0.05 |  | 0.1500 (0.1000 to 0.2000) | 1.00 |")
+    # Seed 2 has no serial model.
+    assert half.startswith("| half | 2 | 0.40 | 1.00 | 0.05 |  | 0.4000 (0.3000 to 0.5000) | 1.50 |")
+    with pytest.raises(MobiusError, match=r"another number of steps than 100: half-1, half-2, serial-0"):
+        emoji_study._results(tmp_path, 100)
