@@ -1,4 +1,4 @@
-"""Bytes of the moments of AdamW implementations. Neither has temporaries."""
+"""Bytes of the moments of AdamW implementations."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class Adam:
         return 2 * (rounded(elements) + rounded(math.ceil(elements / BLOCK) * FP32))
 
 
-FUSED = Adam()
+FLOAT32 = Adam()
 EIGHT_BIT = Adam(eight_bit=True)

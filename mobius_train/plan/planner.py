@@ -16,7 +16,7 @@ from mobius_train.engine.ds_config import with_bucket_sizes
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.plan import zero_states as engines
-from mobius_train.plan.adam_states import EIGHT_BIT, FUSED
+from mobius_train.plan.adam_states import EIGHT_BIT, FLOAT32
 from mobius_train.plan.fsdp_states import fsdp
 from mobius_train.plan.gpus import Gpu, check_gpu
 from mobius_train.plan.simulate import FrozenModel, Simulation, Simulator
@@ -171,7 +171,7 @@ def engine_memory(config: RunConfig, spread: Spread) -> Callable[[Simulation], E
     """The memory formulas of a spread. Conflicts with the recipe are detected before any simulation."""
     spread.check(config)
     accumulation = config.gradient_accumulation_steps
-    adam = EIGHT_BIT if config.optimizer == "adamw_8bit" else FUSED
+    adam = EIGHT_BIT if config.optimizer == "adamw_8bit" else FLOAT32
     if spread.engine == "fsdp":
         size = spread.shard_size(config)
         return lambda sim: fsdp(sim, config.fsdp, size, accumulation, config.use_ema, adam)

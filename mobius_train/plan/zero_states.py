@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mobius_train.plan.adam_states import FP32, FUSED, Adam
+from mobius_train.plan.adam_states import FLOAT32, FP32, Adam
 from mobius_train.plan.simulate import Simulation
 from mobius_train.plan.trace import Bytes, rounded
 
@@ -60,7 +60,7 @@ def ddp(sim: Simulation, accumulation: int, use_ema: bool) -> EngineMemory:
         resident={
             FROZEN: _whole(sim.frozen_inside, FP32),
             TRAINED: whole,
-            OPTIMIZER: _moments(FUSED, sim.trained),
+            OPTIMIZER: _moments(FLOAT32, sim.trained),
             BUCKETS: whole,
             AVERAGE: whole if use_ema else 0,
         },
