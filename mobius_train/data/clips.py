@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mobius_train.bars import DELAY, progress
 from mobius_train.data.buckets import Shape, sort_into
 from mobius_train.data.decode import DECODER, decode_clip, shape_of
-from mobius_train.data.entry import Entry, read_ends
+from mobius_train.data.entry import Entry, hash_clips
 from mobius_train.data.entry_list import EntryList
 from mobius_train.data.folder import read_folder, read_list
 from mobius_train.data.metadata import LISTS
@@ -37,7 +39,10 @@ from mobius_train.job.distributed import Distributed
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT_SPAN = 2**14  # bytes at each end of a clip
+# Bytes of a data set whose clips are hashed whole at each start, which takes a few seconds of a core.
+HASHED_WHOLE = 2**30
+# Bytes at each end of a clip that are hashed if the data set is larger.
+HASHED_ENDS = 2**14
 MAX_TURNS = 2**26  # their order is half a gigabyte
 
 
@@ -253,15 +258,22 @@ class _CaptionWeights(Mapping[int, tuple[float, ...]]):
 
 
 def fingerprint(entries: Sequence[Entry]) -> str:
-    """A hash of keys, captions, sizes and both ends of each clip's bytes, but of no paths or times.
+    """A hash of keys, captions, sizes and each clip's bytes, but of no paths or times.
+
+    Of a data set larger than `HASHED_WHOLE` it takes both ends of each clip's bytes.
 
     Raises:
         MobiusError: a clip cannot be read, or is too large.
     """
     digest = hashlib.sha256()
-    for entry, *ends in read_ends(entries, FINGERPRINT_SPAN):
+    sizes = accumulate(entry.size for entry in entries)
+    ends = HASHED_ENDS if any(size > HASHED_WHOLE for size in sizes) else None
+    clips = hash_clips(entries, ends)
+    for entry, content in progress(
+        clips, desc="hashing clips", total=len(entries), unit="clip", delay=DELAY, leave=False
+    ):
         captions = [caption.text.encode() for caption in entry.captions]
-        for part in (entry.key.encode(), *captions, str(entry.size).encode(), *ends):
+        for part in (entry.key.encode(), *captions, str(entry.size).encode(), content):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
@@ -13,6 +14,8 @@ from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import Caption
 from mobius_train.data.decode import check_bytes
 from mobius_train.errors import MobiusError
+
+BLOCK = 2**20  # bytes of a clip in memory while it is hashed
 
 
 class Entry(NamedTuple):
@@ -69,8 +72,8 @@ class Entry(NamedTuple):
         return data
 
 
-def read_ends(entries: Iterable[Entry], most: int) -> Iterator[tuple[Entry, bytes, bytes]]:
-    """Yield each clip with its first and its last `most` bytes, or all if there are fewer. A shard is opened once.
+def hash_clips(entries: Iterable[Entry], ends: int | None = None) -> Iterator[tuple[Entry, bytes]]:
+    """Yield each clip with the SHA-256 of its bytes, or of its first and last `ends` bytes. A shard is opened once.
 
     Raises:
         MobiusError: a file is missing or shorter than before, or a clip is too large to read.
@@ -84,13 +87,21 @@ def read_ends(entries: Iterable[Entry], most: int) -> Iterator[tuple[Entry, byte
         try:
             for entry in chain((first,), of_path):
                 check_bytes(entry.size, entry.suffix, entry.name)
-                size = min(most, entry.size)
-                start = entry.whole(os.pread(file, size, entry.offset), size)
-                end = start
-                if entry.size > size:
-                    end = entry.whole(os.pread(file, size, entry.offset + entry.size - size), size)
-                yield entry, start, end
+                yield entry, _hash(entry, file, ends)
         except OSError as error:
             raise MobiusError(f"cannot read {first.name}: {error}") from error
         finally:
             os.close(file)
+
+
+def _hash(entry: Entry, file: int, ends: int | None) -> bytes:
+    """See `hash_clips`."""
+    spans = [(0, entry.size)]
+    if ends is not None and entry.size > 2 * ends:
+        spans = [(0, ends), (entry.size - ends, entry.size)]
+    digest = hashlib.sha256()
+    for start, stop in spans:
+        for place in range(start, stop, BLOCK):
+            size = min(BLOCK, stop - place)
+            digest.update(entry.whole(os.pread(file, size, entry.offset + place), size))
+    return digest.digest()

@@ -18,6 +18,7 @@ LISTS = (".jsonl", ".csv", ".json", ".parquet")
 # The first that a record has names its file.
 FILE_FIELDS = ("file_name", "video_file_name", "image_file_name", "video", "path")
 MAX_JSON_BYTES = 2**29
+MAX_SKIPPED = 2**26  # characters of a line that holds no record
 ROWS = 1024  # of a .parquet, at once
 
 
@@ -87,8 +88,13 @@ def _json_lines(metadata: Path, text: TextIO) -> Iterator[tuple[str, Any]]:
         number += 1
         where = f"{metadata} line {number}"
         if len(line) > MAX_CAPTION_BYTES:
+            skipped = len(line)
             while line and not line.endswith("\n"):
+                if skipped > MAX_SKIPPED:
+                    yield where, BadLine(f"more than {MAX_SKIPPED} characters; the rest of the file is not read")
+                    return
                 line = text.readline(MAX_CAPTION_BYTES)
+                skipped += len(line)
             yield where, BadLine(f"more than {MAX_CAPTION_BYTES} characters")
         elif line.strip():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mobius_train.errors import MobiusError
-from mobius_train.files import decode_json, read_small
+from mobius_train.files import decode_json, open_regular, read_small
 from mobius_train.pretrained.pickles import UNREADABLE, load_tensors, unreadable_file
 
 # Names of weight files, in the order in which diffusers and transformers look for them.
@@ -20,6 +21,9 @@ WEIGHTS = (
     "pytorch_model.bin",
 )
 CONFIG = "config.json"
+# Suffixes of the files that libraries read whole, and their limit: the largest vocabularies have 40 MB.
+TEXTS = (".json", ".txt", ".jinja", ".model")
+MAX_TEXT_BYTES = 2**28
 # A file that git-lfs puts in place of a large one.
 POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -55,6 +59,23 @@ def class_name(folder: Path, config_name: str = CONFIG) -> str:
     if not isinstance(name, str):
         raise MobiusError(f"{folder / config_name} has no _class_name: give a folder in diffusers layout")
     return name
+
+
+def check_text_files(folder: Path) -> None:
+    """Check the files of a folder that libraries read whole as text, such as a tokenizer's.
+
+    Raises:
+        MobiusError: one of them is no file but a pipe or a device, or is larger than any vocabulary.
+    """
+    for path in sorted(folder.glob("*")):
+        if path.suffix in TEXTS and path.exists() and not path.is_dir():
+            try:
+                with open_regular(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                raise MobiusError(f"cannot read {path}: {error.strerror}") from error
+            if size > MAX_TEXT_BYTES:
+                raise MobiusError(f"{path} has {size} bytes, the limit is {MAX_TEXT_BYTES}: copy or download it again")
 
 
 def check_weight_files(folder: Path, variant: str | None) -> list[Path]:

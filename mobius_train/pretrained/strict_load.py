@@ -20,7 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from mobius_train.errors import MobiusError
-from mobius_train.pretrained.model_files import CONFIG, check_weight_files, only_variant, read_json
+from mobius_train.pretrained.model_files import CONFIG, check_text_files, check_weight_files, only_variant, read_json
 from mobius_train.pretrained.model_names import absent, check_local, local_folder
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ def load_object(kind: type[Any], place: Place, **options: Any) -> Any:
     """
     if kind.__module__.startswith(transformers.__name__):
         options = options | {"trust_remote_code": False}
+    check_text_files(place.folder)
     try:
         return kind.from_pretrained(place.name, subfolder=place.subfolder, **options)
     except Exception as error:  # damaged and hostile files raise all kinds of errors

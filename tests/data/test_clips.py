@@ -15,8 +15,10 @@ import pytest
 from clip_files import animation, numbers, pictures, shard, video, write_tar
 from torch.utils.data import DataLoader
 
+from mobius_train.data import clips as clips_module
 from mobius_train.data import verified
-from mobius_train.data.clips import Clip, ClipDataset, open_clips
+from mobius_train.data.clips import Clip, ClipDataset, fingerprint, open_clips
+from mobius_train.data.entry import Entry
 from mobius_train.data.kinds import CLIP_SUFFIXES, ENDINGS, VIDEO_ENDINGS
 from mobius_train.data.shards import describe_shard, read_shards, verify_shards
 from mobius_train.errors import MobiusError
@@ -108,6 +110,25 @@ def test_the_identity_is_of_contents_not_of_places(tmp_path: Path) -> None:
         opened(shard(tmp_path / "four.tar", ["a", "c"])),
     ]
     assert len({tuple(dataset.identity.values()) for dataset in (one, *others)}) == 6
+
+
+def test_the_identity_is_of_every_byte_of_clips_that_are_not_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips_module, "HASHED_ENDS", 16)
+    path = tmp_path / "a.webp"
+    path.write_bytes(bytes(1000))
+    entries = [Entry("a", (), path, 0, 1000, ".webp", "a.webp")]
+    before = fingerprint(entries)
+    path.write_bytes(bytes(500) + b"x" + bytes(499))
+    assert fingerprint(entries) != before
+    # The control: of more data the ends are read.
+    monkeypatch.setattr(clips_module, "HASHED_WHOLE", 999)
+    middle = fingerprint(entries)
+    path.write_bytes(bytes(1000))
+    assert fingerprint(entries) == middle
+    path.write_bytes(bytes(999) + b"x")
+    assert fingerprint(entries) != middle
 
 
 # Shards

@@ -76,11 +76,21 @@ def test_a_caption_of_two_gigabytes_is_not_read(tmp_path: Path, suffix: str) -> 
     refused(folder, rf"a\{suffix}: it has 2147483648 bytes; the limit is 1048576")
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_a_line_of_two_gigabytes_is_not_kept(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit"), [("metadata.jsonl", "67108864 characters; the rest"), ("metadata.csv", "1048576 characters")]
+)
+def test_a_line_of_gigabytes_is_neither_kept_nor_skipped_to_its_end(tmp_path: Path, name: str, limit: str) -> None:
     folder = folder_of(tmp_path, b"")
-    sparse(folder / name, 2**27)
-    with pytest.raises(MobiusError, match=rf"{name} line [12] is .*more than 1048576 characters"):
+    sparse(folder / name, 2**32)
+    with quick(), pytest.raises(MobiusError, match=rf"{name} line [12] is .*more than {limit}"):
+        opened(folder)
+
+
+def test_the_lines_after_a_line_without_an_end_of_a_record_are_read(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, b"")
+    long = b'{"file_name": "a.webp", "text": "' + bytes(2**21)
+    (folder / "metadata.jsonl").write_bytes(long + b'\n{"file_name": "a.webp", "text": "dog"}\n')
+    with pytest.raises(MobiusError, match=r"metadata\.jsonl line 1 is more than 1048576 characters$"):
         opened(folder)
 
 

@@ -1,5 +1,6 @@
 """Many clips in few buffers: what is packed comes back, whole and in parts."""
 
+import hashlib
 import pickle
 from itertools import count
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mobius_train.data import entry as entry_module
 from mobius_train.data.buckets import Shape
 from mobius_train.data.captions import Caption
-from mobius_train.data.entry import Entry, read_ends
+from mobius_train.data.entry import Entry, hash_clips
 from mobius_train.data.entry_list import EntryList
 from mobius_train.data.packed import Coded, Packed, repeated
 from mobius_train.errors import MobiusError
@@ -77,7 +78,7 @@ def test_repeated_values_are_found_in_order_also_when_hashes_collide(monkeypatch
     assert repeated(["a", "b"]) == []
 
 
-def test_a_shard_is_opened_once_for_the_ends_of_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_opened_once_for_the_hashes_of_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / name for name in ("a.tar", "b.tar")]
     for path in paths:
         path.write_bytes(bytes(range(100)))
@@ -93,8 +94,18 @@ def test_a_shard_is_opened_once_for_the_ends_of_its_clips(tmp_path: Path, monkey
         return system_open(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(entry_module.os, "open", counted)
-    found = [ends for _, *ends in read_ends(entries, 4)]
-    assert found == [[bytes([0, 1, 2, 3])] * 2, [bytes([10, 11, 12, 13]), bytes([12, 13, 14, 15])], [b"", b""]] * 2
+    found = [content for _, content in hash_clips(entries)]
+    parts = [bytes([0, 1, 2, 3]), bytes([10, 11, 12, 13, 14, 15]), b""]
+    assert found == [hashlib.sha256(part).digest() for part in parts] * 2
     assert next(opened) == 2
     with pytest.raises(MobiusError, match=r"long.*shorter"):
-        list(read_ends([entries[0]._replace(offset=98, name="long")], 4))
+        list(hash_clips([entries[0]._replace(offset=98, name="long")]))
+
+
+def test_the_ends_of_a_clip_are_hashed_alone_if_they_are_not_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "clip.gif"
+    path.write_bytes(bytes(range(10)))
+    entry = Entry("k", (), path, 0, 10, ".gif", "clip.gif")
+    for ends, content in ((2, [0, 1, 8, 9]), (4, [0, 1, 2, 3, 6, 7, 8, 9]), (5, range(10)), (99, range(10))):
+        ((_, found),) = hash_clips([entry], ends)
+        assert found == hashlib.sha256(bytes(content)).digest(), ends

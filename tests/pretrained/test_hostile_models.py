@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -100,6 +101,17 @@ def test_a_hub_name_that_was_never_downloaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MobiusError, match="is a file"):
         load_text_encoder(str(tmp_path / "file"), CPU)
+
+
+def test_a_vocabulary_of_gigabytes_is_not_read(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    os.truncate(path, 3 * 2**30)
+    with pytest.raises(MobiusError, match=r"tokenizer_config\.json has 3221225472 bytes, the limit is 268435456"):
+        load_text_encoder(str(folder), CPU)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(MobiusError, match=r"tokenizer_config\.json: not a regular file"):
+        load_text_encoder(str(folder), CPU)
 
 
 def test_a_token_without_an_embedding_is_refused(folder: Path) -> None:
