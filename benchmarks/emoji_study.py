@@ -1,12 +1,14 @@
 """Compare models from the paper's ring to the serial model on the embedded data: error, time, FLOPs and memory.
 
     python benchmarks/emoji_study.py --folder runs/study --record benchmarks/emoji_study.json
+    python benchmarks/emoji_study.py --config configs/emoji_sd3.yaml --members serial paper paper-unmixed --folder ...
 
 Every member trains in a process of its own on the same clips, in the same order and with the same noise; seeds change
-all three. `--steps` are optimizer steps of configs/emoji.yaml; overrides change the recipe of all members. Results that
-exist in the folder are not computed again, so an interrupted study continues; tables and record contain all results of
-the folder. It measures no times, because a study of hours shares its machine: `--times` reads them from a record of
-step_time.py.
+all three. `--steps` are optimizer steps of the recipe; overrides change the recipe of all members. `NAME-shuffled` is a
+control that trains on clips whose frames are in random order; `NAME-unmixed` is a transformer's ring that does not mix
+positions. Results that exist in the folder are not computed again, so an interrupted study continues; tables and record
+contain all results of the folder. It measures no times, because a study of hours shares its machine: `--times` reads
+them from a record of step_time.py.
 """
 
 from __future__ import annotations
@@ -18,24 +20,33 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ring_family import FAMILY
+from step_time import name_of
 from tqdm import tqdm
 
 from mobius_train.cli import run, run_rank
-from mobius_train.config import load
+from mobius_train.config import RunConfig, load
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job import environment
 from mobius_train.shared_files import REPOSITORY
 
-RECIPE = REPOSITORY / "configs" / "emoji.yaml"
+if TYPE_CHECKING:  # torch is imported after the environment is prepared
+    from torch import nn
+
+    from mobius_train.data.batch import EncodedBatch
+
+SHUFFLED, UNMIXED = "-shuffled", "-unmixed"
+MEMBERS = [f"{name}{suffix}" for name in FAMILY for suffix in ("", SHUFFLED, UNMIXED)]
 # Motion is decided at high noise.
 QUANTILE = 0.85
+QUANTILES = "validation.timestep_quantiles=[0.1,0.3,0.5,0.7,0.85,0.95]"
 # Share of the steps after which the error on the training clips is measured.
 CHECKS = (1 / 3, 2 / 3, 1.0)
 # Costs, and what they are divided by, of the serial model.
@@ -51,14 +62,15 @@ FIGURES = ("motion_correlation", "neighbour_ratio")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for the results of each member and seed")
-    parser.add_argument("--members", nargs="+", choices=FAMILY, default=list(FAMILY), metavar="NAME")
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=list(FAMILY), metavar="NAME")
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="override a field for all members")
     parser.add_argument("--record", type=Path, help="the JSON to write; a PNG with the same name is drawn")
     parser.add_argument("--times", type=Path, help="record of step_time.py with the same recipe, for the seconds")
     # One member, in its own process.
-    parser.add_argument("--member", choices=FAMILY, help=argparse.SUPPRESS)
+    parser.add_argument("--member", choices=MEMBERS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -86,7 +98,13 @@ def _study(arguments: argparse.Namespace) -> None:
         from mobius_train.job.versions import versions
 
         machine = {"processor": platform.processor(), "cores": os.cpu_count(), "system": platform.platform()}
-        record = {"steps": arguments.steps, "set": arguments.set, "machine": machine, "versions": versions()}
+        record = {
+            "config": name_of(arguments.config),
+            "steps": arguments.steps,
+            "set": arguments.set,
+            "machine": machine,
+            "versions": versions(),
+        }
         replace_file(arguments.record, json.dumps(record | {"results": results}, indent=1) + "\n")
         _draw(results, arguments.record.with_suffix(".png"))
 
@@ -110,12 +128,13 @@ def _results(folder: Path, steps: int) -> list[dict[str, Any]]:
     other = sorted(f"{r['member']}-{r['seed']}" for r in results if r["curve"][-1]["step"] != steps)
     if other:
         raise MobiusError(f"{folder} contains results of another number of steps than {steps}: {', '.join(other)}")
-    return sorted(results, key=lambda r: (list(FAMILY).index(r["member"]), r["seed"]))
+    return sorted(results, key=lambda r: (MEMBERS.index(r["member"]), r["seed"]))
 
 
 def _start(arguments: argparse.Namespace, member: str, seed: int) -> None:
     command = [sys.executable, __file__, "--member", member, "--seeds", str(seed), "--steps", str(arguments.steps)]
-    command += ["--folder", str(arguments.folder), *(["--set", *arguments.set] if arguments.set else [])]
+    command += ["--config", str(arguments.config), "--folder", str(arguments.folder)]
+    command += ["--set", *arguments.set] if arguments.set else []
     log = arguments.folder / f"{member}-{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -126,13 +145,18 @@ def _start(arguments: argparse.Namespace, member: str, seed: int) -> None:
 
 def _write_one(arguments: argparse.Namespace) -> None:
     (seed,) = arguments.seeds
-    result = {"member": arguments.member, "seed": seed} | train(
-        [*FAMILY[arguments.member], f"seed={seed}", *arguments.set], arguments.steps, arguments.folder / "samples"
+    member, steps, samples = (
+        arguments.member,
+        arguments.steps,
+        arguments.folder / "samples" / f"{arguments.member}-{seed}",
     )
+    overrides = [*FAMILY[member.removesuffix(SHUFFLED).removesuffix(UNMIXED)], f"seed={seed}", *arguments.set]
+    config = load(arguments.config, [f"output_dir={samples}", f"max_train_steps={steps}", QUANTILES, *overrides])
+    result = {"member": member, "seed": seed, "overrides": overrides} | train(config, samples, member)
     replace_file(_result(arguments.folder, arguments.member, seed), json.dumps(result, indent=1) + "\n")
 
 
-def train(overrides: list[str], steps: int, samples: Path) -> dict[str, Any]:
+def train(config: RunConfig, samples: Path, member: str) -> dict[str, Any]:
     """Train one member and measure it."""
     launch = environment.prepare()
     from mobius_train.engine.choose import choose_engine
@@ -144,28 +168,30 @@ def train(overrides: list[str], steps: int, samples: Path) -> dict[str, Any]:
     from mobius_train.trainer import micro_batch
 
     quiet_libraries()
-    quantiles = "validation.timestep_quantiles=[0.1,0.3,0.5,0.7,0.85,0.95]"
-    config = load(RECIPE, [f"output_dir={samples}", f"max_train_steps={steps}", quantiles, *overrides])
     spread = spread_of("deepspeed", REPOSITORY / "ds_configs" / "zero2.json", launch)
+    steps = config.max_train_steps
+    assert steps is not None
     checks = {round(share * steps) for share in CHECKS}
     with Distributed(spread.launch) as distributed:
         make_engine = choose_engine(config, spread)
         task: Any = build_task(config, distributed)
         costs = _costs(task, config, spread)
+        if member.endswith(UNMIXED):
+            _fix_mixing(task.trained)
         engine = make_engine(task.trained, task.units, distributed)
         task.prepare_data()
         learning_rate, batches = learning_rates(config, 1), task.training_batches(0)
         weights: Callable[[], Any] = engine.averaged_weights if config.use_ema else engine.weights
         curve = []
         for step in tqdm(range(steps), mininterval=10):
-            micro_batch(task, engine, next(batches))
+            batch = next(batches)
+            micro_batch(task, engine, _shuffled(batch, step) if member.endswith(SHUFFLED) else batch)
             engine.step(learning_rate(step))
             if step + 1 in checks:
                 curve.append({"step": step + 1, **_means(task.errors("train", weights()))})
         final = weights()
-        shown = task.show(final, samples / "-".join(overrides).replace("=", ""))
+        shown = task.show(final, samples)
         return {
-            "overrides": overrides,
             "trained_parameters": sum(p.numel() for p in task.trained.parameters() if p.requires_grad),
             **costs,
             "memory_gb": distributed.peak_memory_gb(),
@@ -173,6 +199,32 @@ def train(overrides: list[str], steps: int, samples: Path) -> dict[str, Any]:
             "heldout": _means(task.heldout_losses(final)),
             "figures": shown.figures,
         }
+
+
+def _fix_mixing(trained: nn.Module) -> None:
+    """Keep the mixing of positions at its start, which is zero.
+
+    Raises:
+        MobiusError: the model has none.
+    """
+    from mobius_train.models.tokens.layers import Mixing
+
+    mixing = [module for module in trained.modules() if isinstance(module, Mixing)]
+    if not mixing:
+        raise MobiusError("only the ring of a transformer mixes positions")
+    for module in mixing:
+        module.requires_grad_(False)
+
+
+def _shuffled(batch: EncodedBatch, step: int) -> EncodedBatch:
+    """The batch with the frames of each clip in a random order."""
+    import torch
+
+    generator = torch.Generator().manual_seed(step)
+    clips, _, frames = batch.mean.shape[:3]
+    order = torch.stack([torch.randperm(frames, generator=generator) for _ in range(clips)])
+    index = order[:, None, :, None, None].expand_as(batch.mean)
+    return replace(batch, mean=batch.mean.gather(2, index), std=batch.std.gather(2, index))
 
 
 def _means(totals: dict[str, Any]) -> dict[str, float]:

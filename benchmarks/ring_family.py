@@ -1,4 +1,8 @@
-"""The models that the benchmarks compare, from the paper's ring to the serial model, as fields of a recipe."""
+"""The models that the benchmarks compare, from the paper's ring to the serial model, as fields of a recipe.
+
+A number is that of the up blocks, or of a transformer's blocks, behind the fusion. The serial model of Stable
+Diffusion 3 has Vchitect's blocks.
+"""
 
 from __future__ import annotations
 
@@ -27,4 +31,5 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "tail-1": _ring(0, 1, tail=True),
     "tail-2": _ring(0, 2, tail=True),
     "tail-3": _ring(0, 3, tail=True),
+    "tail-4": _ring(0, 4, tail=True),
 }
