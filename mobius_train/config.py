@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from mobius_train.config_sections import (
@@ -25,6 +24,7 @@ from mobius_train.config_sections import (
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.recipe_files import load_as, validated
 from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.yaml_files import dump_yaml
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
 Mode = Literal["parallel", "serial", "full"]
@@ -392,7 +392,7 @@ class RunConfig(Section):
 
     def dump(self) -> str:
         """Return the resolved configuration as YAML, which `load` can read."""
-        return as_yaml(self.model_dump(mode="json"))
+        return dump_yaml(self.model_dump(mode="json"))
 
     def public_values(self) -> dict[str, Any]:
         """Return all values as in `dump`, without the credentials in addresses, for pages that others read."""
@@ -406,11 +406,6 @@ def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(inner) for inner in value]
     return without_secrets(value) if isinstance(value, str) else value
-
-
-def as_yaml(values: dict[str, Any]) -> str:
-    """Return the values of a recipe as YAML, in their order."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

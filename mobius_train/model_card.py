@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from mobius_train.config import RunConfig, as_yaml
+from mobius_train.config import RunConfig
+from mobius_train.yaml_files import dump_yaml
 
 CARD, SAMPLES = "README.md", "samples"
 # Files of a validation that a card can show, by their names in a run, with what they show; the first one that exists.
@@ -63,7 +64,7 @@ def write_model_card(
         "## Recipe",
         "",
         "```yaml",
-        as_yaml(recipe).strip(),
+        dump_yaml(recipe).strip(),
         "```",
         "",
     ]

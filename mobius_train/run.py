@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mobius_train.assembly.weights import WeightSource
 from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import STATE
-from mobius_train.checkpoint.resume import find, how_to_go_on, is_of_another_run, resume
+from mobius_train.checkpoint.resume import find, is_of_another_run, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
-from mobius_train.config import RunConfig, as_yaml
+from mobius_train.config import RunConfig
 from mobius_train.convert.init_from import InitFrom, frozen_hash_in
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
@@ -38,6 +36,7 @@ from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
 from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.out_of_memory import explained_out_of_memory
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.recipe_files import by_dotted_name
@@ -45,6 +44,7 @@ from mobius_train.run_page.page import OVERVIEW, PAGE
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
+from mobius_train.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def run_training(
             planned = _planned(config, spread, distributed)
         folder = None if name is None else find(output_dir, name, distributed)
         distributed.watch.enter("start", "loading models and data")
+        stack.enter_context(explained_out_of_memory(config, spread, distributed))
         task = _build_task(config, distributed, weights)
         epoch, ranks = task.epoch, distributed.world_size
         recipe, config = config, config.with_steps(epoch, ranks)
@@ -168,10 +169,7 @@ def run_training(
                 followers[0] if followers else None,
                 None if planned is None else planned / 1e9,
             )
-            try:
-                shown = trainer.train()
-            except torch.OutOfMemoryError as error:
-                raise MobiusError(_out_of_memory(distributed.watch.doing, config, spread, error)) from error
+            shown = trainer.train()
         engine.close()
         if distributed.is_main:
             _report(config, output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
@@ -208,10 +206,11 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
     make_engine = choose_engine(config, spread)
     distributed.on_main(lambda: check_reports(config))
     distributed.watch.enter("start", "the dry run")
-    task = _build_task(config, distributed)
-    engine = make_engine(task.trained, task.units, distributed)
-    loss = micro_batch(task, engine, next(task.training_batches(0)))
-    mean = distributed.mean({"loss": float(loss)})["loss"]
+    with explained_out_of_memory(config, spread, distributed):
+        task = _build_task(config, distributed)
+        engine = make_engine(task.trained, task.units, distributed)
+        loss = micro_batch(task, engine, next(task.training_batches(0)))
+        mean = distributed.mean({"loss": float(loss)})["loss"]
     engine.close()
     if distributed.is_main:
         trained = _count(task, True)
@@ -268,7 +267,7 @@ def _build_task(config: RunConfig, distributed: Distributed, weights: WeightSour
 
 def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:
     recipe = config.model_copy(update={"output_dir": output_dir}).public_values()
-    about = About(output_dir, by_dotted_name(recipe), as_yaml(recipe), lines, first_step)
+    about = About(output_dir, by_dotted_name(recipe), dump_yaml(recipe), lines, first_step)
     return open_followers(config.report_to, about)
 
 
@@ -323,27 +322,6 @@ def marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
         stop.done(0)
         print(f"\nstopped before the first step on request ({reason})", flush=True)
         raise
-
-
-def _out_of_memory(doing: str, config: RunConfig, spread: Spread, error: torch.OutOfMemoryError) -> str:
-    """Return what to change when the GPU's memory is full."""
-    # These imports take a second, which other runs do not need.
-    from mobius_train.plan.planner import plan
-
-    try:
-        planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
-    except MobiusError as problem:
-        planned = f"this recipe cannot be planned: {problem}"
-    lower = "set train_batch_size lower and gradient_accumulation_steps higher"
-    if config.train_batch_size == 1:
-        lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
-    if not config.gradient_checkpointing:
-        lower = f"set gradient_checkpointing=true, or {lower}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
-    return (
-        f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
-        f" fit. If there is a checkpoint, {how_to_go_on(config, config.output_dir)}"
-    )
 
 
 def _progress(folder: Path, counters: dict[str, int]) -> Progress:

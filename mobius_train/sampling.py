@@ -50,9 +50,9 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompt)
     if arguments.prompts_file is not None:
         try:
-            # Some editors begin a file with a byte-order mark. A prompt can contain U+2028, where splitlines would
-            # split it.
-            text = read_small(arguments.prompts_file).decode("utf-8-sig")
+            # Some editors begin a file with a byte-order mark, which is in the middle of files that were joined. A
+            # prompt can contain U+2028, where splitlines would split it.
+            text = read_small(arguments.prompts_file).decode("utf-8").replace("\ufeff", "")
             lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise MobiusError(f"cannot read the prompts of {arguments.prompts_file}: {error}") from error

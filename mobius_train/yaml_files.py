@@ -1,4 +1,4 @@
-"""Reading of YAML that people write: the words of YAML 1.2, and no contents that grow beyond the file.
+"""Reading and writing of YAML that people write: the words of YAML 1.2, and no contents that grow beyond the file.
 
 PyYAML follows YAML 1.1, where no, yes, on and off are false and true, 1e-4 is a text, and 2024-01-01 is a date. In
 YAML 1.2 only true and false are switches. The fields that are switches accept the other words too, by their type.
@@ -33,8 +33,22 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, words) for tag, words in resolvers if tag not in (BOOL, TIME)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(BOOL, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789"))
+# The whole of a word: PyYAML compares its beginning.
+_EXPONENT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+\Z"), list("-+.0123456789")
+_Loader.add_implicit_resolver(BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+_Loader.add_implicit_resolver(FLOAT, *_EXPONENT)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 or `parse_yaml` would take for another value."""
+
+
+_Dumper.add_implicit_resolver(FLOAT, *_EXPONENT)
+
+
+def dump_yaml(values: Any) -> str:
+    """YAML from which `parse_yaml` reads the same values, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str) -> Any:

@@ -16,6 +16,11 @@ read_arguments() {
             overrides+=("$argument")
         fi
     done
+    # YAML reads line ends as spaces, so the run would be in another folder than its stop request.
+    if [[ $output_dir =~ [[:cntrl:]]|$'\xc2\x85'|$'\xe2\x80\xa8'|$'\xe2\x80\xa9' ]]; then
+        printf 'error: %q contains a control character: give another output_dir or --job-name\n' "$output_dir" >&2
+        exit 1
+    fi
 }
 
 # Names are expanded here, when the signal comes, and never become part of a command's text.

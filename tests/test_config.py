@@ -7,8 +7,9 @@ import pytest
 import yaml
 from recipes import RECIPES
 
-from mobius_train.config import RunConfig, as_yaml, load
+from mobius_train.config import RunConfig, load
 from mobius_train.errors import MobiusError
+from mobius_train.yaml_files import dump_yaml, parse_yaml
 
 MINIMAL = {"data": {"train": "clips"}, "output_dir": "out", "max_train_steps": 10}
 REPOSITORY = Path(__file__).parent.parent
@@ -276,7 +277,37 @@ def test_the_length_is_set_once_and_epochs_are_rounded_up(recipe: Path) -> None:
 def test_no_credential_is_in_the_text_for_others(recipe: Path) -> None:
     config = load(recipe, ["data.train=https://me:secret@example.org/{0..3}.tar?token=hidden"])
     assert "secret" in config.dump()
-    text = as_yaml(config.public_values())
+    text = dump_yaml(config.public_values())
     assert "secret" not in text
     assert "hidden" not in text
     assert "train: https://example.org/{0..3}.tar\n" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "true love",
+        "Trueman",
+        "falsetto",
+        "1e5 apples",
+        "2e3x",
+        "23e9",
+        "1e-4",
+        "no",
+        "~",
+        "1_000",
+        "2024-01-01",
+        "0x1f",
+    ],
+)
+def test_texts_stay_texts(text: str) -> None:
+    """Words that begin like a switch or a number, and words that YAML 1.1 or 1.2 take for another value."""
+    assert parse_yaml(dump_yaml({"prompts": [text]})) == {"prompts": [text]}
+    assert yaml.safe_load(dump_yaml([text])) == [text]
+    if " " in text or text.endswith(("x", "n", "o")):
+        assert parse_yaml(text) == text
+
+
+@pytest.mark.parametrize("value", [1e-4, 1e30, -2.5, 3, True, None, "a: b", ["x", {"y": 1e-08}]])
+def test_values_are_read_as_they_were_written(value: object) -> None:
+    assert parse_yaml(dump_yaml(value)) == value

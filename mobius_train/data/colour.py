@@ -24,6 +24,23 @@ TO_BT709 = {9: np.array(_BT2020, np.float32), 12: np.array(_P3, np.float32)}
 LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
+# Further numbers of ITU-T H.273 whose colours are visibly other than sRGB's: gamma 2.8, linear, logarithms, SMPTE 428;
+# primaries of BT.470 M, film, XYZ, DCI-P3 and EBU 3213.
+OTHER_TRANSFERS, OTHER_PRIMARIES = (5, 8, 9, 10, 17), (4, 8, 10, 11, 22)
+
+
+def colour_notes(transfer: int, primaries: int) -> list[str]:
+    """What is unusual about colours, and how they are shown."""
+    notes = []
+    if needs_conversion(transfer, primaries):
+        notes.append("HDR or wide gamut: converted to sRGB")
+    if transfer in OTHER_TRANSFERS:
+        notes.append(f"transfer characteristics {transfer} of ITU-T H.273: shown as those of sRGB")
+    if primaries in OTHER_PRIMARIES:
+        notes.append(f"colour primaries {primaries} of ITU-T H.273: shown as those of sRGB")
+    return notes
+
+
 def needs_conversion(transfer: int, primaries: int) -> bool:
     """True if the codes are not shown correctly as sRGB."""
     return transfer in (PQ, HLG) or primaries in TO_BT709

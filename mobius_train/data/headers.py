@@ -22,7 +22,8 @@ class Header(NamedTuple):
 
     durations: in ms, of all frames; those counted before a limit was exceeded, if there are more. still_first: the file
     begins with a picture that is not part of the animation. outside: a frame extends beyond the declared canvas, and
-    enlarges it. transfer, primaries: numbers of ITU-T H.273, 2 if unknown.
+    enlarges it. transfer, primaries: numbers of ITU-T H.273, 2 if unknown. gamma: exponent of a PNG whose colours are
+    described by it alone.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Header(NamedTuple):
     outside: bool = False
     transfer: int = 2
     primaries: int = 2
+    gamma: float | None = None
 
     @property
     def num_frames(self) -> int:
@@ -131,6 +133,7 @@ def _png(data: bytes, limits: Limits) -> Header:
     announced = 0
     durations: list[float] = []
     turn, transfer, primaries, still_first = UPRIGHT, 2, 2, False
+    gamma, described = None, False
     for name, start, end in png_chunks(data):
         if name == b"acTL":
             announced = struct.unpack_from(">I", data, start)[0]
@@ -144,8 +147,13 @@ def _png(data: bytes, limits: Limits) -> Header:
         elif name == b"eXIf":
             turn = turn_of_exif(data[start:end])
         elif name == b"cICP":
-            primaries, transfer = data[start], data[start + 1]
+            primaries, transfer, described = data[start], data[start + 1], True
+        elif name in (b"sRGB", b"iCCP"):
+            described = True
+        elif name == b"gAMA" and (value := struct.unpack_from(">I", data, start)[0]):
+            gamma = 1e5 / value
         elif name == b"IEND" and announced and len(durations) != announced:
             raise ValueError(f"an animation of {announced} frames has {len(durations)}")
     times = tuple(durations) if announced else (0.0,)
-    return Header("png", width, height, times, turn, still_first, transfer=transfer, primaries=primaries)
+    gamma = None if described else gamma
+    return Header("png", width, height, times, turn, still_first, False, transfer, primaries, gamma)

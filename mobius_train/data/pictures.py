@@ -9,9 +9,13 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from mobius_train.data.animation_blocks import CLEAR, RESTORE, Patch, gif_patches, png_patches
-from mobius_train.data.colour import needs_conversion, to_srgb
+from mobius_train.data.colour import colour_notes, needs_conversion, to_srgb
 from mobius_train.data.headers import Header
 from mobius_train.data.limits import Undecodable
+
+GAMMA = 2.2  # about that of sRGB
+# Steps between the grey values of Pillow's raw modes.
+SCALES = {"L;2": 85, "L;4": 17}
 
 
 def picture_notes(header: Header) -> list[str]:
@@ -23,9 +27,9 @@ def picture_notes(header: Header) -> list[str]:
         notes.append("hidden picture: the one before the animation is left out")
     if header.num_frames > 1 and not any(header.durations):
         notes.append("zero duration")
-    if needs_conversion(header.transfer, header.primaries):
-        notes.append("HDR or wide gamut: converted to sRGB")
-    return notes
+    if header.gamma is not None and abs(header.gamma - GAMMA) > 0.1:
+        notes.append("PNG gamma other than 2.2: not applied")
+    return notes + colour_notes(header.transfer, header.primaries)
 
 
 def picture_frames(data: bytes, numbers: Iterable[int], header: Header) -> Iterator[Image.Image]:
@@ -61,6 +65,7 @@ def _by_pillow(data: bytes, numbers: Iterable[int], header: Header) -> Iterator[
     with Image.open(io.BytesIO(data), formats=("WEBP", "PNG", "JPEG")) as image:
         for number in numbers:
             image.seek(number)
+            _scale_transparency(image)
             image.load()
             _check_size(image, header.width, header.height)
             yield image
@@ -79,6 +84,7 @@ def _drawn(patches: Iterable[Patch], numbers: Iterable[int], header: Header) -> 
         before = canvas.copy() if patch.disposal == RESTORE else None
         with Image.open(io.BytesIO(patch.file), formats=("GIF", "PNG")) as image:
             _check_size(image, patch.width, patch.height)
+            _scale_transparency(image)
             drawn = _eight_bits(image).convert("RGBA")
         if patch.over:
             canvas.alpha_composite(drawn, (patch.left, patch.top))
@@ -91,6 +97,19 @@ def _drawn(patches: Iterable[Patch], numbers: Iterable[int], header: Header) -> 
             canvas.paste((0, 0, 0, 0), (patch.left, patch.top, patch.left + patch.width, patch.top + patch.height))
         elif before is not None:
             canvas = before
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG that is not loaded yet to the range of its pixels, as Pillow leaves it."""
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if image.format != "PNG" or clear is None or not tiles:
+        return
+    form = tiles[0][3]  # such as L;2, or a tuple that begins with it
+    form = form if isinstance(form, str) else form[0]
+    if isinstance(clear, int) and form in SCALES:
+        image.info["transparency"] = clear * SCALES[form]
+    elif isinstance(clear, tuple) and form.startswith("RGB;16"):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _check_size(image: Image.Image, width: int, height: int) -> None:

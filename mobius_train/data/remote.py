@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
 from mobius_train.data.patterns import expand_braces
-from mobius_train.data.shards import INDEX, Shard, check_whole, listed_shard
+from mobius_train.data.shards import INDEX, MAX_INDEX_BYTES, Shard, check_whole, listed_shard
 from mobius_train.data.verified import remember_verified
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.files import publish, remove_killed, sha256
@@ -31,6 +32,8 @@ HTTP = ("http", "https")
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt; doubles with each attempt
 SILENCE = 60.0  # seconds without data after which an HTTP connection is considered broken
+SLOWEST = 1024.0  # bytes per second, over SILENCE, below which a connection is considered broken
+RESERVE = 2**30  # bytes of the local disk that a file of unknown size leaves free
 # HTTP statuses from 400 to 499 that are worth a retry: timeout, too many requests.
 PASSING = (408, 429)
 # Errors of the local disk that a retry cannot fix.
@@ -125,7 +128,7 @@ def fetch_index(shard: Remote) -> str | None:
     if shard.index_file.path.exists():
         return None
     try:
-        fetch_file(shard.index_file, lambda path: None)
+        fetch_file(shard.index_file, lambda path: None, most=MAX_INDEX_BYTES)
     except _Refused as error:
         return str(error)
     return None
@@ -156,7 +159,7 @@ def fetch_shard(shard: Remote, progress: Callable[[int], object] = lambda count:
         except MobiusError as error:
             raise MobiusError(f"{shard} is not a complete shard: {error}") from error
 
-    fetch_file(shard, check, progress)
+    fetch_file(shard, check, progress, None if expected is None else expected.bytes)
     if expected is not None:
         remember_verified(shard.path, expected.sha256)
 
@@ -165,22 +168,44 @@ class _Refused(MobiusError):
     """The server responded without the file: it does not exist, or access is denied."""
 
 
-class _Arrived(Callback):
-    """Reports the bytes received in one attempt."""
+class TooLarge(Exception):
+    """More bytes arrive than the file can have."""
 
-    def __init__(self, progress: Callable[[int], object]) -> None:
+
+class _Arrived(Callback):
+    """Reports the bytes received in one attempt, and ends an attempt that is endless.
+
+    Args:
+        most: bytes that the file can have.
+    """
+
+    def __init__(self, progress: Callable[[int], object], most: int) -> None:
         super().__init__()
-        self._progress, self._reported = progress, 0
+        self._progress, self._most, self.reported = progress, most, 0
+        self._since, self._at_that_time = time.monotonic(), 0
 
     def call(self, *_: Any, **__: Any) -> None:
-        self._progress(self.value - self._reported)
-        self._reported = self.value
+        self._progress(self.value - self.reported)
+        self.reported = self.value
+        if self.value > self._most:
+            raise TooLarge(f"the server sends more than {self._most} bytes")
+        seconds = time.monotonic() - self._since
+        if seconds >= SILENCE:
+            if self.value - self._at_that_time < SLOWEST * seconds:
+                raise ConnectionError(f"less than {SLOWEST:g} bytes per second arrived in {seconds:.0f} s")
+            self._since, self._at_that_time = time.monotonic(), self.value
 
 
 def fetch_file(
-    remote: Remote, check: Callable[[Path], object], progress: Callable[[int], object] = lambda count: None
+    remote: Remote,
+    check: Callable[[Path], object],
+    progress: Callable[[int], object] = lambda count: None,
+    most: int | None = None,
 ) -> None:
     """Fetch a file. It gets its name once it is complete, synced to disk, and has passed `check`.
+
+    Args:
+        most: bytes that it can have; by default those for which the disk has room.
 
     Raises:
         MobiusError: it cannot be fetched or written; or any error of `check`.
@@ -189,7 +214,8 @@ def fetch_file(
     def write(temporary: Path) -> None:
         # Fail here if the local disk rejects the file, so that it is not mistaken for a server error.
         temporary.touch()
-        _receive(remote, temporary, progress)
+        room = max(0, shutil.disk_usage(temporary.parent).free - RESERVE)
+        _receive(remote, temporary, progress, room if most is None else most)
         check(temporary)
 
     try:
@@ -199,23 +225,23 @@ def fetch_file(
         raise MobiusError(f"cannot write {remote} to {remote.path.parent}: {error}") from error
 
 
-def _receive(remote: Remote, file: Path, progress: Callable[[int], object]) -> None:
+def _receive(remote: Remote, file: Path, progress: Callable[[int], object], most: int) -> None:
     for attempt in range(1, ATTEMPTS + 1):
-        arrived = _Arrived(progress)
+        arrived = _Arrived(progress, most)
         try:
             system, path = url_to_fs(remote.url, **_options(remote.url))
             system.get_file(path, str(file), callback=arrived)
             return
         # Each file system has its own errors. They are not chained, because their texts contain signatures.
         except Exception as error:
-            arrived.absolute_update(0)
+            progress(-arrived.reported)
             message = f"cannot fetch {remote}: {_reason(remote, error)}"
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in PASSING
             if refused or isinstance(error, FileNotFoundError | PermissionError):
                 raise _Refused(message) from None
             message += f" (attempt {attempt} of {ATTEMPTS})"
-            if attempt == ATTEMPTS or getattr(error, "errno", None) in FULL:
+            if attempt == ATTEMPTS or isinstance(error, TooLarge) or getattr(error, "errno", None) in FULL:
                 raise MobiusError(message) from None
         logger.warning(message)
         time.sleep(PAUSE * 2 ** (attempt - 1))

@@ -7,9 +7,14 @@ headers are read here; nothing is unpacked.
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from mobius_train.data.rank_zero import warn_once
+
+logger = logging.getLogger(__name__)
 
 END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 MAX_HEADER = 2**20  # bytes of one extended header: long names and attributes
@@ -37,23 +42,28 @@ def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
             data follow them.
         OSError: the file cannot be read.
     """
-    end = 0
+    end, count = 0, 0
     try:
         with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0 or member.offset < end:
                     raise DamagedTar(f"damaged at byte {end}")
                 end = member.offset_data
+                count += 1
                 yield member
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DamagedTar(f"not a complete, uncompressed tar: {error}") from error
     except RecursionError as error:
         raise DamagedTar("damaged: too many extended headers in a row") from error
-    _check_end(path, end)
+    zeros = _check_end(path, end)
+    # tar fills its last record.
+    if zeros >= len(END_OF_ARCHIVE) + tarfile.RECORDSIZE:
+        warn_once(logger, f"{path} has {count} members and then {zeros} bytes of zeros: its end may have been lost")
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(path: Path, end: int) -> int:
+    """The number of zeros after the last member, up to the file's end."""
     with path.open("rb") as file:
         file.seek(end)
         if file.read(len(END_OF_ARCHIVE)) != END_OF_ARCHIVE:
@@ -62,3 +72,4 @@ def _check_end(path: Path, end: int) -> None:
             if part.count(0) != len(part):
                 at = file.tell() - len(part.lstrip(b"\0"))
                 raise DamagedTar(f"it ends at byte {end}, but other data follow at byte {at}")
+        return file.tell() - end

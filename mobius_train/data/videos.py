@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -17,7 +17,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from mobius_train.data.colour import needs_conversion, to_srgb
+from mobius_train.data.colour import colour_notes, needs_conversion, to_srgb
 from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.orientation import UPRIGHT, Turn, turn_of_matrix
 from mobius_train.data.pictures import on_white
@@ -29,7 +29,25 @@ UNSPECIFIED = 2  # a property of ITU-T H.273 that the file does not state
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 ODD_SIDE_DATA = {SideData.STEREO3D: "stereo 3D: shown as stored", SideData.SPHERICAL: "360 degrees: shown as stored"}
 
+# Turns by the degrees that FFmpeg reports, counterclockwise.
+TURNS = {
+    0: UPRIGHT,
+    90: Turn(transpose=True, flip=True),
+    -90: Turn(transpose=True, mirror=True),
+    180: Turn(mirror=True, flip=True),
+    -180: Turn(mirror=True, flip=True),
+}
+
 T = TypeVar("T")
+
+
+class _Decoded(NamedTuple):
+    """A frame, and the frame with its properties: its own, or that of FFmpeg's own decoder. opaque: its fourth channel
+    is no alpha."""
+
+    frame: Any
+    properties: Any
+    opaque: bool = False
 
 
 @contextmanager
@@ -83,8 +101,9 @@ def _durations(times: list[float], last: float = 0.0) -> list[float]:
 def video_size(data: bytes, demuxer: str, limits: Limits) -> tuple[int, int]:
     """Width and height as shown, from the first frame; raises as `video_frames`."""
     with open_video(data, demuxer, limits) as (container, stream):
-        for frame in _decoded(container, stream):
-            return _turn(frame).size(*_square_size(frame.width, frame.height, stream.sample_aspect_ratio))
+        for decoded in _decoded(container, stream):
+            width, height = decoded.frame.width, decoded.frame.height
+            return _turn(decoded.properties).size(*_square_size(width, height, stream.sample_aspect_ratio))
     raise Undecodable("no picture", "no frame can be decoded")
 
 
@@ -120,14 +139,15 @@ def video_frames(
         kept: list[T] = []
         times: list[float] = []
         with open_video(data, demuxer, limits) as (container, stream):
-            for number, frame in enumerate(_decoded(container, stream)):
+            for number, decoded in enumerate(_decoded(container, stream)):
+                frame = decoded.frame
                 limits.check(frame.width, frame.height, 1)
                 if number >= limits.max_frames:
                     raise Undecodable("too many frames", f"more than {limits.max_frames}")
                 times.append(frame.time if frame.time is not None else number / float(stream.average_rate or 25))
                 if number in repeats:
-                    notes |= dict.fromkeys(_notes(frame))
-                    kept += [finish(_shown(frame, stream.sample_aspect_ratio))] * repeats[number]
+                    notes |= dict.fromkeys(_notes(decoded, stream))
+                    kept += [finish(_shown(decoded, stream.sample_aspect_ratio))] * repeats[number]
                 if numbers == [0]:
                     return kept, list(notes)
         if not times:
@@ -139,34 +159,62 @@ def video_frames(
         durations = _durations(sorted(times))
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    name = stream.codec_context.name
-    if stream.metadata.get("alpha_mode") != "1" or name not in ALPHA_DECODERS:
-        yield from container.decode(stream)
+def _decoded(container: Any, stream: Any) -> Iterator[_Decoded]:
+    codec = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or codec.name not in ALPHA_DECODERS:
+        # Of 32 bits a pixel, Windows' uncompressed pictures (BI_RGB) leave 8 undefined.
+        opaque = codec.name == "rawvideo" and container.format.name == "avi" and not any(codec.codec_tag.encode())
+        for frame in container.decode(stream):
+            yield _Decoded(frame, frame, opaque)
         return
-    decoder = av.CodecContext.create(ALPHA_DECODERS[name], "r")
+    decoder = av.CodecContext.create(ALPHA_DECODERS[codec.name], "r")
     decoder.thread_count = 1
+    properties = None
     for packet in container.demux(stream):
-        yield from decoder.decode(packet)
+        # The container's rotation and colours reach FFmpeg's own decoder alone.
+        properties = properties or next(iter(codec.decode(packet)), None)
+        for frame in decoder.decode(packet):
+            yield _Decoded(frame, properties or frame)
 
 
-def _notes(frame: Any) -> list[str]:
+def _notes(decoded: _Decoded, stream: Any) -> list[str]:
+    frame = decoded.properties
     notes = [note for kind, note in ODD_SIDE_DATA.items() if _side_data(frame, kind) is not None]
-    if needs_conversion(frame.color_trc, frame.color_primaries):
-        notes.append("HDR or wide gamut: converted to sRGB")
+    notes += colour_notes(frame.color_trc, frame.color_primaries)
     if frame.interlaced_frame:
         notes.append("interlaced: shown as stored")
+    if _side_data_is_unknown(frame):
+        notes.append("side data of a kind that PyAV does not know: turned as FFmpeg reports, a mirroring is not seen")
+    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name not in ALPHA_DECODERS:
+        notes.append("alpha channel that FFmpeg does not decode: shown opaque")
     return notes
+
+
+def _side_data_is_unknown(frame: Any) -> bool:
+    """PyAV refuses all side data of a frame if one is of a kind that its FFmpeg has and it does not."""
+    try:
+        _ = frame.side_data
+    except ValueError:
+        return True
+    return False
 
 
 def _side_data(frame: Any, kind: SideData) -> bytes | None:
     try:
         return bytes(frame.side_data[kind])
-    except KeyError:
+    except (KeyError, ValueError):
         return None
 
 
 def _turn(frame: Any) -> Turn:
+    """
+    Raises:
+        Undecodable: the frame is rotated by an angle that is no multiple of 90 degrees.
+    """
+    if _side_data_is_unknown(frame):
+        if frame.rotation not in TURNS:
+            raise Undecodable("odd angle", f"{frame.rotation} degrees")
+        return TURNS[frame.rotation]
     matrix = _side_data(frame, SideData.DISPLAYMATRIX)
     return UPRIGHT if matrix is None else turn_of_matrix(struct.unpack("=9i", matrix[:36]))
 
@@ -182,18 +230,23 @@ def _square_size(width: int, height: int, aspect: Fraction | None) -> tuple[int,
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def _shown(frame: Any, aspect: Fraction | None) -> Image.Image:
-    deep = needs_conversion(frame.color_trc, frame.color_primaries)
+def _shown(decoded: _Decoded, aspect: Fraction | None) -> Image.Image:
+    frame, properties = decoded.frame, decoded.properties
+    transfer, primaries = properties.color_trc, properties.color_primaries
+    deep = needs_conversion(transfer, primaries)
     alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    alpha = alpha and not decoded.opaque
     # The matrix of videos that do not state it: ITU-R BT.709 for HD, as in players, BT.601 below.
-    guessed = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb and (frame.width > 1024 or frame.height > 576)
+    guessed = (
+        properties.colorspace == UNSPECIFIED and not frame.format.is_rgb and (frame.width > 1024 or frame.height > 576)
+    )
     form = ("rgba64le" if alpha else "rgb48le") if deep else ("rgba" if alpha else "rgb24")
     pixels = frame.reformat(format=form, src_colorspace=Colorspace.ITU709 if guessed else None, threads=1).to_ndarray()
     if deep:
-        colours = to_srgb(np.ascontiguousarray(pixels[..., :3]), frame.color_trc, frame.color_primaries)
+        colours = to_srgb(np.ascontiguousarray(pixels[..., :3]), transfer, primaries)
         pixels = np.dstack([colours, (pixels[..., 3] >> 8).astype(np.uint8)]) if alpha else colours
     image = on_white(Image.fromarray(pixels))
     size = _square_size(frame.width, frame.height, aspect)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return _turn(frame).apply(image)
+    return _turn(properties).apply(image)

@@ -130,13 +130,13 @@ def set_timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> list[tu
 
     After the last one follows a negative number, which means no noise.
 
-    diffusers rounds the distance of the timesteps down. If the number of steps is far from a divisor of T, its sampling
-    begins at a middle timestep, from which pure noise leads to wrong pictures. The timesteps then are spread evenly
-    from T - 1 down instead.
+    diffusers rounds the distance of the timesteps down, and its usual spacing begins one distance below T. If there are
+    few steps, or their number is far from a divisor of T, sampling would begin at a middle timestep, from which pure
+    noise leads to wrong pictures. The timesteps then are spread evenly from T - 1 down instead.
     """
     total = int(scheduler.config.num_train_timesteps)
     scheduler.set_timesteps(num_inference_steps)
-    lost = total % num_inference_steps
+    lost = max(total % num_inference_steps, total - 1 - int(scheduler.timesteps[0]))
     if lost <= MOST_LOST * total and int(scheduler.timesteps[0]) < total:
         return [(timestep, int(timestep) - total // num_inference_steps) for timestep in scheduler.timesteps]
     scheduler.timesteps = total - 1 - torch.arange(num_inference_steps) * total // num_inference_steps

@@ -13,7 +13,7 @@ from mobius_train.files import open_regular
 from mobius_train.job.run_lock import FILE, RunLock
 
 # What a run writes there.
-FILES = ("config.yaml", "metrics.jsonl", "latest", "stopped", "failures.jsonl", "trackers.json")
+FILES = ("config.yaml", "metrics.jsonl", "latest", "stopped", "failures.jsonl", "trackers.json", "overview.txt")
 FOLDERS = ("logs", "samples", "final")
 
 

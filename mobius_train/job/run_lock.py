@@ -2,7 +2,7 @@
 
 The file `.running` names the holder, which touches it every BEAT seconds. The lock of a holder that is over is taken:
 its process is gone from this node, it has ended and says so, or it has not touched the file for SILENT seconds by the
-clock of the file system. So a requeued job takes the lock of its last start on any node.
+clock of the file system or while a start waits for it. So a requeued job takes the lock of its last start on any node.
 """
 
 from __future__ import annotations
@@ -118,13 +118,15 @@ class RunLock:
                 self._path.unlink()
 
     def _acquire(self) -> None:
-        first, started = None, time.monotonic()
+        first, started, waits = None, time.monotonic(), False
         while not self._create():
             seen = _look(self._path)
             if seen is None:
                 continue
             first = first or seen
-            if seen.is_over(_clock(self._path)):
+            # The last touch lies in the future if a clock was set back since.
+            silent = seen.touched == first.touched and time.monotonic() - started > SILENT
+            if silent or seen.is_over(_clock(self._path)):
                 _displace(self._path, seen)
             elif seen.lives(first):
                 same = seen.holder is not None and self._own.job != "" and seen.holder.job == self._own.job
@@ -135,6 +137,11 @@ class RunLock:
                     )
                 time.sleep(1)
             else:
+                if not waits:
+                    print(
+                        f"waiting for a sign of the run in {self._path.parent} ({seen.holder or 'unknown'})", flush=True
+                    )
+                waits = True
                 time.sleep(0.5)
 
     def _create(self) -> bool:

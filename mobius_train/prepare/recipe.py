@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from mobius_train.config_sections import Section
@@ -27,6 +26,7 @@ from mobius_train.prepare.stages.summarise import Summarise
 from mobius_train.prepare.stages.text import Text
 from mobius_train.prepare.stages.translate import Translate
 from mobius_train.prepare.stages.watermark import Watermark
+from mobius_train.yaml_files import dump_yaml
 
 Source = Annotated[Folder | FileList | Metadata | Archive | Shards | FluentEmoji, Field(discriminator="kind")]
 Offline = Decode | Shots | Static | Dynamics | Text | ChooseFrames | Buckets | Deduplicate | LabelFrequency
@@ -73,4 +73,4 @@ class PrepareConfig(Section):
 
     def dump(self) -> str:
         """The recipe as YAML, with all defaults."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))

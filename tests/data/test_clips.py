@@ -258,8 +258,22 @@ def test_an_archive_that_ends_before_its_file_is_refused(tmp_path: Path) -> None
         with tarfile.open(path) as tar:
             assert set(tar.getnames()) <= {"k.json", "k.webp", "l.json", "l.webp", "m.json", "m.webp"}
         refused(path, r"a\.tar, after [13] samples: it ends at byte \d+, but other data follow")
-    path.write_bytes(whole + bytes(3 * 10240))  # padding
+    path.write_bytes(whole)
     assert len(opened(path)) == 3
+
+
+def test_an_archive_whose_end_was_lost_to_zeros_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shard(tmp_path / "a.tar", ["k", *(f"l{number}" for number in range(10, 25))])
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        lost = len(whole) - tar.getmember("l10.json").offset
+    path.write_bytes(whole[:-lost] + bytes(lost))
+    assert len(opened(path)) == 1
+    assert f"a.tar has 2 members and then {lost} bytes of zeros" in caplog.text
+    # The control: a record's padding is usual.
+    caplog.clear()
+    assert len(opened(shard(tmp_path / "b.tar", ["n"]))) == 1
+    assert "zeros" not in caplog.text
 
 
 def test_a_flipped_bit_is_found_when_shards_are_opened(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,6 +62,13 @@ class _Handler(SimpleHTTPRequestHandler):
                     self.connection.close()
             case "busy":
                 self.send_error(503)
+            case "endless" | "drip" as how:  # without a length
+                self.send_response(200)
+                self.end_headers()
+                with suppress(OSError):
+                    for _ in range(2**14 if how == "endless" else 100):
+                        self.wfile.write(bytes(2**16) if how == "endless" else b"x")
+                        time.sleep(0 if how == "endless" else 0.05)
             case "forbidden":
                 self.send_error(403)
             case _:
@@ -103,7 +113,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, without the waiting."""
     pauses: list[float] = []
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
     return pauses
 
 
@@ -242,6 +252,39 @@ def test_an_incomplete_shard_is_named_and_leaves_nothing(
         fetch_shard(_one(f"{server.url}/{path}", tmp_path / "to"), count.append)
     assert len(server.asked) == requests
     assert pauses == [1, 2, 4, 8][: requests - 1]
+    assert _left(tmp_path / "to") == []
+
+
+def test_an_endless_file_is_left_at_the_size_that_it_can_have(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak: list[int] = []
+    free = shutil.disk_usage(tmp_path).free
+    remote = _one(f"{server.url}/endless/s-0.tar", tmp_path / "to")
+    monkeypatch.setattr(module, "MAX_INDEX_BYTES", 2**20)
+    with pytest.raises(MobiusError, match=r"endless/index\.json: .*more than 1048576 bytes \(attempt 1"):
+        fetch_index(remote)
+    # Of unknown size: the disk keeps its reserve.
+    monkeypatch.setattr(module, "RESERVE", free - 2**25)
+    with pytest.raises(MobiusError, match=r"endless/s-0\.tar: .*more than \d+ bytes \(attempt 1"):
+        fetch_shard(remote, peak.append)
+    server.index()
+    shutil.copy(server.folder / "index.json", remote.path.with_name("index.json"))
+    size = (server.folder / "s-0.tar").stat().st_size
+    with pytest.raises(MobiusError, match=rf"endless/s-0\.tar: .*more than {size} bytes \(attempt 1"):
+        fetch_shard(remote, peak.append)
+    assert sum(peak) == 0
+    assert max(peak) < 2**26
+    assert _left(tmp_path / "to") == ["index.json"]
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_silent(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.5)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    with pytest.raises(MobiusError, match=r"less than 1024 bytes per second arrived in \d+ s \(attempt 2 of 2"):
+        fetch_shard(_one(f"{server.url}/drip/s-0.tar", tmp_path / "to"))
     assert _left(tmp_path / "to") == []
 
 

@@ -194,6 +194,79 @@ def test_deep_videos_keep_their_brightness(tmp_path: Path, codec: str, pix_fmt: 
         assert pixels.mean() == pytest.approx(180, abs=2)
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_a_video_with_alpha_is_turned_and_its_colours_are_named(tmp_path: Path, codec: str) -> None:
+    pixels = np.dstack([quarters(), np.full((64, 96), 255, np.uint8)])
+
+    def setup(stream: Any) -> None:
+        stream.set_display_rotation(90)
+        stream.metadata["alpha_mode"] = "1"
+
+    data = film([pixels] * 2, codec, "yuva420p", "webm", options={"auto-alt-ref": "0"}, setup=setup, layout="rgba")
+    plain = film([quarters()] * 2, codec, "yuv420p", "webm", setup=lambda stream: stream.set_display_rotation(90))
+    assert trained(data, ".webm").shape == (1, 96, 64, 3)
+    assert corners(trained(data, ".webm")[0]) == corners(trained(plain, ".webm")[0])
+
+
+@pytest.mark.parametrize("container", ["avi", "mov", "matroska"])
+@pytest.mark.parametrize(("orientation", "first"), [(1, RED), (3, (0, 0, 0)), (6, BLUE), (8, GREEN)])
+def test_an_mjpeg_with_exif_is_turned(tmp_path: Path, container: str, orientation: int, first: tuple[int, ...]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    jpeg, buffer = io.BytesIO(), io.BytesIO()
+    Image.fromarray(quarters()).save(jpeg, "JPEG", quality=95, exif=exif)
+    with av.open(buffer, "w", format=container) as output:
+        stream: Any = output.add_stream("mjpeg", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for number in range(2):
+            packet = av.Packet(jpeg.getvalue())
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 8), stream
+            output.mux(packet)
+    suffix = {"avi": ".avi", "mov": ".mov", "matroska": ".mkv"}[container]
+    shown = prepared(buffer.getvalue(), suffix, tmp_path)
+    assert any("side data" in note for note in shown.notes)
+    assert corners(trained(buffer.getvalue(), suffix)[0])[0] == first
+
+
+def test_the_fourth_byte_of_windows_pictures_is_no_alpha() -> None:
+    pixels = np.dstack([quarters(), np.zeros((64, 96), np.uint8)])
+    data = film([pixels] * 2, "rawvideo", "bgra", "avi", layout="rgba")
+    assert corners(trained(data, ".avi")[0]) == [RED, GREEN, BLUE, (0, 0, 0)]
+
+
+@pytest.mark.parametrize(("depth", "colour", "clear"), [(1, 0, 0), (2, 0, 1), (4, 0, 1), (8, 0, 85), (16, 2, 0x1234)])
+def test_the_transparent_colour_of_a_png_is_white(depth: int, colour: int, clear: int) -> None:
+    if colour == 2:
+        value = pixel = struct.pack(">HHH", clear, clear, clear)
+    else:
+        value, pixel = struct.pack(">H", clear), b""
+    row = pixel * 16 or bytes([sum(clear << shift for shift in range(0, 8, depth))]) * (16 * depth // 8)
+    header = struct.pack(">IIBBBBB", 16, 16, depth, colour, 0, 0, 0)
+    start, end = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress((b"\0" + row) * 16))
+    data = start + chunk(b"tRNS", value) + end + chunk(b"IEND", b"")
+    assert trained(data, ".png").min() == 255
+    # The control: without the chunk the pixels have their colour.
+    assert trained(start + end + chunk(b"IEND", b""), ".png").max() < 255
+
+
+def test_colours_that_are_not_converted_are_named(tmp_path: Path) -> None:
+    def transfer(number: int) -> Callable[[Any], None]:
+        def setup(stream: Any) -> None:
+            stream.codec_context.color_trc = number
+
+        return setup
+
+    for number, named in ((8, True), (5, True), (1, False)):
+        notes = prepared(film([quarters()] * 2, setup=transfer(number)), ".mp4", tmp_path).notes
+        assert any("transfer characteristics" in note for note in notes) == named
+    header = struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0)
+    for gamma, named in ((100000, True), (45455, False)):
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"gAMA", struct.pack(">I", gamma))
+        data += chunk(b"IDAT", zlib.compress(bytes(17 * 16))) + chunk(b"IEND", b"")
+        assert any("gamma" in note for note in prepared(data, ".png", tmp_path).notes) == named
+
+
 def chunk(name: bytes, contents: bytes) -> bytes:
     return struct.pack(">I", len(contents)) + name + contents + struct.pack(">I", zlib.crc32(name + contents))
 

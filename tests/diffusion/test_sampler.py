@@ -71,7 +71,7 @@ def test_a_step_ends_where_the_next_one_begins(spacing: str) -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [30, 50, 150, 400, 500, 501, 600, 750, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 10, 15, 20, 30, 50, 150, 400, 500, 501, 600, 750, 999, 1000])
 def test_any_number_of_steps_begins_at_the_end_of_the_schedule_and_ends_at_the_image(spacing: str, steps: int) -> None:
     scheduler = sampling_scheduler(
         PNDMScheduler(

@@ -73,6 +73,16 @@ def test_a_beat_from_another_node_is_a_sign_of_life(tmp_path: Path, monkeypatch:
         RunLock(tmp_path)
 
 
+def test_a_lock_from_the_future_is_taken_once_it_has_been_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clock was set back after its last touch."""
+    monkeypatch.setattr(run_lock, "SILENT", 1.0)
+    _held(tmp_path, age=-3600, place="0" * 8, node="n7")
+    assert _taken(tmp_path)
+    assert capsys.readouterr().out.count("waiting for a sign of the run") == 1
+
+
 def test_a_start_of_the_same_job_waits_for_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     _held(tmp_path)

@@ -167,6 +167,8 @@ def test_a_file_of_prompts_is_read_as_it_was_meant(tmp_path: Path) -> None:
         ("\ufeffa dog\r\n\r\na cat\r\n", ["a dog", "a cat"]),
         ("a dog\u2028running\x85fast\x0b\x0c\n a cat", ["a dog\u2028running\x85fast", "a cat"]),
         ("a dog\ra cat", ["a dog", "a cat"]),
+        # Two files that were joined.
+        ("\ufeffa dog\n\ufeffa cat\n", ["a dog", "a cat"]),
     ):
         path.write_bytes(data.encode())
         assert read_prompts(argparse.Namespace(prompt=[], prompts_file=path)) == expected

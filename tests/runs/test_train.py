@@ -205,3 +205,13 @@ def test_a_full_gpu_is_an_error_that_names_the_bucket_the_plan_and_a_remedy(
         match=r"(?s)step 1, 2 clip.* of 4 frame.* of 32x32 pixels: .*2\.00 GiB.*GiB are planned.*train_batch_size",
     ):
         run(validation={"prompts": []})
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
+def test_a_full_gpu_is_named_before_the_first_step_too(run: Run, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def full(*arguments: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(DiffusionTask, "prepare_data", full)
+    with pytest.raises(MobiusError, match=rf"memory is full in loading models and data: {text}"):
+        run(validation={"prompts": []})

@@ -47,6 +47,25 @@ HOSTILE = [
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x01b", "a\tb", "a\x85b", "a\u2028b"])
+@pytest.mark.parametrize("of", ["job", "folder"])
+def test_a_name_that_yaml_reads_as_another_is_refused(name: str, of: str, tmp_path: Path) -> None:
+    """The run would be in another folder than the one in which the script asks it to stop."""
+    shutil.copytree(REPOSITORY / "slurm", tmp_path / "slurm")
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NAME": name if of == "job" else "mobius", "SLURM_JOB_ID": "7"}
+    result = subprocess.run(
+        ["bash", "slurm/train_parallel.sh", *([] if of == "job" else [f"output_dir={name}"])],
+        cwd=tmp_path,
+        env=clean_environment(**job),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert "contains a control character" in result.stderr
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("of", ["job", "folder"])
 def test_names_are_never_run_and_the_stop_reaches_the_run(name: str, of: str, tmp_path: Path) -> None:
