@@ -1,4 +1,4 @@
-"""Video models: a text-to-image model with a ring beside it (parallel) or with temporal layers inside (serial)."""
+"""Video models: a text-to-image model with a separate ring (parallel) or with temporal layers inside (serial)."""
 
 from mobius_train.models.backbone import Backbone, Feature
 from mobius_train.models.build_denoiser import build_denoiser

@@ -1,1 +1,1 @@
-"""Pretrained models of diffusers and transformers: where they are, why one does not load, and a strict loader."""
+"""Pretrained models of diffusers and transformers: locations, a strict loader, the cause if a model does not load."""

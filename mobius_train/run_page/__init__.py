@@ -1,1 +1,1 @@
-"""The page of a run: curves, samples, recipe and how to go on, in one HTML file."""
+"""The page of a run: curves, samples, recipe and the command to continue, in one HTML file."""

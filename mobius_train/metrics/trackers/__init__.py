@@ -1,1 +1,1 @@
-"""Trackers of a run: TensorBoard, Weights & Biases and MLflow. They follow metrics.jsonl, which stays the record."""
+"""Trackers of a run: TensorBoard, Weights & Biases and MLflow. They receive the figures of metrics.jsonl."""

@@ -1,1 +1,1 @@
-"""The ring beside a transformer: whatever the families of transformers share."""
+"""The ring of a transformer: the code that all families of transformers share."""

@@ -1,1 +1,1 @@
-"""Sources of clips: folders, lists, archives, shards. They do not decode anything."""
+"""Sources of clips: folders, lists, archives, shards. They decode nothing."""
