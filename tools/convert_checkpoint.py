@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "from-image-model", help="a diffusers folder of Stable Diffusion 1.x or 2.x → a new text-to-video pipeline"
+        "from-image-model", help="a diffusers folder of an image model → a new text-to-video pipeline"
     )
     command.add_argument("--mode", choices=("parallel", "serial"), default="parallel", help="default: %(default)s")
     command.add_argument("--num-frames", type=int, default=8, help="frames per clip (default: %(default)s)")
