@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mobius_train.assembly.weights import WeightSource
 from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import STATE
-from mobius_train.checkpoint.resume import find, is_of_another_run, resume
+from mobius_train.checkpoint.resume import find, how_to_go_on, is_of_another_run, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
 from mobius_train.convert.init_from import InitFrom, frozen_hash_in
@@ -36,7 +38,6 @@ from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
 from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
-from mobius_train.out_of_memory import explained_out_of_memory
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.recipe_files import by_dotted_name
@@ -57,6 +58,8 @@ FIGURES = {
 }
 Begin = Callable[[Engine], None]
 SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "after"}
+# In errors of CUDA and its libraries, which have no class of their own.
+FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def train(config: RunConfig, spread: Spread) -> None:
@@ -117,7 +120,7 @@ def run_training(
             planned = _planned(config, spread, distributed)
         folder = None if name is None else find(output_dir, name, distributed)
         distributed.watch.enter("start", "loading models and data")
-        stack.enter_context(explained_out_of_memory(config, spread, distributed))
+        stack.enter_context(_explained_out_of_memory(config, spread, distributed))
         task = _build_task(config, distributed, weights)
         epoch, ranks = task.epoch, distributed.world_size
         recipe, config = config, config.with_steps(epoch, ranks)
@@ -206,7 +209,7 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
     make_engine = choose_engine(config, spread)
     distributed.on_main(lambda: check_reports(config))
     distributed.watch.enter("start", "the dry run")
-    with explained_out_of_memory(config, spread, distributed):
+    with _explained_out_of_memory(config, spread, distributed):
         task = _build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
         loss = micro_batch(task, engine, next(task.training_batches(0)))
@@ -322,6 +325,37 @@ def marked(stop: Stop, output_dir: Path, looks: bool) -> Iterator[None]:
         stop.done(0)
         print(f"\nstopped before the first step on request ({reason})", flush=True)
         raise
+
+
+@contextmanager
+def _explained_out_of_memory(config: RunConfig, spread: Spread, distributed: Distributed) -> Iterator[None]:
+    """Context that turns an error of a full memory into a MobiusError with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in FULL):
+            raise MobiusError(_explanation(distributed.watch.doing, config, spread, error)) from error
+        raise
+
+
+def _explanation(doing: str, config: RunConfig, spread: Spread, error: RuntimeError) -> str:
+    # These imports take a second, which other runs do not need.
+    from mobius_train.plan.planner import plan
+
+    try:
+        planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
+    except MobiusError as problem:
+        planned = f"this recipe cannot be planned: {problem}"
+    lower = "set train_batch_size lower and gradient_accumulation_steps higher"
+    if config.train_batch_size == 1:
+        lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
+    if not config.gradient_checkpointing:
+        lower = f"set gradient_checkpointing=true, or {lower}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+    return (
+        f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
+        f" fit. If there is a checkpoint, {how_to_go_on(config, config.output_dir)}"
+    )
 
 
 def _progress(folder: Path, counters: dict[str, int]) -> Progress:
