@@ -269,6 +269,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _autoencoder_is_named_once(self) -> RunConfig:
+        if self.stage == "autoencoder" and self.vae_name_or_path is not None:
+            raise ValueError(
+                "vae_name_or_path is of the other stages: an autoencoder is trained from vae_config, or from"
+                " pretrained_model_name_or_path"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _memory_options_fit(self) -> RunConfig:
         for name in RING_OPTIONS:
             parallel = self.stage == "text-to-video" and self.mode == "parallel"

@@ -211,8 +211,10 @@ class ValidationConfig(Section):
     guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance of the samples; 1: none")
     seed: int = Field(0, description="seed of the samples' noise")
     max_clips: int = Field(64, ge=1, description="maximum number of held-out clips for the loss")
-    timestep_quantiles: tuple[float, ...] = Field(
-        (0.1, 0.3, 0.5, 0.7, 0.9), description="timesteps of the held-out loss, as fractions of the schedule"
+    timestep_quantiles: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+        min_length=1,
+        description="timesteps of the held-out loss, as fractions of the schedule",
     )
 
 

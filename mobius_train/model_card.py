@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ PICTURES = {
 }
 # Bytes of the samples that a card may carry.
 MOST = 8 * 2**20
+
+
+def sample_command(folder: Path, prompt: str) -> str:
+    """The command that draws a clip from a model, for a shell."""
+    return f"python tools/sample.py {shlex.quote(str(folder))} --prompt {shlex.quote(prompt)} --output clips/"
 
 
 def write_model_card(
@@ -50,8 +56,7 @@ def write_model_card(
         lines += [f"![{PICTURES[picture]}]({shown})", ""]
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")
-        command = f'python tools/sample.py FOLDER --prompt "{prompt}" --output clips/'
-        lines += ["Draw a clip with mobius-train:", "", f"    {command}", ""]
+        lines += ["Draw a clip with mobius-train:", "", f"    {sample_command(Path('FOLDER'), prompt)}", ""]
     if figures:
         lines += ["| figure of the last validation | |", "|---|---|"]
         lines += [f"| {title} | {value:.4g} |" for title, value in sorted(figures.items())]

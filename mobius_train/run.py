@@ -38,6 +38,7 @@ from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
 from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
+from mobius_train.model_card import sample_command
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.recipe_files import by_dotted_name
@@ -111,6 +112,7 @@ def run_training(
         name = config.resume_from_checkpoint
         own = None if name is None or is_of_another_run(config.output_dir, name) else name
         output_dir, lock = claim(config.output_dir, own, distributed, stack)
+        config = config.model_copy(update={"output_dir": output_dir})
         repository = distributed.on_main(lambda: _repository(config))
         if not stop.watches:
             stack.enter_context(marked(stop, output_dir, distributed.is_main))
@@ -129,13 +131,13 @@ def run_training(
         of_task = task.overview
         engine = make_engine(task.trained, task.units, distributed)
         progress = Progress()
-        identity = _identity(config, output_dir, task, distributed)
+        identity = _identity(config, task, distributed)
         if folder is not None:
             frozen_hash = partial(frozen_hash_in, config)
             counters = resume(folder, engine, identity, distributed, Accepted.of(config), frozen_hash)
             progress = _progress(folder, counters)
             config = recipe.with_steps(epoch, ranks, progress.step, progress.samples_seen)
-            identity = replace(identity, config=_stored(config, output_dir))
+            identity = replace(identity, config=config.dump())
             if distributed.is_main:
                 print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
         elif begin is not None:
@@ -269,7 +271,7 @@ def _build_task(config: RunConfig, distributed: Distributed, weights: WeightSour
 
 
 def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:
-    recipe = config.model_copy(update={"output_dir": output_dir}).public_values()
+    recipe = config.public_values()
     about = About(output_dir, by_dotted_name(recipe), dump_yaml(recipe), lines, first_step)
     return open_followers(config.report_to, about)
 
@@ -344,7 +346,8 @@ def _explanation(doing: str, config: RunConfig, spread: Spread, error: RuntimeEr
 
     try:
         planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
-    except MobiusError as problem:
+    # Whatever a plan fails on must not hide the error that it explains.
+    except Exception as problem:
         planned = f"this recipe cannot be planned: {problem}"
     lower = "set train_batch_size lower and gradient_accumulation_steps higher"
     if config.train_batch_size == 1:
@@ -365,14 +368,9 @@ def _progress(folder: Path, counters: dict[str, int]) -> Progress:
         raise MobiusError(f"{folder / STATE}: not the progress of a run ({error})") from error
 
 
-def _stored(config: RunConfig, output_dir: Path) -> str:
-    """The recipe as the run's folder has it."""
-    return config.model_copy(update={"output_dir": output_dir}).dump()
-
-
-def _identity(config: RunConfig, output_dir: Path, task: Task, distributed: Distributed) -> Identity:
+def _identity(config: RunConfig, task: Task, distributed: Distributed) -> Identity:
     return Identity(
-        config=_stored(config, output_dir),
+        config=config.dump(),
         global_batch_size=config.samples_per_step(distributed.world_size),
         frozen_sha256=task.frozen_hash,
         frozen_source=config.pretrained_model_name_or_path if task.frozen_hash else None,
@@ -418,4 +416,4 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
     print(f"  model              {final}")
     if config.stage == "text-to-video":
         prompt = next(iter(config.validation.prompts), "a prompt")
-        print(f"\nDraw a clip: python tools/sample.py {final} --prompt {shlex.quote(prompt)} --output clips/")
+        print(f"\nDraw a clip: {sample_command(final, prompt)}")

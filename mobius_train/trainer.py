@@ -119,6 +119,11 @@ class Trainer:
             shown = self._validate()
             self._export(shown)
             self.distributed.barrier()
+            if progress.step not in (self._first_step, self.saver.saved):
+                raise MobiusError(
+                    f"final/ is written, but checkpoint-{progress.step} was not saved (see above): the run cannot be"
+                    f" continued after step {self.saver.saved or self._first_step}"
+                )
         return shown
 
     def _export(self, shown: Shown) -> None:
@@ -200,6 +205,12 @@ class Trainer:
         self.saver.wait()
         if self.distributed.is_main:
             self.stop.done(self.progress.step)
+        if self.saver.saved != self.progress.step:
+            raise MobiusError(
+                f"stopped at step {self.progress.step} on request, but its checkpoint was not saved (see above). Free"
+                f" space, then {how_to_go_on(self.config, self.output_dir)}"
+            )
+        if self.distributed.is_main:
             print(
                 f"\nstopped at step {self.progress.step} on request: to go on,"
                 f" {how_to_go_on(self.config, self.output_dir)}",

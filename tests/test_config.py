@@ -311,3 +311,15 @@ def test_texts_stay_texts(text: str) -> None:
 @pytest.mark.parametrize("value", [1e-4, 1e30, -2.5, 3, True, None, "a: b", ["x", {"y": 1e-08}]])
 def test_values_are_read_as_they_were_written(value: object) -> None:
     assert parse_yaml(dump_yaml(value)) == value
+
+
+@pytest.mark.parametrize("quantiles", ["[-0.5]", "[1.5]", "[]"])
+def test_quantiles_are_inside_the_schedule(recipe: Path, quantiles: str) -> None:
+    with pytest.raises(MobiusError, match=r"validation\.timestep_quantiles"):
+        load(recipe, [f"validation.timestep_quantiles={quantiles}"])
+
+
+def test_an_autoencoder_is_not_named_by_the_field_of_other_stages(recipe: Path) -> None:
+    fields = ["stage=autoencoder", "pretrained_model_name_or_path=vae"]
+    with pytest.raises(MobiusError, match="vae_name_or_path is of the other stages"):
+        load(recipe, [*fields, "vae_name_or_path=other"])

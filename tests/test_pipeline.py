@@ -110,12 +110,12 @@ def test_stills_are_those_of_stable_diffusions_pipeline(stills: TextToVideoPipel
             prompt_embeds=embeddings[:2],
             negative_prompt_embeds=embeddings[2:].expand(2, -1, -1),
             latents=noise,
-            num_inference_steps=7,
+            num_inference_steps=20,
             guidance_scale=guidance_scale,
             output_type=output_type,
         ).images
 
-    options = {"latents": noise.unsqueeze(2), "num_inference_steps": 7, "guidance_scale": scale}
+    options = {"latents": noise.unsqueeze(2), "num_inference_steps": 20, "guidance_scale": scale}
     options["negative_prompt"] = "blurred"
     ours = sampled(stills, PROMPTS, **options).squeeze(2)
     assert torch.allclose(ours, reference_call(scale, "latent"), atol=1e-4)

@@ -83,7 +83,9 @@ def main() -> None:
             name: longest_clips(planner, one, partial(Spread.over, engine=arguments.engine, ds_json=ds_json), kinds)
             for name, one in configs.items()
         }
-        print(json.dumps(found, indent=1) if arguments.json else "\n".join(map(as_table, found.values())))
+        headings = {name: "" if arguments.stages is None else f"stage {name}\n" for name in found}
+        tables = [headings[name] + as_table(one) for name, one in found.items()]
+        print(json.dumps(found, indent=1) if arguments.json else "\n".join(tables))
         if arguments.picture is not None:
             draw_longest(found, arguments.picture)
         return

@@ -38,10 +38,16 @@ def convert(arguments: argparse.Namespace) -> Report:
         case "to-diffusers" if source.name.endswith((".safetensors", ".safetensors.index.json")):
             if arguments.config is None:
                 raise MobiusError(f"{source} contains only weights: add --config with the config.yaml of their run")
+            if arguments.weights is not None:
+                raise MobiusError(f"{source} contains one set of weights: remove --weights, which is of a checkpoint")
             return write_pipeline(pipeline_of(load(arguments.config), open_safetensors(source)), source, output)
         case "to-diffusers" if (source / MANIFEST).is_file():
             return checkpoint_to_diffusers(source, output, arguments.weights, arguments.config)
         case "to-diffusers":
+            if arguments.weights is not None or arguments.config is not None:
+                raise MobiusError(
+                    f"{source} is no checkpoint: remove --weights and --config, or give its folder checkpoint-<n>"
+                )
             return to_diffusers(source, output)
         case "to-motion":
             return to_motion(source, output, arguments.base, arguments.text_encoder)

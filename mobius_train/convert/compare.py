@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,9 +65,19 @@ def hash_of(module: nn.Module, names: Iterable[str]) -> str:
     return weights_hash(container)
 
 
-def sampled(pipeline: Callable[..., Any], latents: Tensor, **options: Any) -> Tensor:
-    """Sample latents (1, C, F, h, w) with a pipeline, ours or diffusers', from given noise in three steps."""
-    frames = pipeline(
-        "a dog", latents=latents.clone(), num_inference_steps=3, output_type="latent", return_dict=False, **options
-    )[0]
+def sampled(pipeline: Any, latents: Tensor, **options: Any) -> Tensor:
+    """Sample latents (1, C, F, h, w) with a pipeline, ours or diffusers', from given noise in three steps.
+
+    With so few steps diffusers' usual spacing begins at a middle timestep, where ours begins at the last one. Here both
+    use the spacing `trailing`, which begins there too.
+    """
+    scheduler = pipeline.scheduler
+    if "timestep_spacing" in scheduler.config:
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+    try:
+        frames = pipeline(
+            "a dog", latents=latents.clone(), num_inference_steps=3, output_type="latent", return_dict=False, **options
+        )[0]
+    finally:
+        pipeline.scheduler = scheduler
     return torch.as_tensor(frames).float()

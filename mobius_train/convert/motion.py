@@ -33,10 +33,11 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
     if base is None:
         if recipe is None:
             raise MobiusError(f"{source} has no {CONFIG} beside it that names its base: give --base")
-        config = load(recipe)
-        base, text_encoder = config.pretrained_model_name_or_path, text_encoder or config.text_encoder_name_or_path
+        base = load(recipe).pretrained_model_name_or_path
         if base is None:
             raise MobiusError(f"{recipe} has no pretrained_model_name_or_path: give --base")
+    if recipe is not None:
+        text_encoder = text_encoder or load(recipe).text_encoder_name_or_path
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         # A relative base is found from the destination's place, which is beside the unfinished folder.
@@ -50,9 +51,19 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
         report.mapped.append((f"unet ({type(pipeline.unet).__name__}), its trained part, in float16", MOTION))
         report.left_out.append(("image model, autoencoder, text encoders", f"those of {base} are used"))
         written = load_pipeline(folder, "cpu")
+        report.require(_alike(written.vae, pipeline.vae), f"the autoencoder of {base} is that of the run")
         _check(report, pipeline, written)
         report.raise_problems()
     return report
+
+
+def _alike(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """The models have the same weights, up to bfloat16."""
+    weights, others = one.state_dict(), other.state_dict()
+    return weights.keys() == others.keys() and all(
+        tensor.shape == others[name].shape and torch.allclose(tensor.float(), others[name].float(), 1e-2, 1e-3)
+        for name, tensor in weights.items()
+    )
 
 
 def _check(report: Report, pipeline: TextToVideoPipeline, written: TextToVideoPipeline) -> None:

@@ -17,6 +17,7 @@ from mobius_train.convert.lazy_weights import Weights
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.pretrained.model_files import indexed_files
 from mobius_train.pretrained.pickles import UNREADABLE, unreadable_file
 
 
@@ -73,7 +74,7 @@ def open_safetensors(path: Path) -> Weights:
     """
     files = [path]
     if path.name.endswith(".index.json"):
-        files = sorted(path.parent.glob(path.name.removesuffix(".safetensors.index.json") + "-*-of-*.safetensors"))
+        files = indexed_files(path)
     layout: dict[str, Tensor] = {}
     for file in files:
         try:

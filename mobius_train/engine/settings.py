@@ -31,7 +31,6 @@ class EngineSettings:
     adam_epsilon: float
     adam_weight_decay: float
     max_grad_norm: float
-    seed: int
     use_ema: bool
     ema_decay: float
 
@@ -49,7 +48,6 @@ def engine_settings(config: RunConfig) -> EngineSettings:
         adam_epsilon=config.adam_epsilon,
         adam_weight_decay=config.adam_weight_decay,
         max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
         use_ema=config.use_ema,
         ema_decay=config.ema_decay,
     )

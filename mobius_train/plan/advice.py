@@ -13,6 +13,7 @@ from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.plan.gpus import Gpu
 from mobius_train.plan.planner import Plan, Planner
+from mobius_train.recipe_files import validated
 
 Variant = tuple[RunConfig, Spread]
 
@@ -64,17 +65,20 @@ def advise(planner: Planner, config: RunConfig, spread: Spread, gpu: Gpu) -> lis
 
 
 def _tried(planner: Planner, change: Change, variant: Variant, gpu: Gpu) -> tuple[Variant, Plan] | None:
-    changed = change.apply(*variant, gpu)
-    if changed is None:
-        return None
     try:
-        return changed, planner.plan(*changed, gpu)
+        changed = change.apply(*variant, gpu)
+        return None if changed is None else (changed, planner.plan(*changed, gpu))
     except MobiusError:
         return None
 
 
 def _recipe(config: RunConfig, **changes: Any) -> RunConfig:
-    return config.model_copy(update=changes)
+    """The changed recipe.
+
+    Raises:
+        MobiusError: it does not allow the change.
+    """
+    return validated(RunConfig, config.model_copy(update=changes).model_dump(), "the changed recipe")
 
 
 def _sdpa(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:

@@ -149,6 +149,8 @@ def _captions(reference: Reference) -> dict[str, str]:
             raise Dropped("bad caption", error) from error
     if caption is None:
         return {}
+    if isinstance(caption, list):
+        raise Dropped("several captions", "training reads a list of captions; preparation takes one for each language")
     captions = caption if isinstance(caption, dict) else {"en": caption}
     if not all(isinstance(words, str) and words.strip() for words in captions.values()) or not captions:
         raise Dropped("empty caption")

@@ -113,7 +113,7 @@ def _find_weights(folder: Path, variant: str | None = None) -> tuple[Path | None
         path = folder / (name if variant is None else f"{stem}.{variant}.{suffix}")
         index = folder / f"{stem}.{suffix}.index{'' if variant is None else f'.{variant}'}.json"
         if index.is_file():
-            return index, _indexed(index)
+            return index, indexed_files(index)
         if path.is_file():
             return None, [path]
     return None, []
@@ -152,7 +152,7 @@ def tensor_names(path: Path) -> set[str]:
     return {str(name) for name in state}
 
 
-def _indexed(index: Path) -> list[Path]:
+def indexed_files(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise MobiusError(f"{index} has no weight_map from weights to files: it is damaged, or of another kind")

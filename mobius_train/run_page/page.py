@@ -90,8 +90,8 @@ def _samples(folder: Path) -> list[Samples]:
 
 
 def _pictures(folder: Path) -> Iterator[Picture]:
-    """The samples of a step; each file's name begins with its prompt's number."""
-    for path in sorted(folder.glob("[0-9]*.gif")):
+    """The samples of a step: files whose names begin with their prompt's number, or an autoencoder's pictures."""
+    for path in sorted((*folder.glob("[0-9]*.gif"), *folder.glob("[0-9]*.png"), *folder.glob("reconstructions.png"))):
         picture = _picture(path)
         if picture is not None:
             yield picture
@@ -103,7 +103,8 @@ def _picture(path: Path) -> Picture | None:
     if path.stat().st_size > PICTURE:
         return Picture(str(path), None)
     data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(path.stem.partition("-")[2].replace("-", " "), f"data:image/gif;base64,{data}")
+    prompt = path.stem.partition("-")[2] or path.stem
+    return Picture(prompt.replace("-", " "), f"data:image/{path.suffix[1:]};base64,{data}")
 
 
 def _text(path: Path) -> str | None:

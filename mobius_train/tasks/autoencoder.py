@@ -81,8 +81,10 @@ class AutoencoderTask:
     @cached_property
     def overview(self) -> dict[str, str]:
         heldout = 0 if self.heldout is None else len(self.heldout)
+        # A new model, although the recipe may name a pretrained one.
+        source = self.config.pretrained_model_name_or_path if self.config.vae_config is None else "vae_config"
         return {
-            "model": f"autoencoder: AutoencoderKL of {self.config.vae_name_or_path or 'vae_config'}",
+            "model": f"autoencoder: AutoencoderKL of {source}",
             "parameters": f"{count(self.trained, True)} trained",
             "data": f"{len(self.train)} clips, {heldout} held out",
             **describe_sets(self.train),

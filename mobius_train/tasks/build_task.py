@@ -32,6 +32,8 @@ def build_task(config: RunConfig, distributed: Distributed, weights: WeightSourc
     describe_data(config.data)
     if config.data.cache_dir is not None and not config.data.cache_required:
         check_writable(config.data.cache_dir)
+    if config.data.download_dir is not None:
+        check_writable(config.data.download_dir)
     distributed.share_clips(config.sequence_parallel_size, config.sequence_overlap)
     weights, device = weights or Pretrained(), distributed.device
     if config.stage == "autoencoder":

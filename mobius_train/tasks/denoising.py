@@ -135,12 +135,14 @@ class DiffusionTask:
         kind = f"{config.mode}{f' ({shape})' if shape and config.mode == 'parallel' else ''}"
         frozen = denoiser.frozen if denoiser.frozen is not None else denoiser.trained
         heldout = self._clips["heldout"]
+        # A new model, although the recipe may name a pretrained one.
+        source = config.pretrained_model_name_or_path if config.unet_config is None else "unet_config"
         data = config.data
         size = "in buckets" if data.buckets else f"{data.num_frames} x {data.resolution} px"
         where = "latents encoded at each step" if data.cache_dir is None else f"latents cached in {data.cache_dir}"
         return {
             "model": f"{config.stage}{f', {kind}' if config.stage == 'text-to-video' else ''}: "
-            f"{type(denoiser.image_model).__name__} of {config.pretrained_model_name_or_path or 'unet_config'}",
+            f"{type(denoiser.image_model).__name__} of {source}",
             "parameters": f"{count(denoiser.trained, True)} trained, {count(frozen, False)} frozen",
             "data": f"{len(self._train)} clips, {0 if heldout is None else len(heldout)} held out; {size}; {where}",
             **describe_sets(self._train),

@@ -54,14 +54,16 @@ def test_stock_diffusers_samples_from_a_serial_model(stable_diffusion: dict[str,
     stock = DiffusionPipeline.from_pretrained(tmp_path / "plain")
     assert type(stock) is TextToVideoSDPipeline
     ours = TextToVideoPipeline.from_pretrained(run / "final")
+    # With fewer steps diffusers begins at a middle timestep.
+    options = OPTIONS | {"num_inference_steps": 20}
     # A prompt that is longer than what the model was trained on, and one that is shorter.
     for prompt in ("d o g " * 9, "dog"):
-        expected = ours(prompt, latents=noise(3), **OPTIONS).frames
-        drawn = stock(prompt, latents=noise(3), height=64, width=64, **OPTIONS).frames
+        expected = ours(prompt, latents=noise(3), **options).frames
+        drawn = stock(prompt, latents=noise(3), height=64, width=64, **options).frames
         assert distance(drawn, expected) < SAMPLING_TOLERANCE
     # The comparison sees how the text is encoded.
     stock.text_encoder.config.use_attention_mask = True
-    drawn = stock("dog", latents=noise(3), height=64, width=64, **OPTIONS).frames
+    drawn = stock("dog", latents=noise(3), height=64, width=64, **options).frames
     assert distance(drawn, expected) > 5 * SAMPLING_TOLERANCE
     text = (tmp_path / "plain" / "model_index.json").read_text()
     assert "mobius" not in text

@@ -79,6 +79,16 @@ def test_the_page_contains_all_that_it_shows(tmp_path: Path) -> None:
     assert "tools/sample.py" in write_run_page(folder).read_text()
 
 
+def test_stills_and_reconstructions_are_shown(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [{"step": 1, "loss": 0.5}])
+    (folder / "samples" / "step-1").mkdir(parents=True)
+    for name in ("00-a-dog.png", "reconstructions.png", "contact_sheet.png"):
+        (folder / "samples" / "step-1" / name).write_bytes(b"x")
+    text = write_run_page(folder).read_text()
+    assert text.count("data:image/png") == 2
+    assert "a dog" in text
+
+
 def test_a_large_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "PICTURE", 10)
     text = write_run_page(run_folder(tmp_path, [{"step": 1, "loss": 0.5}], steps=[1])).read_text()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mobius_train.checkpoint.read import open_checkpoint
+from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.tasks.denoising import DiffusionTask
@@ -191,6 +192,15 @@ def test_a_failed_export_loses_no_step_and_a_resume_exports(run: Run, monkeypatc
         run(resume_from_checkpoint="latest", **options)
     assert sorted(path.name for path in (output / "final").rglob("*")) == before
     assert not list(output.glob(".tmp-*"))
+
+
+def test_a_last_checkpoint_that_cannot_be_saved_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Saver, "_write", full)
+    with pytest.raises(MobiusError, match=r"final/ is written, but checkpoint-1 was not saved"):
+        run(max_train_steps=1, validation={"prompts": []})
 
 
 def test_a_full_gpu_is_an_error_that_names_the_bucket_the_plan_and_a_remedy(
