@@ -13,7 +13,7 @@ from mobius_train.config import RunConfig
 def learning_rates(config: RunConfig, world_size: int) -> Callable[[int], float]:
     """Return a function from the step (from 0) to the learning rate of diffusers' schedule.
 
-    With `scale_lr` the rate is multiplied by accumulation × batch × ranks, as in the Hugging Face scripts.
+    With `scale_lr` the rate is multiplied by the samples of a step, as in the Hugging Face scripts.
     """
     base = config.learning_rate
     if config.scale_lr:

@@ -23,7 +23,6 @@ from mobius_train.assembly.options import (
 from mobius_train.assembly.weights import WeightSource, text_source
 from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
-from mobius_train.data.rank_zero import is_rank_zero
 from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.process import Process
 from mobius_train.dtypes import Dtypes
@@ -31,6 +30,7 @@ from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.fit import check_latents, check_positions, check_side, check_text
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
+from mobius_train.job.environment import is_rank_zero
 from mobius_train.models import Denoiser, build_denoiser
 from mobius_train.models.choose_attention import Machine
 from mobius_train.models.families import as_denoiser

@@ -29,7 +29,7 @@ from mobius_train.data.folder import read_folder, read_list
 from mobius_train.data.metadata import LISTS
 from mobius_train.data.packed import Coded, Packed, repeated
 from mobius_train.data.patterns import local_paths, refuse_address
-from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.rank_zero import warn_on_rank_zero
 from mobius_train.data.sets import NamedSet
 from mobius_train.data.shards import read_shards
 from mobius_train.data.texts import REPLACED
@@ -334,7 +334,7 @@ def find_clips(
     repaired = [entry.name for entry in entries if any(REPLACED in caption.text for caption in entry.captions)]
     if repaired:
         text = f"{len(repaired)} clips have captions with invalid UTF-8, which is replaced by {REPLACED}"
-        warn_once(logger, f"{text}; the first is {repaired[0]}")
+        warn_on_rank_zero(logger, f"{text}; the first is {repaired[0]}")
     if again := repeated(entries.keys):
         location = source if isinstance(source, str) else source[0].parent
         places = ", ".join(entry.name for entry in entries if entry.key == again[0])

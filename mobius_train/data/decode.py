@@ -22,7 +22,7 @@ from mobius_train.data.headers import read_header
 from mobius_train.data.kinds import CLIP_SUFFIXES, VIDEO_ENDINGS, VIDEO_SUFFIXES, kind_of
 from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.pictures import picture_frames, picture_notes
-from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.rank_zero import warn_on_rank_zero
 from mobius_train.data.timing import as_browsers
 from mobius_train.data.videos import open_video, video_durations, video_frames, video_size
 from mobius_train.data.windows import START, WHOLE, FrameChoice
@@ -152,7 +152,7 @@ def decode_clip(
     for note in [*notes, *repeated]:
         if note not in _noted:
             _noted.add(note)
-            warn_once(logger, f"{name}: {note}. Other clips with this property are not named")
+            warn_on_rank_zero(logger, f"{name}: {note}. Other clips with this property are not named")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 

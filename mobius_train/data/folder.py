@@ -15,7 +15,7 @@ from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
 from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
 from mobius_train.data.metadata import LISTS, BadLine, file_name_of, metadata_records
-from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.rank_zero import warn_on_rank_zero
 from mobius_train.data.texts import clean_text, is_regular, legible_name, read_small_file
 from mobius_train.errors import MobiusError
 from mobius_train.media.clip_files import METADATA_NAME
@@ -77,7 +77,7 @@ def _with_distinct_keys(folder: Path, entries: list[Entry]) -> list[Entry]:
     shared = sorted(path for group in paths.values() if len(group) > 1 for path in group)
     if shared:
         text = f"{len(shared)} clips share a name and a caption; each is used"
-        warn_once(logger, f"{folder}: {text} (the first is {legible_name(shared[0].name)})")
+        warn_on_rank_zero(logger, f"{folder}: {text} (the first is {legible_name(shared[0].name)})")
     return [
         entry._replace(key=f"{entry.key}-{entry.suffix[1:]}") if len(paths[entry.key]) > 1 else entry
         for entry in entries
@@ -125,7 +125,7 @@ def _warn_left_out(folder: Path, left_out: Iterable[tuple[Path, str]]) -> None:
         first = legible_name(str(paths[0].relative_to(folder)))
         lists.append(f"{len(paths)} {reason} ({first}{', …' if len(paths) > 1 else ''})")
     if lists:
-        warn_once(logger, f"{folder}: left out are {'; '.join(lists)}")
+        warn_on_rank_zero(logger, f"{folder}: left out are {'; '.join(lists)}")
 
 
 def _entry(folder: Path, path: Path, captions: tuple[Caption, ...]) -> Entry:

@@ -20,7 +20,7 @@ from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.entry import Entry
 from mobius_train.data.entry_list import EntryList
 from mobius_train.data.kinds import CLIP_SUFFIXES as CLIPS
-from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.rank_zero import warn_on_rank_zero
 from mobius_train.data.tar_members import DamagedTar, tar_members
 from mobius_train.data.texts import is_regular, legible_name, read_small_file
 from mobius_train.data.verified import differing_files
@@ -77,7 +77,7 @@ def read_shards(paths: Sequence[Path], caption_language: str, distributed: Distr
     unlisted = [path for path, record in expected.items() if record is None and path.with_name(INDEX).is_file()]
     if unlisted:
         text = f"{len(unlisted)} shards are not in the {INDEX} of their folder, so their contents are not verified"
-        warn_once(logger, f"{text}; the first is {unlisted[0]}")
+        warn_on_rank_zero(logger, f"{text}; the first is {unlisted[0]}")
     for path, record in expected.items():
         _check_size(path, record)
     _check_hashes({path: record.sha256 for path, record in expected.items() if record is not None})
@@ -96,7 +96,7 @@ def read_shards(paths: Sequence[Path], caption_language: str, distributed: Distr
         raise MobiusError(f"no clip in {len(paths)} shards (the first is {paths[0]}): all are empty")
     if left_out:
         text = f"{len(left_out)} members of shards belong to no sample and are left out"
-        warn_once(logger, f"{text}; the first is {left_out[0]}")
+        warn_on_rank_zero(logger, f"{text}; the first is {left_out[0]}")
     return entries
 
 

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mobius_train.data.rank_zero import warn_once
+from mobius_train.data.rank_zero import warn_on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
     zeros = _check_end(path, end)
     # tar fills its last record.
     if zeros >= len(END_OF_ARCHIVE) + tarfile.RECORDSIZE:
-        warn_once(logger, f"{path} has {count} members and then {zeros} bytes of zeros: its end may have been lost")
+        warn_on_rank_zero(
+            logger, f"{path} has {count} members and then {zeros} bytes of zeros: its end may have been lost"
+        )
 
 
 def _check_end(path: Path, end: int) -> int:

@@ -1,8 +1,7 @@
 """Which frames of a clip are taken: evenly over its length, or in windows at a rate.
 
 The ticks of a clip are its frames, or those on display at a constant rate (`displayed_frames`). A window of F frames
-takes every stride-th tick from its start on, so it spans (F - 1)·stride + 1 ticks. Training and preparation share this
-arithmetic.
+takes every stride-th tick from its start on, so it spans (F - 1)·stride + 1 ticks.
 
 Legend: F frames of a window.
 """

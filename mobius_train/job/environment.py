@@ -101,6 +101,17 @@ def detect(environment: Mapping[str, str]) -> Launch:
     return Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
 
+def is_rank_zero() -> bool:
+    """Return whether this process is rank 0, or belongs to no job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def data_folders() -> list[str]:
+    """Return the folders of programs' data, the user's own first, as freedesktop.org's base directories name them."""
+    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    return [os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), *shared.split(":")]
+
+
 def node_name() -> str:
     """Return the node's Slurm name, or its host name outside of Slurm. The two can differ."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

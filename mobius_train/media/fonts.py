@@ -7,7 +7,6 @@ own font. Other scripts are drawn in fonts of this machine.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from functools import cache
 from itertools import groupby
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mobius_train.job.environment import data_folders
 from mobius_train.shared_files import EMBEDDED, REPOSITORY
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ def caption_length(text: str, size: int) -> float:
 def font_folders() -> list[Path]:
     """The folders in which Linux and macOS keep fonts; they need not exist."""
     home = Path.home()
-    shared = (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
-    own = os.environ.get("XDG_DATA_HOME") or str(home / ".local" / "share")
-    linux = [home / ".fonts", *(Path(folder, "fonts") for folder in (own, *shared))]
+    linux = [home / ".fonts", *(Path(folder, "fonts") for folder in data_folders())]
     return [*linux, home / "Library" / "Fonts", Path("/Library/Fonts"), Path("/System/Library/Fonts")]
 
 

@@ -18,14 +18,12 @@ class Gpu:
         gib: memory available to a process, including its CUDA context, in GiB.
         bf16: has bfloat16 matrix units (compute capability 8.0 and newer).
         flash_attn: FlashAttention-2 has kernels for it (compute capability 8.0 and newer).
-        fp8: has float8 matrix units (compute capability 8.9 and newer).
     """
 
     name: str
     gib: float
     bf16: bool = True
     flash_attn: bool = True
-    fp8: bool = False
 
     @property
     def bytes(self) -> int:
@@ -57,19 +55,19 @@ GPUS = {
         Gpu("RTX-3080-10", 9.78),
         Gpu("RTX-3090-24", 23.6),
         # Ada and Hopper: 8.9 and 9.0.
-        Gpu("L4-24", 21.95, fp8=True),
-        Gpu("L40S-48", 44.4, fp8=True),
-        Gpu("RTX-4060-Ti-16", 15.6, fp8=True),
-        Gpu("RTX-4070-12", 11.6, fp8=True),
-        Gpu("RTX-4080-16", 15.6, fp8=True),
-        Gpu("RTX-4090-24", 23.6, fp8=True),
-        Gpu("H100-80", 79.1, fp8=True),
-        Gpu("H200-141", 139.7, fp8=True),
+        Gpu("L4-24", 21.95),
+        Gpu("L40S-48", 44.4),
+        Gpu("RTX-4060-Ti-16", 15.6),
+        Gpu("RTX-4070-12", 11.6),
+        Gpu("RTX-4080-16", 15.6),
+        Gpu("RTX-4090-24", 23.6),
+        Gpu("H100-80", 79.1),
+        Gpu("H200-141", 139.7),
         # Blackwell: 12.0 and 10.0.
-        Gpu("RTX-5090-32", 31.36, fp8=True),
-        Gpu("B200-180", 178.3, fp8=True),
+        Gpu("RTX-5090-32", 31.36),
+        Gpu("B200-180", 178.3),
         # CDNA 3, under ROCm.
-        Gpu("MI300X-192", 191.5, fp8=True),
+        Gpu("MI300X-192", 191.5),
     )
 }
 

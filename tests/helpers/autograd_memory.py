@@ -51,12 +51,6 @@ def result_and_held(forward: Callable[[], Tensor], model: nn.Module) -> tuple[Te
     return result, saved.total
 
 
-def tensors_saved_in(branch: str, forward: Callable[[], Tensor], model: nn.Module) -> int:
-    """How many tensors the modules of a branch save, parameters included."""
-    saved = saved_for_backward(forward, {"": model})[1]
-    return sum(count for name, count in saved.tensors.items() if name.startswith(f"{branch}."))
-
-
 def watched(features: Iterator[Any], live: StorageFollower) -> Iterator[Any]:
     """The stream itself; `live` follows what computing it makes, and nothing else."""
     while True:
