@@ -11,6 +11,7 @@ from mobius_train.config import RunConfig
 from mobius_train.devices import device_name
 from mobius_train.job.distributed import Distributed
 from mobius_train.metrics.trackers.open_trackers import where_to_look
+from mobius_train.run_files import LOGS
 
 WIDTH = 12
 
@@ -43,7 +44,7 @@ def overview(
         "engine": engine,
         "steps": steps if not done else f"{done} done of {steps}",
         **_memory(planned),
-        "tracker": where_to_look(config.report_to, output_dir / "logs"),
+        "tracker": where_to_look(config.report_to, output_dir / LOGS),
     }
     return "\n".join(f"{name:<{WIDTH}}{text}" for name, text in lines.items())
 

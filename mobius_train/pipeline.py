@@ -44,6 +44,7 @@ from mobius_train.models.motion_weights import MOTION, place_of, read_motion
 from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.pipeline_index import INDEX
 from mobius_train.pretrained.strict_load import find_model, load_diffusers, load_object
+from mobius_train.run_files import FINAL
 
 SCHEDULER = DDIMScheduler.config_name
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
@@ -374,7 +375,7 @@ def load_pipeline(folder: Path, device: torch.device | str | None) -> TextToVide
     device = usable_device(device)
     if (folder / MOTION).is_file():
         return _with_motion(folder).to(device)
-    found = next((path for path in (folder / "final", folder) if (path / INDEX).is_file()), None)
+    found = next((path for path in (folder / FINAL, folder) if (path / INDEX).is_file()), None)
     if found is None:
         raise MobiusError(
             f"no model in {folder}: "

@@ -42,7 +42,7 @@ from mobius_train.model_card import sample_command
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.recipe_files import by_dotted_name
-from mobius_train.run_page.page import OVERVIEW, PAGE
+from mobius_train.run_files import FINAL, METRICS, OVERVIEW, PAGE, RECIPE
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
@@ -156,7 +156,7 @@ def run_training(
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
         if distributed.is_main:
-            _write_text(output_dir / "config.yaml", identity.config)
+            _write_text(output_dir / RECIPE, identity.config)
         distributed.barrier()
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
@@ -181,7 +181,7 @@ def run_training(
     # The run is over: a push that fails makes neither it nor its trackers failed.
     if repository is not None:
         distributed.watch.enter("export", f"pushing to {repository}")
-        distributed.on_main(lambda: _push(output_dir / "final", repository))
+        distributed.on_main(lambda: _push(output_dir / FINAL, repository))
     return config.steps
 
 
@@ -390,7 +390,7 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
     lines: list[dict[str, Any]] = []
     # A full disk leaves the last line incomplete, and later ones missing.
     with suppress(ValueError):
-        for line in read_lines(output_dir / "metrics.jsonl"):
+        for line in read_lines(output_dir / METRICS):
             lines.append(line)
     print(f"\nDone in {seconds / 60:.1f} minutes, peak memory {memory_gb:.2f} GB.")
     for name, meaning in ((HELDOUT_LOSS, "held-out loss"), (HELDOUT_MOTION, "its motion part")):
@@ -411,7 +411,7 @@ def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, m
     print(f"  metrics            {output_dir / 'metrics.jsonl'}")
     if config.report_to:
         print(f"  trackers           {where_to_look(config.report_to, output_dir / 'logs')}")
-    final = output_dir / "final"
+    final = output_dir / FINAL
     print(f"  page               {output_dir / PAGE}")
     print(f"  model              {final}")
     if config.stage == "text-to-video":

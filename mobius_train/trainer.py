@@ -29,6 +29,7 @@ from mobius_train.metrics.sinks import Sinks
 from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.model_card import write_model_card
+from mobius_train.run_files import FINAL, SAMPLES
 from mobius_train.run_page.page import write_run_page
 from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task, Total
 
@@ -134,7 +135,7 @@ class Trainer:
         """
         self._enter("export", "the export")
         weights = self._weights()
-        final = self.output_dir / "final"
+        final = self.output_dir / FINAL
         try:
             with finished_folder(final, overwrite=True) if self.distributed.is_main else nullcontext(final) as folder:
                 self.task.export(weights, folder)
@@ -269,7 +270,7 @@ class Trainer:
         # An untrained model only reproduces its backbone's images.
         if self.progress.step > 0:
             try:
-                shown = self.task.show(weights, self.output_dir / "samples" / f"step-{self.progress.step}")
+                shown = self.task.show(weights, self.output_dir / SAMPLES / f"step-{self.progress.step}")
             except OSError as error:
                 logger.error("the samples of step %d were not written: %s", self.progress.step, error)
             if self._to:

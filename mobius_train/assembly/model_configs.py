@@ -21,6 +21,7 @@ from mobius_train.models.families import DEFAULT, parts, video_models
 from mobius_train.pretrained.model_files import read_json
 from mobius_train.pretrained.model_names import local_folder, resolve_package
 from mobius_train.pretrained.pipeline_index import named_parts
+from mobius_train.run_files import FINAL
 from mobius_train.yaml_files import parse_yaml
 
 
@@ -149,6 +150,6 @@ def _in_sibling(source: str, part: str, recipe: Path | None) -> tuple[dict[str, 
             continue
         if isinstance(values, dict) and values.get(f"{part}_config") and "output_dir" in values:
             folder = Path(str(values["output_dir"]))
-            if Path(source) in (folder, folder / "final"):
+            if Path(source) in (folder, folder / FINAL):
                 return values[f"{part}_config"], str(path)
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mobius_train.checkpoint.read import Checkpoint
@@ -13,6 +12,7 @@ from mobius_train.checkpoint.saver import Identity
 from mobius_train.config import RunConfig
 from mobius_train.engine.contents import Contents
 from mobius_train.recipe_files import by_dotted_name
+from mobius_train.yaml_files import parse_yaml
 
 # Fields that say how to resume, and where the run is.
 OWN = (
@@ -38,7 +38,7 @@ def changes(checkpoint: Checkpoint, contents: Contents, identity: Identity, worl
         "ZeRO stage": state.contents.zero_stage,
         "ranks": state.world_size,
     }
-    now = recipe_fields(yaml.safe_load(identity.config)) | {
+    now = recipe_fields(parse_yaml(identity.config)) | {
         "engine": contents.engine,
         "ZeRO stage": contents.zero_stage,
         "ranks": world_size,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobius_train.checkpoint.format import LATEST, NAME, step_of
+from mobius_train.checkpoint.format import NAME, step_of
 from mobius_train.files import open_regular, publish_folder, remove_any, remove_folder, remove_killed, replace_file
+from mobius_train.run_files import LATEST
 
 TEMPORARY = ".checkpoint-*.tmp"
 

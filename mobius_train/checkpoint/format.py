@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Kind = TypeVar("Kind")
 NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
-MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
+MANIFEST, STATE, CONFIG = "manifest.json", "state.json", "config.yaml"
 # The trained weights of a checkpoint, and their moving average, as commands name them.
 MODEL, EMA = "model", "ema"
 

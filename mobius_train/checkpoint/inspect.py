@@ -17,6 +17,7 @@ from mobius_train.checkpoint.folders import checkpoints, pointed
 from mobius_train.checkpoint.format import MANIFEST, STATE, State, read_json
 from mobius_train.checkpoint.verify import index, problems
 from mobius_train.errors import MobiusError
+from mobius_train.run_files import FINAL, METRICS
 
 # File names of DeepSpeed's save_checkpoint.
 DEEPSPEED = re.compile(r"(mp_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+|bf16_zero_pp_rank_\d+_mp_rank_\d+)_\w+\.pt")
@@ -37,7 +38,7 @@ def inspect(folder: Path) -> Report:
         ("diffusers pipeline", lambda f: (f / "model_index.json").is_file(), _pipeline),
         ("diffusers model", lambda f: _description(f) is not None, _model),
         ("DeepSpeed checkpoint", lambda f: any(DEEPSPEED.fullmatch(path.name) for path in _files(f)), _deepspeed),
-        ("run", lambda f: bool(checkpoints(f)) or (f / "metrics.jsonl").is_file(), _run),
+        ("run", lambda f: bool(checkpoints(f)) or (f / METRICS).is_file(), _run),
         ("folder of diffusers models", lambda f: any(f.glob("*/*config.json")), _models),
     ]
     base: Report = {"path": str(folder), "kind": "unknown", "step": None, "parts": [], "problems": []}
@@ -74,7 +75,7 @@ def _run(folder: Path) -> Report:
     inside = [inspect(path) for path in checkpoints(folder)]
     good = [report["step"] for report in inside if not report["problems"]]
     parts = [_part(path, folder, tensors=False) for path in _files(folder)]
-    final = [inspect(path) for path in (folder / "final",) if path.is_dir()]
+    final = [inspect(path) for path in (folder / FINAL,) if path.is_dir()]
     return {
         "step": max(good, default=None),
         "latest": pointed(folder),

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mobius_train.checkpoint import random_states
 from mobius_train.checkpoint.accepted import LEARNING_RATE, Accepted, note, offer
 from mobius_train.checkpoint.changes import changes, differing, recipe_fields
 from mobius_train.checkpoint.folders import checkpoints, pointed
-from mobius_train.checkpoint.format import LATEST, NAME, State, random_file
+from mobius_train.checkpoint.format import NAME, State, random_file
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.saver import Identity
 from mobius_train.checkpoint.verify import problems
@@ -27,6 +26,8 @@ from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.recipe_files import validated
 from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.run_files import LATEST
+from mobius_train.yaml_files import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def resume(
     if distributed.is_main:
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     if state.contents.trained != engine.contents().trained:
-        _check_ring(folder, checkpoint.config, yaml.safe_load(identity.config))
+        _check_ring(folder, checkpoint.config, parse_yaml(identity.config))
     contents.check(str(folder), state.contents, engine.contents())
     scalars = state.scalars
     if state.contents.mixed_precision != engine.contents().mixed_precision:
@@ -215,7 +216,7 @@ def _check_batch(
 
 def _check_learning_rate(checkpoint: Checkpoint, identity: Identity, accepted: Accepted) -> list[str]:
     """Compare the fields of the learning rate; return lines for the user."""
-    both = [recipe_fields(values) for values in (checkpoint.config, yaml.safe_load(identity.config))]
+    both = [recipe_fields(values) for values in (checkpoint.config, parse_yaml(identity.config))]
     # Values of another version, or of no run, can lack them.
     before, now = ({name: fields[name] for name in LEARNING_RATE if name in fields} for fields in both)
     found = "; ".join(differing(before, now)) if before and now else ""

@@ -15,6 +15,7 @@ from mobius_train.files import finished_folder
 from mobius_train.model_card import CARD, SAMPLES
 from mobius_train.models.motion_weights import MOTION, write_motion
 from mobius_train.pipeline import MOTION_SETTINGS, TextToVideoPipeline, load_pipeline
+from mobius_train.run_files import FINAL
 
 
 def to_motion(source: Path, destination: Path, base: str | None = None, text_encoder: str | None = None) -> Report:
@@ -43,7 +44,7 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
         # A relative base is found from the destination's place, which is beside the unfinished folder.
         settings = {name: pipeline.config[name] for name in MOTION_SETTINGS}
         write_motion(pipeline.unet.float(), folder, base, text_encoder, pipeline.scheduler, settings)
-        final = source / "final" if (source / "final").is_dir() else source
+        final = source / FINAL if (source / FINAL).is_dir() else source
         for path in (final / CARD, final / SAMPLES, recipe):
             if path is not None and path.is_file():
                 shutil.copyfile(path, folder / path.name)

@@ -9,8 +9,7 @@ from typing import Any
 from mobius_train.errors import MobiusError
 from mobius_train.files import open_regular, publish_lines
 from mobius_train.job.run_lock import last_start
-
-FILE = "failures.jsonl"
+from mobius_train.run_files import FAILURES, METRICS, RECIPE
 
 
 def record(output_dir: Path, exit_code: int, job: str, given: Path | None = None) -> int:
@@ -22,19 +21,20 @@ def record(output_dir: Path, exit_code: int, job: str, given: Path | None = None
     Raises:
         MobiusError: a retry would not help, because the run failed at this step before or never started.
     """
-    if not (output_dir / "config.yaml").exists():
+    if not (output_dir / RECIPE).exists():
         raise MobiusError(f"the run in {output_dir} did not start: fix the error above and submit again")
-    step = _last_step(output_dir / "metrics.jsonl")
+    step = _last_step(output_dir / METRICS)
     start = last_start(output_dir)
     # A start that took no step did not fail at the step that an earlier one reached.
     stepped = start is None or start.stepped
-    lines = _lines(output_dir / FILE)
+    lines = _lines(output_dir / FAILURES)
     before = [line for line in lines if line.get("stepped", True) == stepped]
-    publish_lines(output_dir / FILE, [*lines, {"step": step, "stepped": stepped, "exit_code": exit_code, "job": job}])
+    failure = {"step": step, "stepped": stepped, "exit_code": exit_code, "job": job}
+    publish_lines(output_dir / FAILURES, [*lines, failure])
     if step in [line["step"] for line in before]:
         raise MobiusError(
             f"{output_dir} failed after step {step} again, so it is not retried. Find the cause in the log. To resume,"
-            f" remove {output_dir / FILE} and submit with output_dir={given or output_dir}"
+            f" remove {output_dir / FAILURES} and submit with output_dir={given or output_dir}"
         )
     return step
 

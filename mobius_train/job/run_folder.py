@@ -11,10 +11,7 @@ from types import TracebackType
 from mobius_train.errors import MobiusError, Stopped
 from mobius_train.files import open_regular
 from mobius_train.job.run_lock import FILE, RunLock
-
-# What a run writes there.
-FILES = ("config.yaml", "metrics.jsonl", "latest", "stopped", "failures.jsonl", "trackers.json", "overview.txt")
-FOLDERS = ("logs", "samples", "final")
+from mobius_train.run_files import FILES, FOLDERS, METRICS
 
 
 class RunFolder:
@@ -117,7 +114,7 @@ def _check_writable(folder: Path) -> None:
             continue
         try:
             with open_regular(path) as file:
-                if name == "metrics.jsonl":
+                if name == METRICS:
                     file.read().decode()
         except OSError as error:
             raise MobiusError(f"{path}: {error.strerror or error}, but a run writes a file there: {remedy}") from error

@@ -19,12 +19,11 @@ from types import FrameType
 from mobius_train.errors import Interrupted
 from mobius_train.files import replace_file
 from mobius_train.job.watch import show_stacks_on_signal
+from mobius_train.run_files import STOPPED
 
 # Slurm sends SIGUSR1 ahead of the time limit, as requested by --signal, and SIGTERM shortly before it ends the job.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 FILE = "stop"
-# Marks a requested stop for scripts. Exit codes are not reliable, because srun kills the other ranks after the first.
-MARK = "stopped"
 POLL = 0.5  # seconds
 
 
@@ -55,7 +54,7 @@ class Stop:
         self._folder, self._looks = folder, looks
         if not looks:
             return
-        (folder / MARK).unlink(missing_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
         if self._file_exists():
             raise Interrupted(f"{folder / FILE} exists")
         self._start_polling()
@@ -89,7 +88,7 @@ class Stop:
         if self._folder is None:
             return
         try:
-            replace_file(self._folder / MARK, f"{step}\n")
+            replace_file(self._folder / STOPPED, f"{step}\n")
             (self._folder / FILE).unlink(missing_ok=True)
         except OSError as error:
             # The checkpoint is saved all the same.

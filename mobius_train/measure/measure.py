@@ -28,13 +28,12 @@ from mobius_train.measure.saved import Saved, named_modules, saved_for_backward
 from mobius_train.measure.step_clock import BACKWARD, FORWARD, StepClock
 from mobius_train.models import Denoiser
 from mobius_train.models.denoiser import branch_of_modules
-from mobius_train.plan.planner import ENCODERS
+from mobius_train.plan.planner import ENCODERS, ENCODING, STEPPING, TRAINING, Phase
 from mobius_train.plan.zero_states import AVERAGE, FROZEN, MASTERS, OPTIMIZER, TRAINED
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import Begun, DiffusionTask
 from mobius_train.trainer import Forward, micro_batch
 
-ENCODING, TRAINING, STEPPING = "encoding", "forward and backward", "optimizer's step"
 # The planner's names for the kinds of state in `Engine.pieces`.
 STATES = {"weights": MASTERS, "exp_avg": OPTIMIZER, "exp_avg_sq": OPTIMIZER, "average": AVERAGE}
 # Tensors made outside the denoiser's branches.
@@ -69,7 +68,7 @@ class Measurement:
     device: str
     components: dict[str, int]
     resident: int | None
-    phases: dict[str, Peak]
+    phases: dict[Phase, Peak]
     outside: int | None
     saved: dict[str, int]
     saved_by_module: dict[str, int]
@@ -157,10 +156,10 @@ class Meter:
     """Records the peaks of the GPU's allocator by phase; does nothing without a GPU."""
 
     device: torch.device
-    peaks: dict[str, Peak] = field(default_factory=dict)
+    peaks: dict[Phase, Peak] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         if self.device.type != "cuda":
             yield
             return

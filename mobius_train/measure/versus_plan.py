@@ -46,7 +46,7 @@ def rows(plan: Plan, measured: Measurement) -> list[Row]:
     found.append(Row("saved for backward", sum(plan.saved.values()), sum(measured.saved.values())))
     context = plan.parts.get(CONTEXT_PART, 0)
     for phase, peak in measured.phases.items():
-        total = plan.phases.get(phase)  # type: ignore[call-overload]
+        total = plan.phases.get(phase)
         found.append(Row(f"peak of {phase}", None if total is None else total - context, peak.allocated))
     if measured.peak is not None:
         covered = [total for phase, total in plan.phases.items() if phase in measured.phases]

@@ -10,6 +10,7 @@ from types import TracebackType
 from mobius_train.bars import progress
 from mobius_train.metrics.json_lines import JsonLines
 from mobius_train.metrics.trackers.followers import Followers
+from mobius_train.run_files import METRICS
 
 Metrics = Mapping[str, float]
 
@@ -24,7 +25,7 @@ class Sinks:
     def __init__(self, output_dir: Path, first_step: int, max_steps: int, followers: Followers) -> None:
         self._stack = ExitStack()
         self._followers = followers
-        self._jsonl = JsonLines(output_dir / "metrics.jsonl", first_step)
+        self._jsonl = JsonLines(output_dir / METRICS, first_step)
         self._stack.callback(self._jsonl.close)
         # Smoothing over many steps stabilises the estimate of the remaining time.
         self.bar = self._stack.enter_context(

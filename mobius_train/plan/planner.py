@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -31,6 +31,10 @@ TRANSIENT = "largest transient"
 AHEAD = "frozen branch of the next micro-batch"
 SAVED = "saved for backward: "
 
+# Also the names of the measured phases.
+ENCODING: Final = "encoding"
+TRAINING: Final = "forward and backward"
+STEPPING: Final = "optimizer's step"
 Phase = Literal["start", "encoding", "forward and backward", "optimizer's step", "sampling"]
 
 
@@ -204,15 +208,15 @@ def peaks_of_phases(
     # With a cache the encoders are on the GPU only for sampling; a sharded text encoder always stays there.
     training = (text.resident if ranks > 1 else 0) if cached else online
     phases: dict[Phase, dict[str, int]] = {
-        "forward and backward": {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
-        "optimizer's step": {ENCODERS: training} | engine.stepping,
+        TRAINING: {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
+        STEPPING: {ENCODERS: training} | engine.stepping,
     }
     if sim.encoding and cached:
         # The cache is filled before the text encoder is sharded. A run that requires a full cache encodes nothing.
         if not config.data.cache_required:
-            phases["encoding"] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
+            phases[ENCODING] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
     elif sim.encoding:
-        phases["encoding"] = {
+        phases[ENCODING] = {
             ENCODERS: online,
             engines.GRADIENTS: engine.between,
             engines.GATHERED: text.gathered,

@@ -13,10 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mobius_train.errors import MobiusError
 from mobius_train.files import read_lines, read_small, replace_file
+from mobius_train.run_files import FINAL, METRICS, OVERVIEW, PAGE, RECIPE, SAMPLES
 from mobius_train.run_page.curves import drawings
 
-PAGE = "report.html"
-OVERVIEW = "overview.txt"
 # Steps whose samples are on the page: the newest, and others spread evenly.
 STEPS = 6
 # Bytes of one picture on the page; larger ones are named only.
@@ -45,14 +44,14 @@ def write_run_page(folder: Path) -> Path:
     lines: list[dict[str, Any]] = []
     # A killed run or a full disk leaves the last line incomplete.
     with suppress(ValueError, OSError):
-        for line in read_lines(folder / "metrics.jsonl"):
+        for line in read_lines(folder / METRICS):
             lines.append(line)
     if not lines:
         raise MobiusError(f"{folder} has no metrics.jsonl, so it is not the folder of a run")
-    samples = _samples(folder / "samples")
+    samples = _samples(folder / SAMPLES)
     comparison = None
     if samples:
-        comparison = _picture(folder / "samples" / f"step-{samples[0].step}" / "comparison.gif")
+        comparison = _picture(folder / SAMPLES / f"step-{samples[0].step}" / "comparison.gif")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -64,8 +63,8 @@ def write_run_page(folder: Path) -> Path:
         drawings=drawings(lines),
         comparison=comparison,
         samples=samples,
-        recipe=_text(folder / "config.yaml"),
-        finished=(folder / "final").is_dir(),
+        recipe=_text(folder / RECIPE),
+        finished=(folder / FINAL).is_dir(),
     )
     path = folder / PAGE
     replace_file(path, page)

@@ -15,12 +15,9 @@ from mobius_train.config_sections import Section
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file, sha256
 from mobius_train.recipe_files import validated
+from mobius_train.run_files import FINAL, RECIPE
 from mobius_train.stages.begun import FILE
 from mobius_train.stages.recipe import OptimizerState, StageRecipe, Stages, StartFrom
-
-FINAL = "final"
-# A run leaves it in its folder.
-OF_A_RUN = "config.yaml"
 
 
 class Entry(Section):
@@ -66,7 +63,7 @@ class Record:
         if path.exists():
             contents = validated(_Contents, read_json(path), str(path))
             self._entries = list(contents.stages)
-        elif (output_dir / OF_A_RUN).exists():
+        elif (output_dir / RECIPE).exists():
             raise MobiusError(f"{output_dir} is the folder of a single run: choose another output_dir for stages")
 
     def finished(self, stages: Stages) -> int:

@@ -15,7 +15,6 @@ from torch import nn
 from mobius_train.assembly.load_scheduler import load_scheduler
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.checkpoint.folders import pointed
-from mobius_train.checkpoint.format import LATEST
 from mobius_train.checkpoint.read import Checkpoint
 from mobius_train.checkpoint.resume import find
 from mobius_train.config import RunConfig
@@ -23,6 +22,7 @@ from mobius_train.engine.protocol import Engine, Piece
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.models import build_denoiser
+from mobius_train.run_files import LATEST
 from mobius_train.stages.recipe import StageRecipe
 from mobius_train.stages.record import FINAL
 

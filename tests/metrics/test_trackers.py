@@ -22,8 +22,9 @@ from mobius_train.media.clip_files import write_clips
 from mobius_train.metrics.trackers import followers, open_trackers
 from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.trackers.groups import grouped
-from mobius_train.metrics.trackers.open_trackers import FILE, check_trackers, open_followers
+from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers
 from mobius_train.metrics.trackers.tracker import About, Outcome, Sample, Tracker
+from mobius_train.run_files import TRACKER_RUNS
 
 RECIPE = {"seed": 3, "data.num_frames": 4, "validation.prompts": ["a dog, running"], "negative_prompt": ""}
 STEP = {"loss": 0.5, "memory_gb": 1.5, "memory_planned_gb": 2.0}
@@ -86,7 +87,7 @@ def test_tensorboard_has_scalars_clips_and_recipe(tmp_path: Path) -> None:
     assert (image.step, image.encoded_image_string) == (1, gif.read_bytes())
     [text] = read.Tensors("recipe/text_summary")
     assert text.tensor_proto.string_val == [b"    seed: 3"]
-    assert not (tmp_path / "my-run" / FILE).exists()
+    assert not (tmp_path / "my-run" / TRACKER_RUNS).exists()
 
 
 @needs_wandb
@@ -104,15 +105,15 @@ def test_wandb_has_scalars_clips_and_recipe_and_goes_on_in_its_run(tmp_path: Pat
     found = configuration(first)
     assert {name: found[name] for name in RECIPE} == RECIPE
 
-    identity = json.loads((tmp_path / "my-run" / FILE).read_text())["wandb"]
+    identity = json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text())["wandb"]
     assert first.name.endswith(f"-{identity}")
     record("wandb", tmp_path, first_step=5)
-    assert json.loads((tmp_path / "my-run" / FILE).read_text()) == {"wandb": identity}
+    assert json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text()) == {"wandb": identity}
     others = set((tmp_path / "my-run" / "logs" / "wandb").glob("offline-run-*"))
     assert all(folder.name.endswith(f"-{identity}") for folder in others)
     # The control: another new run has another identity.
     record("wandb", tmp_path)
-    assert json.loads((tmp_path / "my-run" / FILE).read_text())["wandb"] != identity
+    assert json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text())["wandb"] != identity
 
 
 @needs_mlflow
@@ -123,7 +124,7 @@ def test_mlflow_has_scalars_clips_and_recipe_and_goes_on_in_its_run(tmp_path: Pa
     gif = record("mlflow", tmp_path)
     logs = tmp_path / "my-run" / "logs"
     client = MlflowClient(f"sqlite:///{logs / 'mlflow.db'}")
-    identity = json.loads((tmp_path / "my-run" / FILE).read_text())["mlflow"]
+    identity = json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text())["mlflow"]
     found = client.get_run(identity)
     assert found.data.metrics == pytest.approx(NAMES)
     assert found.data.params == {name: json.dumps(value) for name, value in RECIPE.items()}
@@ -134,13 +135,13 @@ def test_mlflow_has_scalars_clips_and_recipe_and_goes_on_in_its_run(tmp_path: Pa
     assert text.read_text() == "seed: 3\n"
 
     record("mlflow", tmp_path, first_step=5)
-    assert json.loads((tmp_path / "my-run" / FILE).read_text()) == {"mlflow": identity}
+    assert json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text()) == {"mlflow": identity}
     assert [point.step for point in client.get_metric_history(identity, "train/loss")] == [1, 6]
     # The control: another new run is another one there, and so is that of a server without the run.
     record("mlflow", tmp_path)
-    other = json.loads((tmp_path / "my-run" / FILE).read_text())["mlflow"]
+    other = json.loads((tmp_path / "my-run" / TRACKER_RUNS).read_text())["mlflow"]
     assert other != identity
-    (tmp_path / "my-run" / FILE).write_text(json.dumps({"mlflow": "0" * 32}))
+    (tmp_path / "my-run" / TRACKER_RUNS).write_text(json.dumps({"mlflow": "0" * 32}))
     record("mlflow", tmp_path, first_step=5)
     assert len(client.search_runs([found.info.experiment_id])) == 3
 

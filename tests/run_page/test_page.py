@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mobius_train import run_files
 from mobius_train.errors import MobiusError
 from mobius_train.run_page import curves, page
 from mobius_train.run_page.page import write_run_page
@@ -63,7 +64,7 @@ def test_many_points_are_averaged_and_what_is_not_finite_is_left_out() -> None:
 
 def test_the_page_contains_all_that_it_shows(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", [{"step": 1, "loss": 0.5}], steps=range(2, 30))
-    (folder / page.OVERVIEW).write_text("model       a <ring>\nsteps       4 of 8 samples\n")
+    (folder / run_files.OVERVIEW).write_text("model       a <ring>\nsteps       4 of 8 samples\n")
     (folder / "config.yaml").write_text("seed: 7\n")
     text = write_run_page(folder).read_text()
     # No other file, no server.
@@ -114,7 +115,7 @@ def test_in_a_browser_it_shows_all_and_fits_any_screen(tab: Any, tmp_path: Path)
     tab.on("requestfailed", lambda request: complaints.append(request.url))
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 800})
-        tab.goto((tmp_path / page.PAGE).as_uri())
+        tab.goto((tmp_path / run_files.PAGE).as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         assert tab.locator("img").count() == 5

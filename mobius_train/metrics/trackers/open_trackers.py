@@ -13,11 +13,9 @@ from mobius_train.errors import MobiusError
 from mobius_train.files import read_small_json, replace_file
 from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.trackers.tracker import About, Tracker
+from mobius_train.run_files import METRICS, TRACKER_RUNS
 
 logger = logging.getLogger(__name__)
-
-# In the run's folder: the identity of each tracker's run.
-FILE = "trackers.json"
 
 
 # A tracker's client is imported only if it is used: it takes seconds, and is not always installed.
@@ -68,7 +66,7 @@ def open_followers(names: Iterable[str], about: About) -> Followers:
     Raises:
         MobiusError: a tracker of a new run cannot be opened.
     """
-    known = _known(about.folder / FILE) if about.first_step else {}
+    known = _known(about.folder / TRACKER_RUNS) if about.first_step else {}
     opened: dict[str, Tracker] = {}
     for name in dict.fromkeys(names):
         try:
@@ -81,14 +79,14 @@ def open_followers(names: Iterable[str], about: About) -> Followers:
             logger.error("%s. The run goes on without this tracker; metrics.jsonl has all metrics", problem)
     identities = known | {name: tracker.identity for name, tracker in opened.items() if tracker.identity}
     if identities != known:
-        _store(about.folder / FILE, identities)
+        _store(about.folder / TRACKER_RUNS, identities)
     return Followers(opened)
 
 
 def where_to_look(names: Iterable[str], logs: Path) -> str:
     """Where a person finds what the trackers have recorded."""
     places = {"tensorboard": f"tensorboard --logdir {logs}", "wandb": "Weights & Biases", "mlflow": "MLflow"}
-    return ", ".join(places[name] for name in dict.fromkeys(names)) or "metrics.jsonl"
+    return ", ".join(places[name] for name in dict.fromkeys(names)) or METRICS
 
 
 def _known(path: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from mobius_train.files import read_lines
 from mobius_train.media.clip_files import METADATA_NAME
+from mobius_train.run_files import LOGS
 
 Outcome = Literal["finished", "stopped", "failed"]
 # Formats of samples that every tracker shows.
@@ -40,7 +41,7 @@ class About:
     @property
     def logs(self) -> Path:
         """The folder for trackers that write files."""
-        return self.folder / "logs"
+        return self.folder / LOGS
 
 
 class Sample(NamedTuple):
