@@ -8,15 +8,22 @@ from typing import Any
 
 import emoji_study
 import pytest
+import torch
+from torch import nn
 
+from mobius_train.conditions import Conditions
+from mobius_train.data.batch import EncodedBatch
 from mobius_train.errors import MobiusError
+from mobius_train.models.tokens.layers import Mixing
 
 REPOSITORY = Path(__file__).parents[2]
+TEXT = Conditions({"text": torch.zeros(4, 1, 1)})
 
 
+@pytest.mark.parametrize("name", ["emoji_study", "emoji_sd3_study"])
 @pytest.mark.parametrize("show", [emoji_study._print, emoji_study._print_means])
-def test_the_page_has_the_tables_of_the_record(show: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    record = json.loads((REPOSITORY / "benchmarks" / "emoji_study.json").read_text())
+def test_the_page_has_the_tables_of_the_record(name: str, show: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
     show(record["results"])
     table = capsys.readouterr().out
     assert "| serial" in table
@@ -48,3 +55,20 @@ def test_a_member_is_compared_with_the_serial_model_of_its_seeds(
     assert half.startswith("| half | 2 | 0.40 | 1.00 | 0.05 |  | 0.4000 (0.3000 to 0.5000) | 1.50 |")
     with pytest.raises(MobiusError, match=r"another number of steps than 100: half-1, half-2, serial-0"):
         emoji_study._results(tmp_path, 100)
+
+
+def test_a_control_changes_what_its_name_says() -> None:
+    order = torch.arange(8.0).reshape(1, 1, 8, 1, 1)
+    batch = EncodedBatch(torch.tensor([0]), ["a"], order.expand(4, 2, 8, 1, 1), 10 * order.expand(4, 2, 8, 1, 1), TEXT)
+    shuffled = emoji_study._shuffled(batch, 3)
+    assert torch.equal(shuffled.mean.sort(2).values, batch.mean)
+    assert not torch.equal(shuffled.mean, batch.mean)
+    # Mean, deviation and all channels of a frame stay together; each clip has an order of its own.
+    assert torch.equal(10 * shuffled.mean, shuffled.std)
+    assert torch.equal(shuffled.mean[:, 0], shuffled.mean[:, 1])
+    assert not torch.equal(shuffled.mean[0], shuffled.mean[1])
+    ring = nn.ModuleDict({"mixing": Mixing(8), "other": nn.Linear(2, 2)})
+    emoji_study._fix_mixing(ring)
+    assert [name for name, p in ring.named_parameters() if p.requires_grad] == ["other.weight", "other.bias"]
+    with pytest.raises(MobiusError, match="transformer"):
+        emoji_study._fix_mixing(ring["other"])
