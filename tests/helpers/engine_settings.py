@@ -20,7 +20,6 @@ def settings(**changes: Any) -> EngineSettings:
         "adam_epsilon": 1e-8,
         "adam_weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "seed": 0,
         "use_ema": False,
         "ema_decay": 0.9,
     }
