@@ -9,11 +9,14 @@ from __future__ import annotations
 
 def _ring(width: float, depth: int = 0, tail: bool = False) -> tuple[str, ...]:
     """All fields of a shape, because a recipe may set others."""
+    # How often a ring has a layer, a transformer's recipe says.
+    without = () if width else ("ring_every=null",)
     return (
         "mode=parallel",
         f"ring_width={width:g}",
         f"fusion_depth={depth}",
         f"tail_temporal_layers={str(tail).lower()}",
+        *without,
     )
 
 

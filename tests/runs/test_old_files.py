@@ -50,7 +50,7 @@ def test_final_folders_sample(mode: str) -> None:
 
 def test_converted_folders_sample_what_final_does() -> None:
     options: dict[str, Any] = {
-        "num_inference_steps": 2,
+        "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "output_type": "latent",
         "return_dict": False,
