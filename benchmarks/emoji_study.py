@@ -177,7 +177,7 @@ def train(config: RunConfig, samples: Path, member: str) -> dict[str, Any]:
         task: Any = build_task(config, distributed)
         costs = _costs(task, config, spread)
         if member.endswith(UNMIXED):
-            _fix_mixing(task.trained)
+            _without_mixing(task.trained)
         engine = make_engine(task.trained, task.units, distributed)
         task.prepare_data()
         learning_rate, batches = learning_rates(config, 1), task.training_batches(0)
@@ -201,8 +201,8 @@ def train(config: RunConfig, samples: Path, member: str) -> dict[str, Any]:
         }
 
 
-def _fix_mixing(trained: nn.Module) -> None:
-    """Keep the mixing of positions at its start, which is zero.
+def _without_mixing(trained: nn.Module) -> None:
+    """Multiply the mixing of positions by zero. Its weights and costs stay.
 
     Raises:
         MobiusError: the model has none.
@@ -213,7 +213,7 @@ def _fix_mixing(trained: nn.Module) -> None:
     if not mixing:
         raise MobiusError("only the ring of a transformer mixes positions")
     for module in mixing:
-        module.requires_grad_(False)
+        module.register_forward_hook(lambda module, inputs, output: output * 0)
 
 
 def _shuffled(batch: EncodedBatch, step: int) -> EncodedBatch:

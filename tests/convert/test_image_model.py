@@ -56,7 +56,8 @@ def test_every_frame_is_what_the_image_model_draws(
     stock.scheduler = video.scheduler
     for frame in range(3):
         still = stock("dog", latents=noise[:, :, frame], height=32, width=32, **options).images
-        torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=1e-4)
+        # The first step divides by the little signal that is left at the last timestep.
+        torch.testing.assert_close(clip[:, :, frame], still, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedBatch
 from mobius_train.errors import MobiusError
-from mobius_train.models.tokens.layers import Mixing
+from mobius_train.models.tokens.layers import Clip, Mixing
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = Conditions({"text": torch.zeros(4, 1, 1)})
@@ -67,8 +67,10 @@ def test_a_control_changes_what_its_name_says() -> None:
     assert torch.equal(10 * shuffled.mean, shuffled.std)
     assert torch.equal(shuffled.mean[:, 0], shuffled.mean[:, 1])
     assert not torch.equal(shuffled.mean[0], shuffled.mean[1])
-    ring = nn.ModuleDict({"mixing": Mixing(8), "other": nn.Linear(2, 2)})
-    emoji_study._fix_mixing(ring)
-    assert [name for name, p in ring.named_parameters() if p.requires_grad] == ["other.weight", "other.bias"]
+    mixing, hidden = Mixing(8), torch.ones(2, 4, 8)
+    clip = Clip(num_frames=2, grid=(2, 2))
+    assert mixing(hidden, clip).any()
+    emoji_study._without_mixing(nn.ModuleDict({"mixing": mixing}))
+    assert not mixing(hidden, clip).any()
     with pytest.raises(MobiusError, match="transformer"):
-        emoji_study._fix_mixing(ring["other"])
+        emoji_study._without_mixing(nn.Linear(2, 2))
