@@ -29,6 +29,8 @@ UNSPECIFIED = 2  # a property of ITU-T H.273 that the file does not state
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 ODD_SIDE_DATA = {SideData.STEREO3D: "stereo 3D: shown as stored", SideData.SPHERICAL: "360 degrees: shown as stored"}
 
+# The length and the name of the box in which an MP4 names the part of its frames to show (ISO/IEC 14496-12, 12.1.4).
+CLEAN_APERTURE = struct.pack(">I", 40) + b"clap"
 # Turns by the degrees that FFmpeg reports, counterclockwise.
 TURNS = {
     0: UPRIGHT,
@@ -135,7 +137,7 @@ def video_frames(
     while True:
         numbers = choose(durations)
         repeats = Counter(numbers)
-        notes: dict[str, None] = {}
+        notes = dict.fromkeys(["clean aperture (MP4 clap): shown whole"] if CLEAN_APERTURE in data else [])
         kept: list[T] = []
         times: list[float] = []
         with open_video(data, demuxer, limits) as (container, stream):

@@ -250,6 +250,23 @@ def test_the_transparent_colour_of_a_png_is_white(depth: int, colour: int, clear
     assert trained(start + end + chunk(b"IEND", b""), ".png").max() < 255
 
 
+def test_a_clean_aperture_is_named(tmp_path: Path) -> None:
+    plain = film([quarters()] * 2)
+    box = struct.pack(">I4sIIIIiIiI", 40, b"clap", 64, 1, 48, 1, 0, 1, 0, 1)
+    # At the end of the boxes moov, trak, mdia, minf, stbl, stsd and avc1, which grow by it.
+    place, names, lengths = 0, (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"), []
+    for name in names:
+        place = plain.index(name, place)
+        lengths.append(place - 4)
+    end = lengths[-1] + struct.unpack_from(">I", plain, lengths[-1])[0]
+    data = bytearray(plain[:end] + box + plain[end:])
+    for at in lengths:
+        struct.pack_into(">I", data, at, struct.unpack_from(">I", data, at)[0] + len(box))
+    for clip, named in ((bytes(data), True), (plain, False)):
+        shown = prepared(clip, ".mp4", tmp_path)
+        assert any("clap" in note for note in shown.notes) == named
+
+
 def test_colours_that_are_not_converted_are_named(tmp_path: Path) -> None:
     def transfer(number: int) -> Callable[[Any], None]:
         def setup(stream: Any) -> None:
