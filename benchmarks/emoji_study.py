@@ -150,7 +150,8 @@ def _write_one(arguments: argparse.Namespace) -> None:
         arguments.steps,
         arguments.folder / "samples" / f"{arguments.member}-{seed}",
     )
-    overrides = [*FAMILY[member.removesuffix(SHUFFLED).removesuffix(UNMIXED)], f"seed={seed}", *arguments.set]
+    # A member's own fields come last.
+    overrides = [f"seed={seed}", *arguments.set, *FAMILY[member.removesuffix(SHUFFLED).removesuffix(UNMIXED)]]
     config = load(arguments.config, [f"output_dir={samples}", f"max_train_steps={steps}", QUANTILES, *overrides])
     result = {"member": member, "seed": seed, "overrides": overrides} | train(config, samples, member)
     replace_file(_result(arguments.folder, arguments.member, seed), json.dumps(result, indent=1) + "\n")

@@ -35,6 +35,8 @@ def read(name: str, tiny: dict[str, Path]) -> tuple[RunConfig, Path]:
         changes = {"vae_name_or_path": str(REPOSITORY / "assets" / "emoji-backbone")}
     elif name == "emoji_sd3":
         changes = dict.fromkeys(("pretrained_model_name_or_path", "vae_name_or_path"), str(tiny["sd3 of MiniLM"]))
+        # The tiny transformer has fewer blocks.
+        changes["fusion_depth"] = 1
     elif not name.startswith("emoji"):
         kind = name if name in tiny else "sd3" if name.startswith("sd3") else "sd21"
         changes = {

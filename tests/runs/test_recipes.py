@@ -52,7 +52,7 @@ def _overrides(recipe: str, folder: Path) -> list[str]:
     elif recipe == "emoji_sd3":
         # As wide as MiniLM's text, and its mean.
         pipeline = save_sd3(folder / "pipeline", with_t5=False, text=384, pooled=384)
-        common += [f"pretrained_model_name_or_path={pipeline}", f"vae_name_or_path={pipeline}"]
+        common += [f"pretrained_model_name_or_path={pipeline}", f"vae_name_or_path={pipeline}", "fusion_depth=1"]
     elif recipe == "emoji_t2i":
         common += [f"vae_name_or_path={save_pipeline(folder / 'pipeline')}", _tiny_unet("emoji")]
     else:
