@@ -104,10 +104,9 @@ def _together(distributed: Distributed, work: Iterator[None]) -> None:
     busy, complaint = True, ""
     while True:
         deadline = time.monotonic() + ROUND
-        # The limit of a start holds for each shard, however many there are.
+        # The limit of a start holds for each round, however many shards there are.
         distributed.watch.enter("start", "fetching shards")
         while busy and time.monotonic() < deadline:
-            distributed.watch.enter("start", "fetching shards")
             try:
                 busy = next(work, False) is None
             except MobiusError as error:
