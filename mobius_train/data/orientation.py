@@ -35,7 +35,7 @@ class Turn(NamedTuple):
 _STEPS = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
 UPRIGHT = Turn()
 # https://www.cipa.jp/std/documents/e/DC-X008-Translation-2019-E.pdf, 4.6.4 A, Orientation
-_OF_EXIF = {
+OF_EXIF = {
     1: UPRIGHT,
     2: Turn(mirror=True),
     3: Turn(mirror=True, flip=True),
@@ -52,7 +52,7 @@ def turn_of_exif(exif: bytes) -> Turn:
     tags = Image.Exif()
     try:
         tags.load(exif)
-        return _OF_EXIF.get(tags.get(ORIENTATION, 1), UPRIGHT)
+        return OF_EXIF.get(tags.get(ORIENTATION, 1), UPRIGHT)
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
         return UPRIGHT
 

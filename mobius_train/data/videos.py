@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobius_train.data.colour import colour_notes, needs_conversion, to_srgb
 from mobius_train.data.limits import Limits, Undecodable
-from mobius_train.data.orientation import UPRIGHT, Turn, turn_of_matrix
+from mobius_train.data.orientation import OF_EXIF, UPRIGHT, Turn, turn_of_matrix
 from mobius_train.data.pictures import on_white
 from mobius_train.data.timing import frame_rate
 
@@ -32,13 +32,7 @@ ODD_SIDE_DATA = {SideData.STEREO3D: "stereo 3D: shown as stored", SideData.SPHER
 # The length and the name of the box in which an MP4 names the part of its frames to show (ISO/IEC 14496-12, 12.1.4).
 CLEAN_APERTURE = struct.pack(">I", 40) + b"clap"
 # Turns by the degrees that FFmpeg reports, counterclockwise.
-TURNS = {
-    0: UPRIGHT,
-    90: Turn(transpose=True, flip=True),
-    -90: Turn(transpose=True, mirror=True),
-    180: Turn(mirror=True, flip=True),
-    -180: Turn(mirror=True, flip=True),
-}
+TURNS = {0: OF_EXIF[1], 90: OF_EXIF[8], -90: OF_EXIF[6], 180: OF_EXIF[3], -180: OF_EXIF[3]}
 
 T = TypeVar("T")
 
