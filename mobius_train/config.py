@@ -178,10 +178,7 @@ class RunConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit requires bitsandbytes and a GPU")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, at the schedule's highest point")
-    scale_lr: bool = Field(
-        False,
-        description="multiply learning_rate by the samples of a step",
-    )
+    scale_lr: bool = Field(False, description="multiply learning_rate by the samples of a step")
     lr_scheduler: LearningRateSchedule = Field(
         "constant", description="schedule of the learning rate; those of diffusers. constant has no warm-up"
     )

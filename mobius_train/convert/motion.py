@@ -31,14 +31,15 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
     """
     pipeline = load_pipeline(source, "cpu")
     recipe = next((path for path in (source / CONFIG, source.parent / CONFIG) if path.is_file()), None)
+    config = None if recipe is None else load(recipe)
     if base is None:
-        if recipe is None:
+        if config is None:
             raise MobiusError(f"{source} has no {CONFIG} beside it that names its base: give --base")
-        base = load(recipe).pretrained_model_name_or_path
+        base = config.pretrained_model_name_or_path
         if base is None:
             raise MobiusError(f"{recipe} has no pretrained_model_name_or_path: give --base")
-    if recipe is not None:
-        text_encoder = text_encoder or load(recipe).text_encoder_name_or_path
+    if config is not None:
+        text_encoder = text_encoder or config.text_encoder_name_or_path
     report = Report(source, destination)
     with finished_folder(destination) as folder:
         # A relative base is found from the destination's place, which is beside the unfinished folder.
