@@ -7,12 +7,12 @@ Diffusion 3 has Vchitect's blocks.
 from __future__ import annotations
 
 
-def _ring(width: float, depth: int = 0, tail: bool = False) -> tuple[str, ...]:
+def _ring(width: float, depth: int = 0, tail: bool = False, mode: str = "parallel") -> tuple[str, ...]:
     """All fields of a shape, because a recipe may set others."""
     # How often a ring has a layer, a transformer's recipe says.
     without = () if width else ("ring_every=null",)
     return (
-        "mode=parallel",
+        f"mode={mode}",
         f"ring_width={width:g}",
         f"fusion_depth={depth}",
         f"tail_temporal_layers={str(tail).lower()}",
@@ -21,8 +21,9 @@ def _ring(width: float, depth: int = 0, tail: bool = False) -> tuple[str, ...]:
 
 
 FAMILY: dict[str, tuple[str, ...]] = {
-    "serial": ("mode=serial",),
-    "full": ("mode=full",),
+    # Fields of a ring have no effect here. Those of a recipe may contradict each other without a ring.
+    "serial": _ring(1, mode="serial"),
+    "full": _ring(1, mode="full"),
     "paper": _ring(1),
     "half": _ring(0.5),
     "quarter": _ring(0.25),
