@@ -35,7 +35,7 @@ from mobius_train.config import RunConfig, load
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job import environment
-from mobius_train.shared_files import REPOSITORY
+from mobius_train.shared_files import REPOSITORY, ZERO2
 
 if TYPE_CHECKING:  # torch is imported after the environment is prepared
     from torch import nn
@@ -169,7 +169,7 @@ def train(config: RunConfig, samples: Path, member: str) -> dict[str, Any]:
     from mobius_train.trainer import micro_batch
 
     quiet_libraries()
-    spread = spread_of("deepspeed", REPOSITORY / "ds_configs" / "zero2.json", launch)
+    spread = spread_of("deepspeed", ZERO2, launch)
     steps = config.max_train_steps
     assert steps is not None
     checks = {round(share * steps) for share in CHECKS}

@@ -17,7 +17,7 @@ from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
 from mobius_train.job.quiet import quiet_libraries
-from mobius_train.shared_files import REPOSITORY
+from mobius_train.shared_files import REPOSITORY, ZERO2
 
 if TYPE_CHECKING:
     from mobius_train.engine.spread import Spread
@@ -132,7 +132,7 @@ def model_tables() -> Iterator[str]:
     from mobius_train.engine.spread import Spread
     from mobius_train.plan import Planner
 
-    alone = Spread.over(1, ds_json=read_ds_json(REPOSITORY / "ds_configs" / "zero2.json"))
+    alone = Spread.over(1, ds_json=read_ds_json(ZERO2))
     yield from _header("1 GPU, bf16, cached", *COSTS)
     for name, shapes in MODELS.items():
         recipe = REPOSITORY / "configs" / f"{name}.yaml"

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobius_train.cli import run
+from mobius_train.cli import add_deepspeed_option, run
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
+from mobius_train.shared_files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 1e9
 HALF = "mixed_precision=bf16"
 RECOMPUTED = "gradient_checkpointing=true"
@@ -71,9 +71,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True, help="JSON, written after every setting")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "paper_sd21.yaml", help="the recipe")
-    parser.add_argument(
-        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
-    )
+    add_deepspeed_option(parser)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(s.name for s in SETTINGS)}")
     parser.add_argument("--again", action="store_true", help="measure settings again that are already in the record")
     parser.add_argument(

@@ -31,7 +31,7 @@ from mobius_train.cli import run
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job.environment import choose_accelerator
-from mobius_train.shared_files import REPOSITORY
+from mobius_train.shared_files import REPOSITORY, ZERO2
 
 PAGE = REPOSITORY / "docs" / "scaling.md"
 MARKS = ("<!-- growth tables: made by benchmarks/growth.py -->", "<!-- end of the growth tables -->")
@@ -121,7 +121,7 @@ def work(planner: Any, recipe: str, size: str, value: int) -> dict[str, Any]:
     fixed = ("gradient_accumulation_steps=1", "global_batch_size=null", "data.validation=null", "validation.prompts=[]")
     cached = ("data.cache_dir=.cache/latents", "data.cache_required=true")
     config = load(REPOSITORY / "configs" / f"{recipe}.yaml", [*smallest, *fixed, *cached])
-    planned = planner.plan(config, Spread.over(1, ds_json=read_ds_json(REPOSITORY / "ds_configs" / "zero2.json")))
+    planned = planner.plan(config, Spread.over(1, ds_json=read_ds_json(ZERO2)))
     return {
         "flop": sum(planned.flops.values()),
         "saved": sum(planned.saved.values()),

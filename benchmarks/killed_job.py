@@ -18,11 +18,12 @@ from typing import Any
 
 import preloaded
 
+from mobius_train.cli import add_deepspeed_option
 from mobius_train.errors import MobiusError
 from mobius_train.files import replace_file
 from mobius_train.job.versions import versions
+from mobius_train.shared_files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MAIN = str(REPOSITORY / "mobius_train" / "main.py")
 RESUMED = re.compile(r"resumed from \S*checkpoint-(\d+)")
 # Seconds in which the other ranks of a killed one must have ended: the heartbeat's bound, and a loaded machine.
@@ -32,7 +33,7 @@ LEAVE = 90.0
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of all kill benchmarks."""
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe")
-    parser.add_argument("--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json")
+    add_deepspeed_option(parser)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--kills", type=int, default=50, help="of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the instants, one campaign for each")

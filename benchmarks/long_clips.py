@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mobius_train.cli import run
 from mobius_train.files import replace_file
 from mobius_train.job.environment import choose_accelerator
-from mobius_train.shared_files import REPOSITORY
+from mobius_train.shared_files import REPOSITORY, ZERO2
 
 RANKS = (1, 2, 4, 8)
 
@@ -82,7 +82,7 @@ def plan(planner: Any, recipe: str, model: str, size: Size, ranks: int) -> dict[
     bucket = f"data.buckets=[{{num_frames: {size.frames}, width: {size.width}, height: {size.height}}}]"
     overrides = (*FAMILY[model], *COMMON, f"sequence_parallel_size={ranks}", bucket)
     config = load(REPOSITORY / "configs" / f"{recipe}.yaml", overrides)
-    spread = Spread.over(ranks, "deepspeed", read_ds_json(REPOSITORY / "ds_configs" / "zero2.json"))
+    spread = Spread.over(ranks, "deepspeed", read_ds_json(ZERO2))
     planned = planner.plan(config, spread)
     return {
         "recipe": recipe,

@@ -7,6 +7,7 @@ files and exit status.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -160,5 +161,6 @@ def _run(command: list[str], environment: dict[str, str], out: str, err: str, se
     sys.argv = list(command)
     for name in [name for name in sys.modules if name.split(".")[0] in ("preloaded", "launching", "recipes")]:
         del sys.modules[name]
+    gc.freeze()  # What was imported stays; walking it takes the garbage collector half a second.
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
     runpy.run_path(script, run_name="__main__")

@@ -18,17 +18,16 @@ from time import perf_counter
 from typing import Any
 
 from mobius_train.checkpoint.shard import PinnedCopy
-from mobius_train.cli import run_rank
+from mobius_train.cli import add_deepspeed_option, run_rank
 from mobius_train.config import load
 from mobius_train.job import environment
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from mobius_train.shared_files import REPOSITORY
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe")
-    parser.add_argument("--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json")
+    add_deepspeed_option(parser)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--record", type=Path, help="the JSON to write")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the recipe")

@@ -8,14 +8,14 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from mobius_train.bars import AboveBars
 from mobius_train.errors import MobiusError, Stopped
-from mobius_train.shared_files import REPOSITORY
+from mobius_train.shared_files import ZERO2
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -83,12 +83,19 @@ def parse_options(parser: argparse.ArgumentParser, commands: bool = False) -> ar
     return parser.parse_args() if commands else parser.parse_intermixed_args()
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(
+    parser: argparse.ArgumentParser,
+    engines: Sequence[str] = ("deepspeed", "fsdp"),
+    meaning: str = "training engine (default: %(default)s)",
+) -> None:
     """Add --engine and --deepspeed, which `deepspeed_json` reads."""
-    parser.add_argument(
-        "--engine", choices=("deepspeed", "fsdp"), default="deepspeed", help="training engine (default: %(default)s)"
-    )
+    parser.add_argument("--engine", choices=engines, default="deepspeed", help=meaning)
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
+
+
+def add_deepspeed_option(parser: argparse.ArgumentParser) -> None:
+    """Add --deepspeed to a command that has no other engine."""
+    parser.add_argument("--deepspeed", type=Path, default=ZERO2, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
 
 
 def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
@@ -98,7 +105,7 @@ def deepspeed_json(arguments: argparse.Namespace) -> Path | None:
         MobiusError: --deepspeed was given with another engine.
     """
     if arguments.engine == "deepspeed":
-        return arguments.deepspeed or REPOSITORY / "ds_configs" / "zero2.json"
+        return arguments.deepspeed or ZERO2
     if arguments.deepspeed is not None:
         raise MobiusError(
             f"--deepspeed {arguments.deepspeed} is for --engine deepspeed, but --engine is {arguments.engine}: remove"

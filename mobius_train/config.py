@@ -23,7 +23,7 @@ from mobius_train.config_sections import (
 )
 from mobius_train.errors import MobiusError, without_secrets
 from mobius_train.recipe_files import load_as, validated
-from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.ring_shape import RingShape, ring_fields
 from mobius_train.yaml_files import dump_yaml
 
 Stage = Literal["autoencoder", "text-to-image", "text-to-video"]
@@ -101,7 +101,10 @@ class RunConfig(Section):
         description="Stable Diffusion 3: encode captions with T5 (text_encoder_3) too, or with zeros in its place;"
         " default: T5 if the model has it",
     )
-    unet_config: Configuration | None = Field(None, description="configuration of a new UNet2DConditionModel")
+    unet_config: Configuration | None = Field(
+        None,
+        description="configuration of a new image model: of a UNet2DConditionModel, or with _class_name of another",
+    )
     vae_config: Configuration | None = Field(None, description="configuration of a new AutoencoderKL")
     scheduler_config: Configuration | None = Field(
         None,
@@ -174,7 +177,7 @@ class RunConfig(Section):
     )
     fsdp: FsdpConfig = FsdpConfig()
     shard_frozen: bool = Field(
-        False, description="shard the frozen UNet and text encoder over all ranks, gathering layer by layer"
+        False, description="shard the frozen backbone and the text encoders over all ranks, gathering layer by layer"
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit requires bitsandbytes and a GPU")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, at the schedule's highest point")
@@ -229,7 +232,7 @@ class RunConfig(Section):
         None, description="licence in the model's card, by its identifier on the hub (apache-2.0); default: not stated"
     )
     check_memory: bool = Field(
-        True, description="on several GPUs, refuse to start if the planned memory exceeds a GPU's free memory"
+        True, description="plan the memory of a GPU; with several, refuse to start if it exceeds the free memory of one"
     )
 
     @model_validator(mode="after")
@@ -369,8 +372,7 @@ class RunConfig(Section):
 
     def ring_fields(self) -> dict[str, Any]:
         """The fields of RingShape that the recipe sets."""
-        values = {name: getattr(self, name) for name in RING_FIELDS}
-        return {name: value for name, value in values.items() if value is not None}
+        return ring_fields(dict(self))
 
     @property
     def steps(self) -> int:

@@ -1,4 +1,6 @@
-"""Atomic writing of files and folders, which stay consistent if the process is killed or the power fails."""
+"""Atomic writing of files and folders, and reading with limits. What is written stays consistent if the process is
+killed or the power fails.
+"""
 
 from __future__ import annotations
 

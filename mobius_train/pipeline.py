@@ -79,7 +79,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     """Samples clips from prompts. Saving and loading work as for any diffusers pipeline.
 
     Args:
-        unet: a video model (ParallelUNet, SerialUNet), or an image model (UNet2DConditionModel) for stills. It has
+        unet: a video model (ParallelUNet, SerialUNet, or those of a transformer), or an image model for stills. It has
             this name for every kind of model.
         scheduler: a diffusers scheduler with the trained noise schedule; see `sampling_scheduler`.
         text_encoder_2, tokenizer_2: the second text encoder of Stable Diffusion XL and 3.

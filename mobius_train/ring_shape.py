@@ -75,3 +75,8 @@ RING_FIELDS = tuple(field.name for field in fields(RingShape))
 # The fields of rings beside transformers alone.
 TOKEN_FIELDS = ("ring_every", "context_latents")
 UNET_FIELDS = tuple(name for name in RING_FIELDS if name not in TOKEN_FIELDS)
+
+
+def ring_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a shape among other values, without those that are None."""
+    return {name: values[name] for name in RING_FIELDS if values.get(name) is not None}

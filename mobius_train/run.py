@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from mobius_train.assembly.parts import frozen_hash_in
 from mobius_train.assembly.weights import WeightSource
 from mobius_train.checkpoint.accepted import Accepted
 from mobius_train.checkpoint.format import STATE
 from mobius_train.checkpoint.resume import find, how_to_go_on, is_of_another_run, resume
 from mobius_train.checkpoint.saver import Identity, Retention, Saver
 from mobius_train.config import RunConfig
-from mobius_train.convert.init_from import InitFrom, frozen_hash_in
+from mobius_train.convert.init_from import InitFrom
 from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
@@ -277,14 +278,14 @@ def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step:
 
 
 def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int | None:
-    """The planned peak of what torch allocates on this GPU, in bytes; None without a GPU."""
+    """The planned peak of what torch allocates on this GPU, in bytes; None without a plan."""
     if distributed.device.type != "cuda" or not config.check_memory:
         return None
     # These imports take a second, which a start on a CPU does not need.
-    from mobius_train.plan.planner import CONTEXT, plan
+    from mobius_train.plan.planner import plan
 
     try:
-        return plan(config, spread).peak - CONTEXT
+        return plan(config, spread).allocated
     # A figure for comparison: whatever a plan fails on must not end a run that would train.
     except Exception as error:
         logger.warning("this recipe cannot be planned, so no planned memory is recorded: %s", error)
@@ -345,7 +346,7 @@ def _explanation(doing: str, config: RunConfig, spread: Spread, error: RuntimeEr
     from mobius_train.plan.planner import plan
 
     try:
-        planned = f"{plan(config, spread).peak / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
+        planned = f"{plan(config, spread).allocated / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
     # Whatever a plan fails on must not hide the error that it explains.
     except Exception as problem:
         planned = f"this recipe cannot be planned: {problem}"

@@ -9,6 +9,8 @@ _PACKAGE = Path(__file__).resolve().parent
 # The checkout; in an installed wheel the copy that setup.py makes.
 REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "configs").is_dir() else _PACKAGE / "share"
 EMBEDDED = "assets/"
+# The DeepSpeed configuration of commands that are given none.
+ZERO2 = REPOSITORY / "ds_configs" / "zero2.json"
 
 
 def found_anywhere(value: Any) -> Any:

@@ -35,3 +35,11 @@ def test_cosine_falls_towards_zero_and_the_last_step_still_counts() -> None:
 def test_scaling_is_by_batch_accumulation_and_ranks() -> None:
     scaled = learning_rates(config(scale_lr=True, train_batch_size=2, gradient_accumulation_steps=2), 4)
     assert scaled(0) == pytest.approx(1.6e-3)  # the paper's
+
+
+def test_a_warm_up_that_has_no_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    learning_rates(config(lr_scheduler="constant_with_warmup", lr_warmup_steps=10), 1)
+    learning_rates(config(), 1)
+    assert not caplog.text
+    learning_rates(config(lr_warmup_steps=10), 1)
+    assert "lr_scheduler=constant_with_warmup" in caplog.text

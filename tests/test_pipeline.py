@@ -18,11 +18,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from text_encoders import load_text_encoder
 from tiny_sd import save_sd3, save_sdxl
 
 from mobius_train.conditions import Conditions
 from mobius_train.convert.components import load_components
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet, SerialUNet
 from mobius_train.pipeline import TextToVideoPipeline, load_pipeline

@@ -15,7 +15,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mobius_train.cli import parse_options, run_rank
+from mobius_train.cli import add_deepspeed_option, parse_options, run_rank
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job import environment
@@ -28,9 +28,7 @@ SHOWN = 5
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
-    parser.add_argument(
-        "--deepspeed", type=Path, default=REPOSITORY / "ds_configs" / "zero2.json", help="DeepSpeed JSON"
-    )
+    add_deepspeed_option(parser)
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--fusion-depth", type=int, help="blocks behind the fusion to claim (default: the model's); a control"

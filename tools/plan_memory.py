@@ -10,7 +10,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mobius_train.cli import parse_options, run
+from mobius_train.cli import add_engine_options, deepspeed_json, parse_options, run
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
 from mobius_train.job.environment import choose_accelerator
@@ -24,12 +24,10 @@ def make_parser() -> argparse.ArgumentParser:
     recipe = parser.add_mutually_exclusive_group()
     recipe.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "emoji.yaml", help="the recipe (YAML)")
     recipe.add_argument("--stages", type=Path, help="plan each stage of this file (YAML; docs/stages.md)")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON (default: ds_configs/zero2.json)")
-    parser.add_argument(
-        "--engine",
-        choices=("deepspeed", "fsdp", "ddp"),
-        default="deepspeed",
-        help="fsdp uses the recipe's fsdp section; ddp is torch's DDP, for comparison with published figures",
+    add_engine_options(
+        parser,
+        ("deepspeed", "fsdp", "ddp"),
+        "fsdp uses the recipe's fsdp section; ddp is torch's DDP, for comparison with published figures",
     )
     parser.add_argument("--gpu", help="GPU to check against: V100-16, A100-40, …, or a size in GB")
     parser.add_argument("--ranks", type=int, default=1, help="number of GPUs (default: %(default)s)")
@@ -72,9 +70,7 @@ def main() -> None:
     else:
         stages = read_stages(arguments.stages, arguments.overrides)
         configs = {stage.name: stage.config for stage in stages.recipes}
-    path = arguments.deepspeed
-    if arguments.engine == "deepspeed":
-        path = path or REPOSITORY / "ds_configs" / "zero2.json"
+    path = deepspeed_json(arguments)
     ds_json = None if path is None else read_ds_json(path)
     planner = Planner(arguments.stages or arguments.config)
     if arguments.longest:

@@ -24,6 +24,18 @@ from mobius_train.pretrained.pipeline_index import named_parts
 from mobius_train.run_files import FINAL
 from mobius_train.yaml_files import parse_yaml
 
+# The fields of a recipe that `find_configs` reads.
+FIELDS = {
+    "stage",
+    "pretrained_model_name_or_path",
+    "vae_name_or_path",
+    "text_encoder_name_or_path",
+    "use_t5",
+    "unet_config",
+    "vae_config",
+    "scheduler_config",
+}
+
 
 @dataclass(frozen=True)
 class ModelConfigs:

@@ -1,4 +1,4 @@
-"""Build the parts of a run from a recipe. All callers use this module.
+"""Build the parts of a run from a recipe.
 
 The order is fixed: load, check that the parts fit each other, freeze, apply options, cast. The tensors come from one of
 the sources in `weights.py`.
@@ -20,7 +20,7 @@ from mobius_train.assembly.options import (
     check_device,
     set_memory_format,
 )
-from mobius_train.assembly.weights import WeightSource, text_source
+from mobius_train.assembly.weights import Pretrained, WeightSource, text_source
 from mobius_train.bars import DELAY, progress
 from mobius_train.config import RunConfig
 from mobius_train.diffusion.build_process import build_process
@@ -31,7 +31,7 @@ from mobius_train.encoders.fit import check_latents, check_positions, check_side
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
 from mobius_train.job.environment import is_rank_zero
-from mobius_train.models import Denoiser, build_denoiser
+from mobius_train.models import Denoiser, build_denoiser, weights_hash
 from mobius_train.models.choose_attention import Machine
 from mobius_train.models.families import as_denoiser
 from mobius_train.pipeline import TextToVideoPipeline
@@ -96,10 +96,8 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
             option.
     """
     check_device(config, device)
-    # Every rank must draw the same new weights.
-    torch.manual_seed(config.seed)
     with progress(total=3, desc="loading", unit="model", delay=DELAY, leave=False, disable=not is_rank_zero()) as bar:
-        model = weights.image_or_video_model(config)
+        model = _model_of(config, weights)
         bar.update()
         process = build_process(weights.scheduler(config), config.objective)
         if config.stage == "text-to-video" and process.ignores_high_noise:
@@ -116,6 +114,20 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
         check_text(denoiser, text, text_source(config))
         bar.update()
     return LoadedParts(model, process, vae, text)
+
+
+def _model_of(config: RunConfig, weights: WeightSource) -> nn.Module:
+    # Every rank must draw the same new weights.
+    torch.manual_seed(config.seed)
+    return weights.image_or_video_model(config)
+
+
+def frozen_hash_in(config: RunConfig, dtype: torch.dtype) -> str:
+    """Load a recipe's frozen weights anew, and return their hash in this type; empty if there are none."""
+    assert config.stage != "autoencoder"
+    with torch.random.fork_rng():
+        frozen = build_denoiser(_model_of(config, Pretrained()), config.stage, config.mode, config.ring_fields()).frozen
+    return "" if frozen is None else weights_hash(frozen, dtype)
 
 
 def build_parts(

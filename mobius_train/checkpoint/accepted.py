@@ -1,4 +1,4 @@
-"""What a resumed run may have other than the run that wrote its checkpoint, and what each costs."""
+"""The differences that a resumed run may have from the run that wrote its checkpoint, and what each costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is other in a resumed run than in the run that wrote the checkpoint."""
+"""The differences between a resumed run and the run that wrote the checkpoint."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from mobius_train.engine.protocol import Engine
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.recipe_files import validated
-from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.ring_shape import RingShape, ring_fields
 from mobius_train.run_files import LATEST
 from mobius_train.yaml_files import parse_yaml
 
@@ -262,10 +262,7 @@ def _short(value: str | None) -> str:
 
 def _check_ring(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Name the fields of a ring of another shape, whose parameters do not fit."""
-    shapes = [
-        {name: values[name] for name in RING_FIELDS if values.get(name) is not None} for values in (saved, current)
-    ]
-    was, now = (RingShape(**given) for given in shapes)
+    was, now = (RingShape(**ring_fields(values)) for values in (saved, current))
     if was.different(asdict(now)):
         raise MobiusError(f"{folder} was trained with {was}, but this run has {now}: resume with the same values")
 

@@ -17,7 +17,7 @@ from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
 from mobius_train.convert.vchitect import from_vchitect, to_vchitect
 from mobius_train.dtypes import DTYPES
 from mobius_train.errors import MobiusError
-from mobius_train.ring_shape import RING_FIELDS, RingShape
+from mobius_train.ring_shape import RingShape, ring_fields
 
 
 def convert(arguments: argparse.Namespace) -> Report:
@@ -65,8 +65,7 @@ def convert(arguments: argparse.Namespace) -> Report:
 
 
 def _shape(arguments: argparse.Namespace) -> RingShape:
-    options = {name: getattr(arguments, name, None) for name in RING_FIELDS}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = ring_fields(vars(arguments))
     if given and getattr(arguments, "mode", "parallel") != "parallel":
         raise MobiusError(f"--mode {arguments.mode} has no ring: remove {', '.join(given)}")
     return RingShape(**given)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.assembly.load_model import load_image_or_video_model
+from mobius_train.assembly.parts import frozen_hash_in
 from mobius_train.assembly.weights import Pretrained
 from mobius_train.checkpoint.read import Checkpoint, open_checkpoint
 from mobius_train.config import RunConfig
@@ -111,14 +112,6 @@ class InitFrom(Pretrained):
             ", which are rounded to 16 bits: a checkpoint of its run has them in float32" if rounded else ", float32"
         )
         return Weights({name: p.to("meta") for name, p in trained.items()}, lambda: iter(trained.items()))
-
-
-def frozen_hash_in(config: RunConfig, dtype: torch.dtype) -> str:
-    """Load a recipe's frozen weights anew, and return their hash in this type; empty if there are none."""
-    assert config.stage != "autoencoder"
-    model = Pretrained().image_or_video_model(config)
-    frozen = build_denoiser(model, config.stage, config.mode, config.ring_fields()).frozen
-    return "" if frozen is None else weights_hash(frozen, dtype)
 
 
 def _check_ring(where: str, was: RingShape, now: RingShape) -> None:

@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from mobius_train.data.kinds import PNG_SIGNATURE
+
 KEEP, CLEAR, RESTORE = 0, 1, 2
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from mobius_train.data.animation_blocks import gif_blocks, png_chunks
+from mobius_train.data.kinds import kind_of
 from mobius_train.data.limits import Limits, Undecodable
 from mobius_train.data.orientation import UPRIGHT, Turn, turn_of_exif
 
@@ -49,18 +50,19 @@ def read_header(data: bytes, limits: Limits) -> Header:
         limits: counting stops once they are exceeded.
 
     Raises:
-        Undecodable: the picture exceeds the limits.
-        ValueError: the bytes are of another format, or damaged.
+        Undecodable: the file is of an unknown kind, or the picture exceeds the limits.
+        ValueError: the file is a video, or damaged.
     """
     try:
-        if data[:6] in (b"GIF87a", b"GIF89a"):
-            header = _gif(data, limits)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            header = _webp(data, limits)
-        elif data[:8] == b"\x89PNG\r\n\x1a\n":
-            header = _png(data, limits)
-        else:
-            header = _jpeg(data)
+        match kind_of(data):
+            case "gif":
+                header = _gif(data, limits)
+            case "webp":
+                header = _webp(data, limits)
+            case "png":
+                header = _png(data, limits)
+            case _:
+                header = _jpeg(data)
     except (IndexError, struct.error) as error:
         raise ValueError("the file ends too early") from error
     limits.check(header.width, header.height, header.num_frames)

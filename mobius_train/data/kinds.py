@@ -16,6 +16,7 @@ VIDEO_ENDINGS = {
     "matroska": (".webm", ".mkv"),
     "avi": (".avi",),
 }
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
 VIDEO_SUFFIXES = tuple(suffix for suffixes in VIDEO_ENDINGS.values() for suffix in suffixes)
 CLIP_SUFFIXES = tuple(suffix for suffixes in ENDINGS.values() for suffix in suffixes)
@@ -37,7 +38,7 @@ def kind_of(data: bytes) -> str:
             return "webp"
         if data[8:12] == b"AVI ":
             return "avi"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
+    if data[:8] == PNG_SIGNATURE:
         return "png"
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"

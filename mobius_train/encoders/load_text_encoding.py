@@ -105,9 +105,9 @@ def make_text_encoding(
     if not is_xl and not is_sd3:
         listed = ", ".join(f"{part}: {type(model).__name__}" for part, model in models.items())
         raise MobiusError(
-            f"these text encoders do not go together here ({listed}): supported are one text encoder; those of Stable"
-            " Diffusion XL (CLIP, and CLIP with a projection); and those of Stable Diffusion 3 (two CLIP with"
-            " projections, T5 or none)"
+            f"these text encoders are not a supported combination ({listed}): supported are one text encoder;"
+            " those of Stable Diffusion XL (CLIP, and CLIP with a projection); and those of Stable Diffusion 3 (two"
+            " CLIP with projections, T5 or none)"
         )
 
     towers: dict[str, TextEncoder] = {}

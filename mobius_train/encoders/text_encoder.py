@@ -202,34 +202,16 @@ def tokenizer_part(part: str) -> str:
     return part.replace(PART, "tokenizer")
 
 
-def load_text_encoder(
-    name_or_path: str,
-    device: torch.device,
-    max_tokens: int | None = None,
-    wanted: Collection[str] = (TEXT,),
-) -> TextEncoder:
-    """Load encoder and tokenizer from a folder, a hub name or `package:NAME`.
-
-    The folder can be a diffusers pipeline with text_encoder/ and tokenizer/.
-
-    Args:
-        max_tokens, wanted: see TextEncoder.
-
-    Raises:
-        MobiusError: no text encoder can be loaded from there, or encoder and tokenizer do not fit each other.
-    """
-    model, tokenizer = load_text_model(name_or_path)
-    return TextEncoder(model, tokenizer, device, max_tokens, wanted)
-
-
 def load_text_model(name_or_path: str, part: str = PART) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a text encoder in float32, and its tokenizer.
 
     Args:
+        name_or_path: a folder, a hub name or `package:NAME`. The folder can be a diffusers pipeline with text_encoder/
+            and tokenizer/.
         part: the text encoder's part, if the folder is a pipeline.
 
     Raises:
-        MobiusError: see `load_text_encoder`.
+        MobiusError: no text encoder can be loaded from there, or encoder and tokenizer do not fit each other.
     """
     try:
         source = resolve_package(name_or_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch.nn.functional import interpolate
 from mobius_train.evaluate.clips import Clips
 from mobius_train.evaluate.report import ClipResult, Report
 from mobius_train.evaluate.summary import rows
+from mobius_train.evenly import evenly
 from mobius_train.files import replace_file
 from mobius_train.media.pixels import enlarge_frames, to_images
 from mobius_train.prepare.webp import encode_webp
@@ -40,7 +40,7 @@ def write_page(report: Report, clips: Clips, path: Path, most: int = 48) -> None
     numbers = {entry.key: number for number, entry in enumerate(clips.entries)}
     shown = [
         _Shown(result, _data_uri(clips.read(numbers[result.key]).frames, result.fps))
-        for result in _spread(sorted(report.clips, key=_order), most)
+        for result in evenly(sorted(report.clips, key=_order), most)
     ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -54,11 +54,6 @@ def write_page(report: Report, clips: Clips, path: Path, most: int = 48) -> None
 
 def _order(result: ClipResult) -> float:
     return result.values.get("order", float("inf"))
-
-
-def _spread(results: Sequence[ClipResult], most: int) -> list[ClipResult]:
-    count = min(most, len(results))
-    return [results[number * len(results) // count] for number in range(count)]
 
 
 def _data_uri(frames: Tensor, fps: float) -> str:

@@ -58,9 +58,9 @@ class Audit:
 def audit(config: RunConfig, spread: Spread, steps: int = 2, fusion_depth: int | None = None) -> Audit:
     """Build a text-to-video recipe like a run, take `steps` optimizer steps, and check graph and weights.
 
-    The spatial branch is the 2D UNet in any mode; the frozen encoders are checked too. The blocks behind the fusion are
-    in the graph by design, so the claims are about the blocks in front of it. The graph belongs to the model and does
-    not depend on the engine. FSDP cannot be audited: it replaces parameters by unnamed tensors during computation.
+    The spatial branch is the image model in any mode; the frozen encoders are checked too. The blocks behind the fusion
+    are in the graph by design, so the claims are about the blocks in front of it. The graph belongs to the model and
+    does not depend on the engine. FSDP cannot be audited: it replaces parameters by unnamed tensors during computation.
 
     Args:
         fusion_depth: number of blocks behind the fusion to claim; by default the model's.

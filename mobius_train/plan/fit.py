@@ -11,7 +11,7 @@ from mobius_train.engine.spread import Spread
 from mobius_train.errors import MobiusError
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.heartbeat import name_of
-from mobius_train.plan.planner import CONTEXT, plan
+from mobius_train.plan.planner import plan
 
 
 class Fit(NamedTuple):
@@ -53,7 +53,7 @@ def free_memory() -> int | None:
 def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int:
     """Bytes that every rank needs in addition to its existing CUDA context. Computed on rank 0."""
     try:
-        return distributed.on_main(lambda: plan(config, spread).peak - CONTEXT)
+        return distributed.on_main(lambda: plan(config, spread).allocated)
     except MobiusError as error:
         raise MobiusError(f"the memory cannot be planned: {error}; check_memory=false skips this check") from error
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from mobius_train.assembly.model_configs import ModelConfigs, find_configs
+from mobius_train.assembly.model_configs import FIELDS, ModelConfigs, find_configs
 from mobius_train.config import RunConfig
 from mobius_train.config_sections import FsdpConfig
 from mobius_train.engine.ds_config import with_bucket_sizes
@@ -70,6 +70,11 @@ class Plan:
         return sum(self.parts.values())
 
     @property
+    def allocated(self) -> int:
+        """The peak without the CUDA context: what torch allocates."""
+        return self.peak - CONTEXT
+
+    @property
     def phase(self) -> Phase:
         return max(self.phases, key=lambda phase: self.phases[phase])
 
@@ -88,7 +93,7 @@ class Planner:
 
     def __init__(self, recipe: Path | None = None) -> None:
         self._recipe = recipe
-        self._models: dict[tuple[str | bool | None, ...], ModelConfigs] = {}
+        self._models: dict[str, ModelConfigs] = {}
         self._simulator = Simulator()
         self._simulations: dict[str, Simulation] = {}
 
@@ -127,13 +132,7 @@ class Planner:
         )
 
     def _configs(self, config: RunConfig) -> ModelConfigs:
-        key = (
-            config.stage,
-            config.pretrained_model_name_or_path,
-            config.vae_name_or_path,
-            config.text_encoder_name_or_path,
-            config.use_t5,
-        )
+        key = config.model_dump_json(include=FIELDS)
         if key not in self._models:
             self._models[key] = find_configs(config, self._recipe)
         return self._models[key]

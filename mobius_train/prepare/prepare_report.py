@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mobius_train.evenly import evenly
 from mobius_train.files import publish, read_lines
 from mobius_train.media.contact_sheet import contact_sheet
 from mobius_train.prepare.candidate import Candidate, Dropped, Frames
@@ -189,8 +190,7 @@ def _frames(decode: Decode, inputs: Inputs, row: dict[str, Any]) -> Frames | Non
     if begin is not None and end is not None:
         first, last = round(begin * (clip.fps or 1)), round(end * (clip.fps or 1))
         frames = frames[first : max(first + 1, last)]
-    count = min(SHEET_FRAMES, len(frames))
-    return frames[[number * len(frames) // count for number in range(count)]]
+    return frames[evenly(range(len(frames)), SHEET_FRAMES)]
 
 
 def _caption(row: dict[str, Any]) -> str:

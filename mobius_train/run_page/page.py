@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mobius_train.errors import MobiusError
+from mobius_train.evenly import evenly
 from mobius_train.files import read_lines, read_small, replace_file
 from mobius_train.run_files import FINAL, METRICS, OVERVIEW, PAGE, RECIPE, SAMPLES
 from mobius_train.run_page.curves import drawings
@@ -82,10 +83,7 @@ def _facts(folder: Path) -> Iterator[tuple[str, str]]:
 def _samples(folder: Path) -> list[Samples]:
     """The samples of at most `STEPS` steps, the newest first."""
     steps = sorted(int(found[1]) for path in folder.glob("step-*") if (found := re.fullmatch(r"step-(\d+)", path.name)))
-    steps = steps[::-1]
-    count = min(STEPS, len(steps))
-    chosen = [steps[number * len(steps) // count] for number in range(count)]
-    return [Samples(step, list(_pictures(folder / f"step-{step}"))) for step in chosen]
+    return [Samples(step, list(_pictures(folder / f"step-{step}"))) for step in evenly(steps[::-1], STEPS)]
 
 
 def _pictures(folder: Path) -> Iterator[Picture]:

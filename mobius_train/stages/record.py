@@ -159,8 +159,8 @@ class Record:
         left = [folder for folder in left if folder.exists()]
         if left:
             raise MobiusError(
-                f"{stages.recipes[place]} has no folder any more, but later stages have: remove"
-                f" {', '.join(map(str, left))} too to train from this stage on anew, or restore"
+                f"{stages.recipes[place]} has no folder, but later stages have one. To train anew from this"
+                f" stage on, remove {', '.join(map(str, left))} too; to keep them, restore"
                 f" {self._folder / stages.recipes[place].folder}"
             )
         del self._entries[place:]

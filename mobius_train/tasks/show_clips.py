@@ -13,6 +13,7 @@ from statistics import mean
 from torch import Tensor
 
 from mobius_train.data.clips import ClipDataset
+from mobius_train.evenly import evenly
 from mobius_train.media.clip_files import SHEET_NAME, file_names, write_clips
 from mobius_train.media.comparison import write_comparison
 from mobius_train.media.contact_sheet import contact_sheet
@@ -85,7 +86,7 @@ def _spread(train: ClipDataset) -> Iterator[Tensor]:
     moving: Sequence[int] = range(len(train))
     if train.shapes is not None:
         moving = [index for index, shape in enumerate(train.shapes) if shape.num_frames > 1]
-    for index in moving[:: max(1, len(moving) // DATA_CLIPS)]:
+    for index in evenly(moving, DATA_CLIPS):
         yield train[index].frames
 
 

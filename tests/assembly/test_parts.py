@@ -13,11 +13,12 @@ from tiny import KINDS, save_pipeline
 from tiny_sd import save_pixart, save_sd3, save_sdxl
 
 from mobius_train.assembly.model_configs import find_configs
-from mobius_train.assembly.parts import autoencoder_of, load_parts, parts_of
+from mobius_train.assembly.parts import autoencoder_of, frozen_hash_in, load_parts, parts_of
 from mobius_train.assembly.weights import Pretrained, Random, WeightSource
 from mobius_train.config import RunConfig, load
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
+from mobius_train.models import weights_hash
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 CONFIGS = REPOSITORY / "configs"
@@ -123,3 +124,17 @@ def test_min_snr_with_velocities_is_not_for_motion(
     values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", objective=objective)
     load_parts(load(write(tmp_path / "recipe.yaml", values)), Pretrained(), CPU)
     assert ("objective.snr_gamma" in caplog.text) == warns
+
+
+def test_the_hash_of_new_frozen_weights_is_that_of_the_run(tiny: dict[str, Path]) -> None:
+    """The frozen branch of a recipe with unet_config is random, by the recipe's seed."""
+    config, path = read("emoji", tiny)
+    new = config.model_copy(update={"unet_config": find_configs(config, path).image_model})
+    frozen = parts_of(new, Pretrained(), CPU).denoiser.frozen
+    assert frozen is not None
+    state = torch.get_rng_state()
+    assert frozen_hash_in(new, torch.float32) == weights_hash(frozen, torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    # The controls.
+    assert frozen_hash_in(new.model_copy(update={"seed": 1}), torch.float32) != frozen_hash_in(new, torch.float32)
+    assert frozen_hash_in(config, torch.float32) != frozen_hash_in(new, torch.float32)

@@ -18,6 +18,7 @@ from diffusers import (
 )
 from recipes import recipe
 from safetensors.torch import save_file
+from text_encoders import load_text_encoder
 from tiny_sd import save_sd3, save_sdxl
 from video_models import moved, parallel, save_final, serial
 
@@ -27,7 +28,6 @@ from mobius_train.convert.compare import SAMPLING_TOLERANCE, distance
 from mobius_train.convert.components import load_components
 from mobius_train.convert.to_diffusers import to_diffusers, write_pipeline
 from mobius_train.convert.trained_weights import open_safetensors, pipeline_of
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import SerialUNet, weights_hash
 from mobius_train.pipeline import TextToVideoPipeline

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from text_encoders import load_text_encoder
 from tiny_sd import TOKENS, save_sdxl
 
 from mobius_train.conditions import Conditions
@@ -23,7 +24,6 @@ from mobius_train.data.clips import ClipDataset, open_clips
 from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.load_text_encoding import load_text_encoding
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 
 CPU = torch.device("cpu")

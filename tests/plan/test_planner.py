@@ -269,3 +269,15 @@ def test_encoding_takes_frames_in_slices_as_the_encoder_does(planner: Planner, t
     assert sixteen - eight < 2 * 8 * pixels
     # The control: fewer frames than a slice cost less, by several feature maps as large as the pixels.
     assert eight - four > 5 * 4 * pixels
+
+
+def test_models_of_another_configuration_are_planned_anew() -> None:
+    """Stages of one file, each with a new model."""
+    planner = Planner(PAPER)
+    emoji = REPOSITORY / "configs" / "emoji_t2i.yaml"
+    vae = f"vae_name_or_path={REPOSITORY / 'assets' / 'emoji-backbone'}"
+    narrow, wide = (
+        planner.plan(load(emoji, [vae, f"unet_config.block_out_channels=[{width}, {width}, {width}]"]), zero(2)).trained
+        for width in (32, 64)
+    )
+    assert narrow < wide

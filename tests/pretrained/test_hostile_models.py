@@ -15,11 +15,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from hostile_pickle import Command
+from text_encoders import load_text_encoder
 from tiny import save_pipeline
 from transformers import CLIPTokenizerFast
 
 from mobius_train.assembly.load_model import load_image_or_video_model, load_part
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.stages import model_files
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from text_encoders import load_text_encoder
 from tiny import save_pipeline
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTextModel
 
 from mobius_train.assembly.load_model import load_image_or_video_model, load_part
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.errors import MobiusError
 from mobius_train.models import ParallelUNet
 from mobius_train.models.composite import Composite

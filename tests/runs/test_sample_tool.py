@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from launching import python
 from PIL import Image
+from text_encoders import load_text_encoder
 
 import mobius_train
-from mobius_train.encoders.text_encoder import load_text_encoder
 from mobius_train.models import ParallelUNet
 from mobius_train.pipeline import TextToVideoPipeline
 from mobius_train.sampling import read_prompts

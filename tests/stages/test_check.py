@@ -71,7 +71,7 @@ def test_a_stage_that_does_not_fit_the_gpu_is_named_before_the_first(
 
     def plan(config: Any, *_: Any) -> Any:
         name = config.output_dir.name.partition("-")[2]
-        return type("Plan", (), {"peak": planned[name] + fit.CONTEXT})
+        return type("Plan", (), {"allocated": planned[name]})
 
     monkeypatch.setattr(fit, "plan", plan)
     monkeypatch.setattr(fit, "free_memory", lambda: 30)
