@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class MobiusError(Exception):
@@ -28,3 +30,9 @@ def without_secrets(text: str) -> str:
     """Remove credentials, queries and fragments from the addresses in a text."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known name that is most like it; empty if none is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

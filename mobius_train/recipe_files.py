@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mobius_train.errors import MobiusError, without_secrets
+from mobius_train.errors import MobiusError, did_you_mean, without_secrets
 from mobius_train.files import read_small
 from mobius_train.shared_files import found_anywhere
 from mobius_train.yaml_files import parse_yaml
@@ -118,8 +117,7 @@ def _listed(overrides: Sequence[str]) -> str:
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]), n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{where}: no such key" + did_you_mean(str(problem["loc"][-1]), _fields(kind, problem["loc"][:-1]))
     message = problem["msg"].removeprefix("Value error, ")
     got = repr(problem["input"])
     got = got if len(got) <= MOST_SHOWN else f"{got[:MOST_SHOWN]}…"

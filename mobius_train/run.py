@@ -215,6 +215,9 @@ def try_micro_batch(config: RunConfig, spread: Spread, distributed: Distributed)
     with _explained_out_of_memory(config, spread, distributed):
         task = _build_task(config, distributed)
         engine = make_engine(task.trained, task.units, distributed)
+        if config.data.cache_required:
+            # Opens the cache, and computes nothing.
+            task.prepare_data()
         loss = micro_batch(task, engine, next(task.training_batches(0)))
         mean = distributed.mean({"loss": float(loss)})["loss"]
     engine.close()

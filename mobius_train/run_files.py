@@ -21,3 +21,5 @@ FINAL = "final"
 LOGS = "logs"
 SAMPLES = "samples"
 FOLDERS = (LOGS, SAMPLES, FINAL)
+# What a start writes before all its input has been checked. The recipe marks a run that has begun.
+BEFORE_THE_RECIPE = frozenset({OVERVIEW, LOGS, TRACKER_RUNS})

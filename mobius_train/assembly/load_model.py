@@ -9,7 +9,7 @@ from torch import nn
 
 from mobius_train.errors import MobiusError
 from mobius_train.models.families import DEFAULT, family_of, parts, video_models
-from mobius_train.pretrained.model_files import read_json
+from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.pipeline_index import named_parts
 from mobius_train.pretrained.strict_load import CONFIG, find_model, load_diffusers, load_object
 
@@ -33,11 +33,13 @@ def load_image_or_video_model(new_config: dict[str, Any] | None, name_or_path: s
     named = named_parts(name_or_path)
     part = next((part for part in parts() if part in named), DEFAULT.part)
     folder = find_model(name_or_path, part).folder
-    kind = read_json(folder / CONFIG).get("_class_name", DEFAULT.image_model.__name__)
+    values = read_json(folder / CONFIG)
+    # Old UNets are saved without the name of their class.
+    kind = values.get("_class_name", DEFAULT.image_model.__name__) if part == DEFAULT.part else class_name(folder)
     if kind in video_models():
         return video_models()[kind].from_pretrained(folder)
-    family = family_of(kind)
-    return load_part(family.image_model, part, None, name_or_path, family.also_named)
+    family = family_of(kind, values)
+    return load_part(family.image_model, part, None, name_or_path, tuple(family.also_named))
 
 
 def load_part(

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from mobius_train.assembly.new_configs import check_new_configs
 from mobius_train.assembly.options import (
     apply_attention_backend,
     apply_memory_options,
@@ -96,6 +97,7 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
             option.
     """
     check_device(config, device)
+    check_new_configs(config)
     with progress(total=3, desc="loading", unit="model", delay=DELAY, leave=False, disable=not is_rank_zero()) as bar:
         model = _model_of(config, weights)
         bar.update()
@@ -173,6 +175,7 @@ def autoencoder_of(config: RunConfig, weights: WeightSource, device: torch.devic
         MobiusError: it is missing or damaged, or does not support the recipe's sizes.
     """
     check_device(config, device)
+    check_new_configs(config)
     torch.manual_seed(config.seed)
     vae = weights.autoencoder(config)
     check_resolution(config, vae)

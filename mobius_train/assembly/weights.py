@@ -96,7 +96,7 @@ class Random:
     def image_or_video_model(self, config: RunConfig) -> nn.Module:
         values = self._configs.image_model
         assert values is not None
-        family = family_of(values["_class_name"]) if "_class_name" in values else DEFAULT
+        family = family_of(values["_class_name"], values) if "_class_name" in values else DEFAULT
         with self._device:
             made: Any = family.image_model
             return made.from_config(values)

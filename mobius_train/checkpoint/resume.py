@@ -81,10 +81,13 @@ def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
         raise MobiusError(
             f"resume_from_checkpoint={name}: no undamaged checkpoint, resume from another one:\n{_listed(damaged)}"
         )
-    existing = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
+    existing = ", ".join(folder.name for folder in checkpoints(output_dir))
+    remedy = "Set it to latest or one of these, or remove it and start a new run in another output_dir"
+    if not existing:
+        remedy = "Remove resume_from_checkpoint to start a new run"
     raise MobiusError(
-        f"resume_from_checkpoint={name}: no such checkpoint in {output_dir}, which contains {existing}. Set it to"
-        " latest or one of these, or remove it and start a new run in another output_dir"
+        f"resume_from_checkpoint={name}: no such checkpoint in {output_dir}, which contains {existing or 'none'}."
+        f" {remedy}"
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mobius_train.data.entry import Entry
 from mobius_train.data.entry_list import EntryList
-from mobius_train.errors import MobiusError
+from mobius_train.errors import MobiusError, did_you_mean
 
 
 class NamedSet(NamedTuple):
@@ -37,9 +36,7 @@ def subset_of(entries: Sequence[Entry], names: Sequence[str], field: str) -> Ent
     for name in names:
         if name not in found:
             known = {text for entry in entries for text in (entry.key, *(caption.text for caption in entry.captions))}
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise MobiusError(f"{field}: no clip has the caption or the key {name!r}{hint}")
+            raise MobiusError(f"{field}: no clip has the caption or the key {name!r}{did_you_mean(name, known)}")
     return chosen
 
 

@@ -29,7 +29,8 @@ def text_parts(name_or_path: str, use_t5: bool | None = None) -> list[str]:
         use_t5: false: without T5; true: T5 must be there; None: T5 if it is there.
 
     Raises:
-        MobiusError: T5 is required, and not there; or the pipeline's index is damaged.
+        MobiusError: T5 is required, and not there; the source has a single text encoder, which use_t5 does not choose;
+            or the pipeline's index is damaged.
     """
     return choose_text_parts(named_parts(resolve_package(name_or_path)), name_or_path, use_t5)
 
@@ -37,6 +38,10 @@ def text_parts(name_or_path: str, use_t5: bool | None = None) -> list[str]:
 def choose_text_parts(named: Sequence[str], source: str, use_t5: bool | None) -> list[str]:
     """As `text_parts`, for a source with the parts `named`."""
     found = [part for part in TEXT_PARTS if part in named] or [PART]
+    if use_t5 is not None and found == [PART]:
+        raise MobiusError(
+            f"use_t5={str(use_t5).lower()} is for Stable Diffusion 3, but {source} has a single text encoder: remove it"
+        )
     if use_t5 and T5_PART not in found:
         raise MobiusError(
             f"use_t5=true, but {source} has no {T5_PART}: add this folder and tokenizer_3 to the model, or set"

@@ -11,7 +11,7 @@ from types import TracebackType
 from mobius_train.errors import MobiusError, Stopped
 from mobius_train.files import open_regular
 from mobius_train.job.run_lock import FILE, RunLock
-from mobius_train.run_files import FILES, FOLDERS, METRICS
+from mobius_train.run_files import BEFORE_THE_RECIPE, FILES, FOLDERS, METRICS, OVERVIEW
 
 
 class RunFolder:
@@ -95,7 +95,9 @@ class RunFolder:
 
 
 def _refuse_contents(folder: Path) -> None:
-    if any(path.name != FILE for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir()}
+    # A start that ended before its first step leaves its overview, but no recipe: the next one can take the folder.
+    if names - {FILE} and not (OVERVIEW in names and names <= BEFORE_THE_RECIPE | {FILE}):
         raise MobiusError(
             f"{folder} is not empty: choose another output_dir, or resume with resume_from_checkpoint=latest"
         )

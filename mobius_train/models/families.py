@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -19,18 +20,26 @@ FAMILIES: tuple[Family, ...] = (UNET, SD3, PIXART)
 DEFAULT = UNET
 
 
-def family_of(class_name: str) -> Family:
+def family_of(class_name: str, config: Mapping[str, Any] | None = None) -> Family:
     """The family of an image model or video model, by class name.
+
+    Args:
+        config: its saved configuration, for a name that several kinds of models have.
 
     Raises:
         MobiusError: there is no such family.
     """
+    described = class_name
     for family in FAMILIES:
-        own = (family.image_model, *family.video_models)
-        if class_name in (*(kind.__name__ for kind in own), *family.also_named):
+        if class_name in [kind.__name__ for kind in (family.image_model, *family.video_models)]:
             return family
+        if class_name in family.also_named:
+            field, value = family.also_named[class_name]
+            if config is None or config.get(field) == value:
+                return family
+            described = f"{class_name} with {field}={config.get(field)}"
     known = ", ".join(family.image_model.__name__ for family in FAMILIES)
-    raise MobiusError(f"a {class_name} cannot be a backbone: the supported text-to-image models are {known}")
+    raise MobiusError(f"a {described} cannot be a backbone: the supported text-to-image models are {known}")
 
 
 def parts() -> tuple[str, ...]:

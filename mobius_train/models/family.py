@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -26,7 +26,8 @@ class Family:
             copy. It refuses shapes that it does not support.
         serial: the class of the model with temporal layers inside; None if the family has no serial model.
         new_serial: builds a serial model with new temporal layers; it contains the image model, not a copy.
-        also_named: further names that saved configurations give the class.
+        also_named: further names that saved configurations give the class. Other models have them too, without this
+            value of this field.
         drops_variance: the image model may predict a variance too; backbone and ring predict only the rest.
     """
 
@@ -37,7 +38,7 @@ class Family:
     new_parallel: Callable[[Any, RingShape], Denoiser]
     serial: type[Composite] | None = None
     new_serial: Callable[[Any], Denoiser] | None = None
-    also_named: tuple[str, ...] = ()
+    also_named: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     drops_variance: bool = False
 
     @property

@@ -158,7 +158,7 @@ def _trained_part(kind: type[Composite]) -> str:
 
 def _image_model(kind: type[Composite], base: Path | str) -> nn.Module:
     family = family_of(kind.__name__)
-    model: nn.Module = load_diffusers(family.image_model, base, family.part, family.also_named)
+    model: nn.Module = load_diffusers(family.image_model, base, family.part, tuple(family.also_named))
     return model
 
 

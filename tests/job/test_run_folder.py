@@ -131,6 +131,18 @@ def test_starts_in_the_same_second_get_folders_of_their_own(tmp_path: Path, monk
             folder.__exit__(None, None, None)
 
 
+def test_a_start_that_ended_before_its_first_step_does_not_block_the_next(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(MobiusError, match="not empty"):
+        RunFolder(tmp_path, None)
+    (tmp_path / "overview.txt").touch()
+    with RunFolder(tmp_path, None) as folder:
+        assert folder.path == tmp_path
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(MobiusError, match="not empty"):
+        RunFolder(tmp_path, None)
+
+
 def test_a_folder_that_was_made_and_left_empty_is_removed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "a" / "b", None):
         _ = 1 / 0

@@ -42,6 +42,7 @@ def test_a_cache_made_by_an_array_on_two_ranks_each_trains_as_online_encoding(
     with pytest.raises(MobiusError, match=r"cache.*\bnum_frames\b"):
         run("frames", data=required | {"num_frames": 2})
     with pytest.raises(MobiusError, match=r"cache.*\btext tokens\b"):
-        run("tokens", data=required, max_text_tokens=5)
+        run("tokens", dry=True, data=required, max_text_tokens=5)
+    run("dry", dry=True, data=required)
     with pytest.raises(MobiusError, match="/empty"):
         run("empty", data={"cache_dir": str(tmp_path / "empty"), "cache_required": True})

@@ -62,6 +62,16 @@ def test_a_training_that_was_not_changed_goes_on_where_it_was(stages: Stages) ->
         )
 
 
+def test_a_stage_can_be_added_to_a_finished_training_that_was_pushed(stages: Stages) -> None:
+    """Only the last stage is pushed, which then is another one."""
+    pushed = _with(replace(stages, recipes=stages.recipes[:2]), 2, hub_model_id="me/model")
+    _trained(pushed, 2)
+    assert Record(stages.output_dir).finished(_with(stages, 3, hub_model_id="me/model")) == 2
+    # The control.
+    with pytest.raises(MobiusError, match="use_ema"):
+        Record(stages.output_dir).finished(_with(stages, 2, use_ema=True))
+
+
 def test_a_change_of_a_finished_stage_is_refused_by_field_with_the_remedy(stages: Stages) -> None:
     out = _trained(stages, 2)
     refused = {

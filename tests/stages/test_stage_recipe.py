@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mobius_train.data.buckets import Shape, best_bucket
 from mobius_train.errors import MobiusError
 from mobius_train.stages.recipe import read_stages
 
@@ -161,6 +162,19 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(MobiusError, match=r"nowhere\.yaml" if "nowhere" in text else r"stages\.yaml"):
         read_stages(path)
+
+
+def test_videos_and_pictures_fill_every_bucket_of_the_five_stages() -> None:
+    """At the stages' frame rate; a video of a data set is some seconds long, of 720p."""
+    seconds = (2, 3.5, 6, 12)
+    for recipe in read_stages(REPOSITORY / "configs" / "vchitect_stages.yaml").recipes:
+        data = recipe.config.data
+        assert data.frame_rate is not None
+        videos = [Shape(int(length * data.frame_rate), 1280, 720) for length in seconds]
+        buckets = [Shape(bucket.num_frames, bucket.width, bucket.height) for bucket in data.buckets or ()]
+        assert {best_bucket(clip, buckets) for clip in [*videos, Shape(1, 2048, 1536)]} == set(buckets)
+        # The control: long videos alone leave the pictures' bucket empty.
+        assert {best_bucket(clip, buckets) for clip in videos[2:]} != set(buckets)
 
 
 def test_the_five_stages_of_the_paper_grow() -> None:

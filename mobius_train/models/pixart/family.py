@@ -12,7 +12,7 @@ PIXART = Family(
     part="transformer",
     image_model=PixArtTransformer2DModel,
     # The released weights name the class from which diffusers split this one.
-    also_named=("Transformer2DModel",),
+    also_named={"Transformer2DModel": ("norm_type", "ada_norm_single")},
     drops_variance=True,
     image_denoiser=ImagePixArt,
     parallel=ParallelPixArt,
