@@ -18,12 +18,12 @@ from diffusers import ConfigMixin, ModelMixin, SD3Transformer2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from mobius_train.assembly.load_model import load_image_or_video_model
 from mobius_train.convert.components import is_pipeline
 from mobius_train.convert.conversion_report import Report
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.models import weights_hash
-from mobius_train.models.families import DEFAULT
 from mobius_train.models.sd3.serial import SerialSD3
 from mobius_train.models.sd3.vchitect import VchitectBranches, VchitectLayers
 from mobius_train.pretrained.model_files import CONFIG, read_json
@@ -113,7 +113,12 @@ def to_vchitect(source: Path, destination: Path) -> Report:
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        model = SerialSD3.from_pretrained(source / DEFAULT.part if is_pipeline(source) else source)
+        model = load_image_or_video_model(None, str(source))
+        if not isinstance(model, SerialSD3):
+            raise MobiusError(
+                f"{source} has a {type(model).__name__}, but only a {SerialSD3.__name__}, which mode=serial and"
+                " mode=full train beside Stable Diffusion 3, has Vchitect's block"
+            )
         scale = float(model.temporal.config.spatial_scale)
         released = _to_released(model)
         released.save_pretrained(folder, max_shard_size=ONE_FILE)
