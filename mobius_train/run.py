@@ -6,13 +6,10 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from mobius_train.assembly.parts import frozen_hash_in
 from mobius_train.assembly.weights import WeightSource
@@ -26,7 +23,7 @@ from mobius_train.engine.choose import choose_engine
 from mobius_train.engine.protocol import Engine
 from mobius_train.engine.spread import Spread
 from mobius_train.errors import Interrupted, MobiusError
-from mobius_train.files import read_lines, replace_file
+from mobius_train.files import replace_file
 from mobius_train.hub import check_login, make_repository, push_folder
 from mobius_train.job.distributed import Distributed
 from mobius_train.job.environment import be_deterministic
@@ -36,32 +33,22 @@ from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.job.versions import versions
 from mobius_train.metrics.trackers.followers import Followers
-from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers, where_to_look
+from mobius_train.metrics.trackers.open_trackers import check_trackers, open_followers
 from mobius_train.metrics.trackers.tracker import About
 from mobius_train.metrics.weight_change import WeightChange
-from mobius_train.model_card import sample_command
 from mobius_train.overview import overview
 from mobius_train.preflight import preflight
 from mobius_train.recipe_files import by_dotted_name
-from mobius_train.run_files import FINAL, METRICS, OVERVIEW, PAGE, RECIPE
+from mobius_train.run_files import FINAL, OVERVIEW, RECIPE
+from mobius_train.summary import summary
 from mobius_train.tasks.build_task import build_task
-from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task
+from mobius_train.tasks.task import Task
 from mobius_train.trainer import Progress, Trainer, micro_batch
 from mobius_train.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
-# Figures of the samples in the report; see `mobius_train.metrics.motion`.
-FIGURES = {
-    "motion_correlation": "motion correlation",
-    "neighbour_ratio": "neighbour ratio",
-    "frame_difference": "frame to frame",
-    "half_clip_difference": "over half a clip",
-}
 Begin = Callable[[Engine], None]
-SOURCES = {"/data": "in the data", "/before": "before training", "/samples": "after"}
-# In errors of CUDA and its libraries, which have no class of their own.
-FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def train(config: RunConfig, spread: Spread) -> None:
@@ -178,7 +165,9 @@ def run_training(
             shown = trainer.train()
         engine.close()
         if distributed.is_main:
-            _report(config, output_dir, shown, time.monotonic() - started, distributed.peak_memory_gb())
+            seconds = time.monotonic() - started
+            told = summary(config, output_dir, shown.paths, shown.figures, seconds, distributed.peak_memory_gb())
+            print(f"\n{told}")
     # The run is over: a push that fails makes neither it nor its trackers failed.
     if repository is not None:
         distributed.watch.enter("export", f"pushing to {repository}")
@@ -339,30 +328,14 @@ def _explained_out_of_memory(config: RunConfig, spread: Spread, distributed: Dis
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in FULL):
-            raise MobiusError(_explanation(distributed.watch.doing, config, spread, error)) from error
-        raise
+        # These imports take a second, which other runs do not need.
+        from mobius_train.plan.out_of_memory import explain_out_of_memory, is_out_of_memory
 
-
-def _explanation(doing: str, config: RunConfig, spread: Spread, error: RuntimeError) -> str:
-    # These imports take a second, which other runs do not need.
-    from mobius_train.plan.planner import plan
-
-    try:
-        planned = f"{plan(config, spread).allocated / 2**30:.1f} GiB are planned for this recipe (docs/memory.md)"
-    # Whatever a plan fails on must not hide the error that it explains.
-    except Exception as problem:
-        planned = f"this recipe cannot be planned: {problem}"
-    lower = "set train_batch_size lower and gradient_accumulation_steps higher"
-    if config.train_batch_size == 1:
-        lower = "use smaller buckets, or a smaller data.resolution or data.num_frames"
-    if not config.gradient_checkpointing:
-        lower = f"set gradient_checkpointing=true, or {lower}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
-    return (
-        f"the GPU's memory is full in {doing}: {reason}\n{planned}; {lower}. tools/plan_memory.py lists changes that"
-        f" fit. If there is a checkpoint, {how_to_go_on(config, config.output_dir)}"
-    )
+        if not is_out_of_memory(error):
+            raise
+        explained = explain_out_of_memory(error, distributed.watch.doing, config, spread)
+        go_on = how_to_go_on(config, config.output_dir)
+        raise MobiusError(f"{explained}. If there is a checkpoint, {go_on}") from error
 
 
 def _progress(folder: Path, counters: dict[str, int]) -> Progress:
@@ -388,36 +361,3 @@ def _write_text(path: Path, text: str) -> None:
         replace_file(path, text)
     except OSError as error:
         raise MobiusError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _report(config: RunConfig, output_dir: Path, shown: Shown, seconds: float, memory_gb: float) -> None:
-    lines: list[dict[str, Any]] = []
-    # A full disk leaves the last line incomplete, and later ones missing.
-    with suppress(ValueError):
-        for line in read_lines(output_dir / METRICS):
-            lines.append(line)
-    print(f"\nDone in {seconds / 60:.1f} minutes, peak memory {memory_gb:.2f} GB.")
-    for name, meaning in ((HELDOUT_LOSS, "held-out loss"), (HELDOUT_MOTION, "its motion part")):
-        values = [line[name] for line in lines if name in line]
-        if values:
-            print(f"  {meaning:<18} {values[0]:.5f} before, {values[-1]:.5f} after")
-    changes = [line for line in lines if "weight_change/all" in line]
-    if changes:
-        print(f"  weights            changed by {changes[-1]['weight_change/all']:.1%} of their norm")
-    for name, meaning in FIGURES.items():
-        texts = [f"{shown.figures[name + s]:.2f} {text}" for s, text in SOURCES.items() if name + s in shown.figures]
-        if texts:
-            print(f"  {meaning:<18} {', '.join(texts)}")
-    if "motion_correlation/clips" in shown.figures:
-        print(f"                     (the motion of {shown.figures['motion_correlation/clips']:.0f} training clips)")
-    for path in shown.paths:
-        print(f"  {path.suffix[1:]:<18} {path}")
-    print(f"  metrics            {output_dir / 'metrics.jsonl'}")
-    if config.report_to:
-        print(f"  trackers           {where_to_look(config.report_to, output_dir / 'logs')}")
-    final = output_dir / FINAL
-    print(f"  page               {output_dir / PAGE}")
-    print(f"  model              {final}")
-    if config.stage == "text-to-video":
-        prompt = next(iter(config.validation.prompts), "a prompt")
-        print(f"\nDraw a clip: {sample_command(final, prompt)}")

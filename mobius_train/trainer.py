@@ -25,13 +25,14 @@ from mobius_train.job.distributed import Distributed
 from mobius_train.job.run_lock import RunLock
 from mobius_train.job.stop import Stop
 from mobius_train.learning_rate import learning_rates
+from mobius_train.metrics.names import HELDOUT_LOSS, HELDOUT_MOTION
 from mobius_train.metrics.sinks import Sinks
 from mobius_train.metrics.trackers.followers import Followers
 from mobius_train.metrics.weight_change import WeightChange
 from mobius_train.model_card import write_model_card
 from mobius_train.run_files import FINAL, SAMPLES
 from mobius_train.run_page.page import write_run_page
-from mobius_train.tasks.task import HELDOUT_LOSS, HELDOUT_MOTION, Shown, Task, Total
+from mobius_train.tasks.task import Shown, Task, Total
 
 logger = logging.getLogger(__name__)
 

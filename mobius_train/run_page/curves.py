@@ -9,16 +9,18 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from mobius_train.metrics.names import HELDOUT_LOSS, HELDOUT_MOTION, WEIGHT_CHANGE
+
 # A curve of more points is averaged over as many equal ranges of steps.
 MOST = 200
 # Metric names by title. Those of a drawing have one scale.
 TITLES: dict[str, tuple[str, ...]] = {
     "training loss": ("loss",),
-    "held-out loss": ("heldout_loss",),
-    "held-out loss, its motion part": ("heldout_motion",),
+    "held-out loss": (HELDOUT_LOSS,),
+    "held-out loss, its motion part": (HELDOUT_MOTION,),
     "motion correlation of the samples": ("motion_correlation/samples", "motion_correlation/before"),
     "neighbour ratio": ("neighbour_ratio/samples", "neighbour_ratio/data", "neighbour_ratio/before"),
-    "change of the trained weights": ("weight_change/all",),
+    "change of the trained weights": (WEIGHT_CHANGE,),
     "gradient norm": ("gradient_norm",),
     "learning rate": ("learning_rate",),
     "samples per second": ("samples_per_second",),

@@ -25,9 +25,10 @@ from mobius_train.diffusion.randomness import sample_generator
 from mobius_train.encoders.image_encoder import LatentSpace, to_frames, to_pixels
 from mobius_train.job.distributed import Distributed
 from mobius_train.media.contact_sheet import contact_sheet
+from mobius_train.metrics.names import HELDOUT_LOSS
 from mobius_train.models.units import layer_units
 from mobius_train.tasks.inference import Inference
-from mobius_train.tasks.task import HELDOUT_LOSS, Shown, Total, Weights, count
+from mobius_train.tasks.task import Shown, Total, Weights, count
 
 
 class Autoencoding(nn.Module):

@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 
-# Metric names.
-HELDOUT_LOSS = "heldout_loss"
-HELDOUT_MOTION = "heldout_motion"
-
 
 @dataclass(frozen=True)
 class Total:

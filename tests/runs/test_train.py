@@ -16,6 +16,7 @@ from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.checkpoint.saver import Saver
 from mobius_train.config import load
 from mobius_train.errors import MobiusError
+from mobius_train.plan import out_of_memory
 from mobius_train.tasks.denoising import DiffusionTask
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
@@ -222,6 +223,10 @@ def test_a_full_gpu_is_named_before_the_first_step_too(run: Run, monkeypatch: py
     def full(*arguments: object) -> None:
         raise RuntimeError(text)
 
+    def unplanned(*arguments: object) -> None:
+        raise MobiusError("not planned in this test, which saves seconds")
+
     monkeypatch.setattr(DiffusionTask, "prepare_data", full)
+    monkeypatch.setattr(out_of_memory, "plan", unplanned)
     with pytest.raises(MobiusError, match=rf"memory is full in loading models and data: {text}"):
         run(validation={"prompts": []})

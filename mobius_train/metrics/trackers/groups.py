@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mobius_train.metrics.names import HELDOUT_LOSS, HELDOUT_MOTION
+
 # By the first part of the name in metrics.jsonl. A name that is not here is a group already, such as weight_change/all
 # and the losses by quantile: heldout_loss/0.9.
 GROUPS = {
@@ -21,7 +23,7 @@ GROUPS = {
     "motion_correlation": "motion",
 }
 # Their means over all quantiles are in a group of their own, beside each other.
-MEANS = {"heldout_loss": "heldout/loss", "heldout_motion": "heldout/motion"}
+MEANS = {HELDOUT_LOSS: "heldout/loss", HELDOUT_MOTION: "heldout/motion"}
 
 
 def grouped(metrics: Mapping[str, float]) -> dict[str, float]:
