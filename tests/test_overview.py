@@ -47,7 +47,7 @@ def test_planned_memory_is_listed_where_there_is_a_plan(process_group: None, tmp
 def test_a_run_starts_with_what_it_is_and_ends_with_what_to_do(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(max_train_steps=1, **DEEP)
     printed = capsys.readouterr().out
-    assert "parallel (ring_width=0.5, fusion_depth=1, tail_temporal_layers=1): UNet2DConditionModel of" in printed
+    assert "parallel (ring_width=0.5, fusion_depth=1, tail_temporal_layers=true): UNet2DConditionModel of" in printed
     assert "10 clips, 4 held out; 4 x 32 px; latents encoded at each step" in printed
     assert " trained, " in printed
     assert f"python tools/sample.py {folder / 'final'} --prompt 'dog number 3'" in printed

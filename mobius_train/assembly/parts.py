@@ -132,9 +132,7 @@ def frozen_hash_in(config: RunConfig, dtype: torch.dtype) -> str:
     return "" if frozen is None else weights_hash(frozen, dtype)
 
 
-def build_parts(
-    config: RunConfig, loaded: LoadedParts, weights: WeightSource, device: torch.device, compiler: str = "inductor"
-) -> Parts:
+def build_parts(config: RunConfig, loaded: LoadedParts, weights: WeightSource, device: torch.device) -> Parts:
     """Build the parts of a run from the loaded models: the slow half of `parts_of`.
 
     Raises:
@@ -143,7 +141,7 @@ def build_parts(
     assert config.stage != "autoencoder"
     with weights.making_layers():
         denoiser = build_denoiser(loaded.image_or_video_model, config.stage, config.mode, config.ring_fields())
-    apply_memory_options(denoiser, config, compiler)
+    apply_memory_options(denoiser, config)
     attention = apply_attention_backend(denoiser, config, Machine.of(device))
     dtypes = Dtypes.of(config)
     # The engine keeps float32 master weights of the trained part; a frozen branch needs none.

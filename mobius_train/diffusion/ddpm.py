@@ -6,7 +6,7 @@ Legend: B clips, C latent channels, F frames, h, w latent size.
 from __future__ import annotations
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.devices import sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
-from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.diffusion.timesteps import training_quantiles
 from mobius_train.errors import MobiusError
 
@@ -68,9 +67,6 @@ class DdpmProcess:
         sample = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps) if self._predicts_velocity else noise
         return NoisyBatch(sample, target, timesteps, self._weight(timesteps))
-
-    def sampler(self) -> SchedulerMixin:
-        return sampling_scheduler(self.scheduler)
 
     @property
     def ignores_high_noise(self) -> bool:

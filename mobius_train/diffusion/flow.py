@@ -6,14 +6,13 @@ Legend: B clips, C latent channels, F frames, h, w latent size; σ position on t
 from __future__ import annotations
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.devices import sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import Draws
-from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.diffusion.timesteps import training_quantiles
 from mobius_train.errors import MobiusError
 
@@ -72,9 +71,6 @@ class FlowProcess:
     def ignores_high_noise(self) -> bool:
         """See Process: every σ has the same weight."""
         return False
-
-    def sampler(self) -> SchedulerMixin:
-        return sampling_scheduler(self.scheduler)
 
     def _shifted(self, positions: Tensor) -> Tensor:
         shift = self.scheduler.config.shift

@@ -49,6 +49,3 @@ class Process(Protocol):
     @property
     def ignores_high_noise(self) -> bool:
         """The weight of the loss goes to 0 where the sample is nearly noise."""
-
-    def sampler(self) -> SchedulerMixin:
-        """The scheduler for sampling."""

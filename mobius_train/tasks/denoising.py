@@ -32,6 +32,7 @@ from mobius_train.models import weights_hash
 from mobius_train.models.ahead import SideStream, one_ahead
 from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.ring_shape import RingShape
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.show_clips import show_clips
 from mobius_train.tasks.task import Shown, Total, Weights, count
@@ -131,8 +132,9 @@ class DiffusionTask:
     @cached_property
     def overview(self) -> dict[str, str]:
         config, denoiser = self.config, self.parts.denoiser
-        shape = ", ".join(f"{name}={value:g}" for name, value in config.ring_fields().items())
-        kind = f"{config.mode}{f' ({shape})' if shape and config.mode == 'parallel' else ''}"
+        kind: str = config.mode
+        if kind == "parallel" and (given := config.ring_fields()):
+            kind += f" ({RingShape(**given)})"
         frozen = denoiser.frozen if denoiser.frozen is not None else denoiser.trained
         heldout = self._clips["heldout"]
         # A new model, although the recipe may name a pretrained one.

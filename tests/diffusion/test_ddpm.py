@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from mobius_train.config_sections import ObjectiveConfig
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.randomness import Draws, correlate_frames, draw_numbers
+from mobius_train.diffusion.sampler import sampling_scheduler
 from mobius_train.errors import MobiusError
 from mobius_train.tasks.denoising import squared_error
 
@@ -65,7 +66,7 @@ def test_a_quantile_is_one_timestep_for_all_clips() -> None:
 
 def test_the_sampler_has_the_schedule_that_was_trained() -> None:
     o = process(rescale_betas_zero_snr=True, **V)
-    sampler = o.sampler()
+    sampler = sampling_scheduler(o.scheduler)
     assert isinstance(sampler, DDIMScheduler)
     assert torch.equal(sampler.alphas_cumprod, o.scheduler.alphas_cumprod)
     assert sampler.config.prediction_type == "v_prediction"

@@ -17,7 +17,7 @@ from mobius_train.diffusion.build_process import build_process
 from mobius_train.diffusion.ddpm import DdpmProcess
 from mobius_train.diffusion.flow import FlowProcess
 from mobius_train.diffusion.randomness import Draws, draw_numbers
-from mobius_train.diffusion.sampler import denoise_latents
+from mobius_train.diffusion.sampler import denoise_latents, sampling_scheduler
 from mobius_train.errors import MobiusError
 from mobius_train.pipeline import TextToVideoPipeline
 
@@ -74,7 +74,7 @@ def test_a_perfect_model_samples_the_data_exactly(steps: int) -> None:
         # On the line from the data to this noise the velocity is the same everywhere.
         return noise - data
 
-    sampled = denoise_latents(process(3.0).sampler(), perfect, noise, steps, lambda: None)
+    sampled = denoise_latents(sampling_scheduler(process(3.0).scheduler), perfect, noise, steps, lambda: None)
     torch.testing.assert_close(sampled, data, rtol=1e-4, atol=1e-4)
     assert len(begun) == steps
     assert begun[0] == pytest.approx(1000)
