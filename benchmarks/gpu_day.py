@@ -83,6 +83,11 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
     of_frozen = ["tail-2, frozen ahead"] if rehearse else ["serial", "half", *(f"half, frozen {how}" for how in FROZEN)]
     big = () if rehearse else ("data.resolution=512",)
     ours = () if rehearse else OURS
+    training = (
+        *(python, str(REPOSITORY / "mobius_train" / "main.py")),
+        *("--config", str(REPOSITORY / "configs" / "emoji_all.yaml"), "max_train_steps=12000"),
+        *(f"output_dir={folder / 'emoji-all'}", "resume_from_checkpoint=auto"),
+    )
     tests = (python, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS)
     return [
         Item("tests", tests, 60 if rehearse else 480),
@@ -98,6 +103,8 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
             (python, str(BENCHMARKS / "temporal_attention.py"), "--record", str(folder / "temporal_attention.json")),
             5 if rehearse else 120,
         ),
+        # Hours on a CPU: the motion of all training clips, with 72 looks at each.
+        Item("emoji on all clips", (*training, "--dry-run") if rehearse else training, 60 if rehearse else 600),
     ]
 
 
