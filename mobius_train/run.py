@@ -112,34 +112,17 @@ def run_training(
         distributed.watch.enter("start", "loading models and data")
         stack.enter_context(_explained_out_of_memory(config, spread, distributed))
         task = _build_task(config, distributed, weights)
-        epoch, ranks = task.epoch, distributed.world_size
-        recipe, config = config, config.with_steps(epoch, ranks)
         # Also of a resumed run: a checkpoint is loaded later, and the seed gives new layers the same weights again.
         change = WeightChange((name, p) for name, p in task.trained.named_parameters() if p.requires_grad)
         of_task = task.overview
         engine = make_engine(task.trained, task.units, distributed)
-        progress = Progress()
-        identity = _identity(config, task, distributed)
-        if folder is not None:
-            frozen_hash = partial(frozen_hash_in, config)
-            counters = resume(folder, engine, identity, distributed, Accepted.of(config), frozen_hash)
-            progress = _progress(folder, counters)
-            config = recipe.with_steps(epoch, ranks, progress.step, progress.samples_seen)
-            identity = replace(identity, config=config.dump())
-            if distributed.is_main:
-                print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
-        elif begin is not None:
+        config, progress, identity = _resumed(folder, config, task, engine, distributed)
+        if folder is None and begin is not None:
             begin(engine)
-        lines = overview(
-            config, spread.describe(config), distributed, output_dir, of_task, epoch, progress.step, planned
-        )
-        if distributed.is_main:
-            print(f"\n{lines}\n", flush=True)
-            _write_text(output_dir / OVERVIEW, lines + "\n")
+        engine_text, done = spread.describe(config), progress.step
+        lines = overview(config, engine_text, distributed, output_dir, of_task, task.epoch, done, planned)
         # Before the data, whose preparation can take hours.
-        followers: list[Followers] = []
-        opened = partial(_open_followers, config, output_dir, lines, progress.step)
-        distributed.on_main(lambda: followers.append(stack.enter_context(opened())))
+        followers = _announced(config, output_dir, lines, done, distributed, stack)
         task.prepare_data()
         distributed.watch.enter("start", "the start of the training")
         # It marks a run that has begun, so it is written only after all input has been checked.
@@ -149,18 +132,18 @@ def run_training(
         retention = Retention(config.checkpoints_total_limit, config.checkpoints_keep_every)
         with Saver(output_dir, engine, identity, retention, distributed) as saver:
             trainer = Trainer(
-                config,
-                task,
-                engine,
-                distributed,
-                output_dir,
-                progress,
-                saver,
-                stop,
-                change,
-                lock,
-                followers[0] if followers else None,
-                None if planned is None else planned / 1e9,
+                config=config,
+                task=task,
+                engine=engine,
+                distributed=distributed,
+                output_dir=output_dir,
+                progress=progress,
+                saver=saver,
+                stop=stop,
+                weight_change=change,
+                lock=lock,
+                followers=followers,
+                planned_gb=None if planned is None else planned / 1e9,
             )
             shown = trainer.train()
         engine.close()
@@ -263,10 +246,41 @@ def _build_task(config: RunConfig, distributed: Distributed, weights: WeightSour
     return task
 
 
-def _open_followers(config: RunConfig, output_dir: Path, lines: str, first_step: int) -> Followers:
-    recipe = config.public_values()
-    about = About(output_dir, by_dotted_name(recipe), dump_yaml(recipe), lines, first_step)
-    return open_followers(config.report_to, about)
+def _resumed(
+    folder: Path | None, recipe: RunConfig, task: Task, engine: Engine, distributed: Distributed
+) -> tuple[RunConfig, Progress, Identity]:
+    """Load the checkpoint of this folder into the engine; None: the run is new.
+
+    Returns:
+        The recipe with its number of steps, the progress, and the identity of later checkpoints.
+    """
+    config = recipe.with_steps(task.epoch, distributed.world_size)
+    identity = _identity(config, task, distributed)
+    if folder is None:
+        return config, Progress(), identity
+    frozen_hash = partial(frozen_hash_in, config)
+    progress = _progress(folder, resume(folder, engine, identity, distributed, Accepted.of(config), frozen_hash))
+    config = recipe.with_steps(task.epoch, distributed.world_size, progress.step, progress.samples_seen)
+    if distributed.is_main:
+        print(f"resumed from {folder}: step {progress.step} of {config.steps}", flush=True)
+    return config, progress, replace(identity, config=config.dump())
+
+
+def _announced(
+    config: RunConfig, output_dir: Path, lines: str, first_step: int, distributed: Distributed, stack: ExitStack
+) -> Followers | None:
+    """Print and write the overview, and start the trackers on rank 0, until the stack is left."""
+    if distributed.is_main:
+        print(f"\n{lines}\n", flush=True)
+        _write_text(output_dir / OVERVIEW, lines + "\n")
+    recipe, opened = config.public_values(), []
+
+    def open_all() -> None:
+        about = About(output_dir, by_dotted_name(recipe), dump_yaml(recipe), lines, first_step)
+        opened.append(stack.enter_context(open_followers(config.report_to, about)))
+
+    distributed.on_main(open_all)
+    return opened[0] if opened else None
 
 
 def _planned(config: RunConfig, spread: Spread, distributed: Distributed) -> int | None:
