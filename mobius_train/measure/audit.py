@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,43 +81,13 @@ def audit(config: RunConfig, spread: Spread, steps: int = 2, fusion_depth: int |
 
 def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, fusion_depth: int | None) -> Audit:
     denoiser, spatial = cast(nn.Module, task.parts.denoiser), task.parts.denoiser.image_model
-    models = roots(task)
     frozen = (*_names(denoiser, spatial), "vae", *task.parts.encoders.text.encoders)
     hash_before = weights_hash(spatial)
     names = {id(p): name for name, p in denoiser.named_parameters()}
     own = {id(p) for p in spatial.parameters()}
     gradients = Gradients({name: p for name, p in denoiser.named_parameters() if p.requires_grad})
-    batches = task.ahead(task.training_batches(0))
+    graph = _take_steps(task, engine, config, steps, gradients)
 
-    leaves: list[Tensor] = []
-    found: list[Saved] = []
-
-    def observe(forward: Forward) -> Tensor:
-        loss, saved = saved_for_backward(forward, models, _gpu(engine.device))
-        found.append(saved)
-        leaves.extend(leaves_of_graph(loss))
-        return loss
-
-    bar = progress(total=steps, desc="auditing", unit="step", delay=DELAY, disable=not task.distributed.is_main)
-    with owned_nodes(models) as nodes:
-        micro_batch(task, engine, next(batches), observe)
-    (saved,) = found
-    report = engine.step(config.learning_rate)
-    applied = 0
-    for _ in range(MOST_ATTEMPTS):
-        while report is None:
-            micro_batch(task, engine, next(batches))
-            report = engine.step(config.learning_rate)
-        applied += report.applied
-        bar.update(report.applied)
-        gradients.close_step(report.applied)
-        if applied == steps:
-            break
-        report = None
-    else:
-        raise MobiusError(f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: too few for a proof")
-
-    bar.close()
     behind = task.parts.denoiser.frozen_in_graph()
     if fusion_depth is not None:
         behind = cast(DivisibleBackbone, task.parts.denoiser.backbone).behind(fusion_depth) if fusion_depth else []
@@ -131,14 +101,17 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
         guilty = [name for name in found if any(name == f or name.startswith(f + ".") for f in frozen)]
         return tuple(sorted((name for name in guilty if name not in tail), key=lambda name: -found[name]))
 
-    idle = tuple(block for block in blocks if not any(name.startswith(f"{block}.") for name in nodes))
-    foreign = [names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}") for leaf in leaves]
-    foreign = [name for name, leaf in zip(foreign, leaves, strict=True) if id(leaf) in own or id(leaf) not in names]
+    idle = tuple(block for block in blocks if not any(name.startswith(f"{block}.") for name in graph.nodes))
+    foreign = tuple(
+        names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}")
+        for leaf in graph.leaves
+        if id(leaf) in own or id(leaf) not in names
+    )
     claims = (
-        Claim(f"no spatial module{front} owns an autograd node", inside(nodes)),
-        Claim(f"no spatial module{front} has saved a tensor for the backward pass", inside(saved.tensors)),
+        Claim(f"no spatial module{front} owns an autograd node", inside(graph.nodes)),
+        Claim(f"no spatial module{front} has saved a tensor for the backward pass", inside(graph.saved.tensors)),
         *([Claim(f"the last {len(behind)} blocks own autograd nodes", idle)] if behind else []),
-        Claim("all leaves of the graph are trained parameters outside the spatial branch", tuple(foreign)),
+        Claim("all leaves of the graph are trained parameters outside the spatial branch", foreign),
         Claim("every trained parameter gets a finite gradient", gradients.bad()),
         Claim(f"every trained parameter gets a non-zero gradient within {steps} steps", gradients.zero()),
         Claim(
@@ -146,7 +119,55 @@ def _audit(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, f
             () if weights_hash(spatial) == hash_before else tuple(_names(denoiser, spatial)),
         ),
     )
-    return Audit(claims, saved, dict(sorted(nodes.items(), key=lambda item: -item[1])))
+    return Audit(claims, graph.saved, dict(sorted(graph.nodes.items(), key=lambda item: -item[1])))
+
+
+class _Graph(NamedTuple):
+    """The graph of one micro-batch.
+
+    Attributes:
+        saved: the tensors saved for the backward pass.
+        nodes: the number of autograd nodes by module.
+        leaves: the tensors at which it ends.
+    """
+
+    saved: Saved
+    nodes: dict[str, int]
+    leaves: list[Tensor]
+
+
+def _take_steps(task: DiffusionTask, engine: Engine, config: RunConfig, steps: int, gradients: Gradients) -> _Graph:
+    """Take optimizer steps, and record the graph of the first micro-batch.
+
+    Raises:
+        MobiusError: too few steps had finite gradients.
+    """
+    models, batches = roots(task), task.ahead(task.training_batches(0))
+    leaves: list[Tensor] = []
+    found: list[Saved] = []
+
+    def observe(forward: Forward) -> Tensor:
+        loss, saved = saved_for_backward(forward, models, _gpu(engine.device))
+        found.append(saved)
+        leaves.extend(leaves_of_graph(loss))
+        return loss
+
+    with owned_nodes(models) as nodes:
+        micro_batch(task, engine, next(batches), observe)
+    (saved,) = found
+    report, applied = engine.step(config.learning_rate), 0
+    with progress(total=steps, desc="auditing", unit="step", delay=DELAY, disable=not task.distributed.is_main) as bar:
+        for _ in range(MOST_ATTEMPTS):
+            while report is None:
+                micro_batch(task, engine, next(batches))
+                report = engine.step(config.learning_rate)
+            applied += report.applied
+            bar.update(report.applied)
+            gradients.close_step(report.applied)
+            if applied == steps:
+                return _Graph(saved, nodes, leaves)
+            report = None
+    raise MobiusError(f"only {applied} of {MOST_ATTEMPTS} steps had finite gradients: too few for a proof")
 
 
 def _names(denoiser: nn.Module, spatial: nn.Module) -> Iterable[str]:
