@@ -91,7 +91,7 @@ def _study(arguments: argparse.Namespace) -> None:
     results = _results(arguments.folder, arguments.steps)
     seconds = _step_seconds(arguments.times) if arguments.times else {}
     for result in results:
-        result["step_seconds"] = seconds.get(result["member"])
+        result["step_seconds"] = seconds.get(_model_of(result["member"]))
     _print_means(results)
     _print(results)
     if arguments.record:
@@ -112,6 +112,11 @@ def _study(arguments: argparse.Namespace) -> None:
 def _step_seconds(record: Path) -> dict[str, float]:
     """Seconds of a step by member."""
     return {row["variant"]: row["step_seconds"] for row in json.loads(record.read_text())["table"]}
+
+
+def _model_of(member: str) -> str:
+    """The name in FAMILY. Controls cost what their model does."""
+    return member.removesuffix(SHUFFLED).removesuffix(UNMIXED)
 
 
 def _result(folder: Path, member: str, seed: int) -> Path:
@@ -151,7 +156,7 @@ def _write_one(arguments: argparse.Namespace) -> None:
         arguments.folder / "samples" / f"{arguments.member}-{seed}",
     )
     # A member's own fields come last.
-    overrides = [f"seed={seed}", *arguments.set, *FAMILY[member.removesuffix(SHUFFLED).removesuffix(UNMIXED)]]
+    overrides = [f"seed={seed}", *arguments.set, *FAMILY[_model_of(member)]]
     config = load(arguments.config, [f"output_dir={samples}", f"max_train_steps={steps}", QUANTILES, *overrides])
     result = {"member": member, "seed": seed, "overrides": overrides} | train(config, samples, member)
     replace_file(_result(arguments.folder, arguments.member, seed), json.dumps(result, indent=1) + "\n")
