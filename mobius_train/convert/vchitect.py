@@ -113,7 +113,9 @@ def to_vchitect(source: Path, destination: Path) -> Report:
     """
     report = Report(source, destination)
     with finished_folder(destination) as folder:
-        model = load_image_or_video_model(None, str(source))
+        # A SerialSD3 alone has the folders of its parts, as a pipeline has.
+        pipeline = is_pipeline(source)
+        model = load_image_or_video_model(None, str(source)) if pipeline else SerialSD3.from_pretrained(source)
         if not isinstance(model, SerialSD3):
             raise MobiusError(
                 f"{source} has a {type(model).__name__}, but only a {SerialSD3.__name__}, which mode=serial and"

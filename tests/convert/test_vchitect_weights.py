@@ -134,7 +134,9 @@ def test_what_is_missing_left_over_or_different_is_refused_by_name(tmp_path: Pat
             from_vchitect(source, tmp_path / "out")
     with pytest.raises(MobiusError, match="VchitectXLTransformerModel"):
         to_vchitect(save_released(tmp_path / "released", state), tmp_path / "out")
-    SD3Transformer2DModel(**CONFIG).save_pretrained(tmp_path / "image")
+    image = tmp_path / "image"
+    SD3Transformer2DModel(**CONFIG).save_pretrained(image / "transformer")
+    (image / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "SD3Transformer2DModel"]}))
     with pytest.raises(MobiusError, match=r"image has a SD3Transformer2DModel, but only a SerialSD3"):
-        to_vchitect(tmp_path / "image", tmp_path / "out")
+        to_vchitect(image, tmp_path / "out")
     assert not (tmp_path / "out").exists()

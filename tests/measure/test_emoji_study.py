@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = Conditions({"text": torch.zeros(4, 1, 1)})
 
 
-@pytest.mark.parametrize("name", ["emoji_study", "emoji_sd3_study"])
+@pytest.mark.parametrize("name", ["emoji_study", "emoji_sd3_study", "emoji_sd3_study_1000"])
 @pytest.mark.parametrize("show", [emoji_study._print, emoji_study._print_means])
 def test_the_page_has_the_tables_of_the_record(name: str, show: Any, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
