@@ -9,6 +9,7 @@ import diffusers
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from mobius_train.assembly.load_model import load_part
+from mobius_train.diffusion.sampler import is_flow
 from mobius_train.errors import MobiusError
 from mobius_train.pretrained.model_files import class_name, read_json
 from mobius_train.pretrained.strict_load import find_model
@@ -44,10 +45,10 @@ def scheduler_class(values: dict[str, Any]) -> type[SchedulerMixin]:
     Raises:
         MobiusError: it is none of these.
     """
+    if is_flow(values):
+        return FlowMatchEulerDiscreteScheduler
     name = values.get("_class_name", DDPMScheduler.__name__)
     kind: Any = getattr(diffusers, str(name), None)
-    if kind is FlowMatchEulerDiscreteScheduler:
-        return FlowMatchEulerDiscreteScheduler
     known = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
     betas = known and "beta_schedule" in inspect.signature(kind.__init__).parameters
     flow = values.get("use_flow_sigmas") or values.get("prediction_type") == "flow_prediction"
