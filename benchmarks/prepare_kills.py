@@ -33,8 +33,8 @@ from mobius_train.prepare.listing import OFFSETS
 from mobius_train.prepare.passes import passes
 from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.recipe_files import load_as
+from mobius_train.shared_files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("av", "pillow", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime", "webdataset")
 
 

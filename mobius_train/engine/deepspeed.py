@@ -108,8 +108,7 @@ class DeepSpeedEngine:
         scalars: Scalars = {"adam_step": self._masters.adam_step}
         if self._ema is not None:
             scalars["ema_updates"] = self._ema.updates
-        scaler = self._loss_scaler()
-        return scalars | {name: getattr(scaler, name) for name in loss_scaler.ATTRIBUTES if hasattr(scaler, name)}
+        return scalars | loss_scaler.scalars_of(self._loss_scaler())
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
         adam = self._masters.adam()
@@ -119,11 +118,7 @@ class DeepSpeedEngine:
         self._masters.commit(adam, int(scalars["adam_step"]))
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
-        scaler = self._loss_scaler()
-        for name in loss_scaler.ATTRIBUTES:
-            # At stage 0 DeepSpeed's scaler has no hysteresis.
-            if hasattr(scaler, name) and name in scalars:
-                setattr(scaler, name, scalars[name])
+        loss_scaler.restore(self._loss_scaler(), scalars)
 
     def close(self) -> None:
         self._engine.destroy()

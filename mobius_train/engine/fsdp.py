@@ -137,9 +137,7 @@ class FsdpEngine:
         scalars: Scalars = {"adam_step": self._adam_step}
         if self._ema is not None:
             scalars["ema_updates"] = self._ema.updates
-        if self._loss_scaler is not None:
-            scalars |= {name: getattr(self._loss_scaler, name) for name in loss_scaler.ATTRIBUTES}
-        return scalars
+        return scalars | loss_scaler.scalars_of(self._loss_scaler)
 
     def restore(self, fill: Callable[[str, Piece], None], scalars: Scalars) -> None:
         adam = AdamState(self._optimizer)
@@ -150,11 +148,7 @@ class FsdpEngine:
             adam.commit(self._masters[name], self._adam_step)
         if self._ema is not None:
             self._ema.updates = int(scalars["ema_updates"])
-        if self._loss_scaler is not None:
-            for name in loss_scaler.ATTRIBUTES:
-                # At stage 0 DeepSpeed's scaler has no hysteresis.
-                if name in scalars:
-                    setattr(self._loss_scaler, name, scalars[name])
+        loss_scaler.restore(self._loss_scaler, scalars)
 
     def close(self) -> None:
         self._optimizer.state.clear()
