@@ -83,9 +83,10 @@ def saved_for_backward(
         key = storage._cdata
         if key in ignored or (key == result and record not in saver) or device not in (None, storage.device):
             continue
-        # Use the current size, because an engine may have emptied a storage.
-        nbytes[saver.get(record, record.holder)] += storage.nbytes()
-        made[record.maker] += storage.nbytes()
+        # The current size, because an engine may have emptied a storage. Recomputation saves an empty tensor of its own.
+        if size := storage.nbytes():
+            nbytes[saver.get(record, record.holder)] += size
+            made[record.maker] += size
     return output, Saved(dict(nbytes.most_common()), dict(made.most_common()), dict(tensors))
 
 

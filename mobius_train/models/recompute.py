@@ -8,7 +8,8 @@ offload    as keep, but in host memory (`offload.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -108,26 +110,63 @@ class TreatedUnits:
         return recompute(function, *args)
 
 
-def _selective() -> Any:
-    return create_selective_checkpoint_contexts(_Policy(), allow_cache_entry_mutation=True)
+def _selective() -> tuple[Any, Any]:
+    results = _Results()
+    forward, again = create_selective_checkpoint_contexts(_Policy(results), allow_cache_entry_mutation=True)
+    return _both(results, forward), again
+
+
+@contextmanager
+def _both(outer: Any, inner: Any) -> Iterator[None]:
+    with outer, inner:
+        yield
+
+
+class _Results(TorchDispatchMode):
+    """The storages of the results that the expensive operators of one forward pass return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: set[int] = set()
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        # As PyTorch's own modes of selective recomputation. Otherwise compiled modules would run uncompiled.
+        return True
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        if _expensive(operator):
+            self._storages.update(storage for leaf in tree_leaves(result) for storage in _storage(leaf))
+        return result
+
+    def contain(self, value: Any) -> bool:
+        return bool(self._storages.intersection(_storage(value)))
 
 
 class _Policy:
     """Decides which operators of one forward pass save their results."""
 
-    def __init__(self) -> None:
-        self._saved: set[int] = set()
+    def __init__(self, results: _Results) -> None:
+        self._results = results
+        self._decisions: list[CheckpointPolicy] = []
+        self._repeated = 0
 
     def __call__(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        if operator.name().partition(".")[0] in EXPENSIVE:
-            self._saved.update(storage for result in tree_leaves(context.op_output) for storage in _storage(result))
-            return CheckpointPolicy.MUST_SAVE
+        if context.is_recompute:
+            # PyTorch 2.11 asks again in the backward pass, for the same operators in the same order.
+            self._repeated += 1
+            return self._decisions[self._repeated - 1]
         # An in-place operator must not run a second time on a saved result. DeepSpeed's ZeRO-3 linear layer adds its
         # bias in place.
         in_place = isinstance(operator, OpOverload) and operator._schema.is_mutable and args
-        if in_place and self._saved.intersection(_storage(args[0])):
-            return CheckpointPolicy.MUST_SAVE
-        return CheckpointPolicy.PREFER_RECOMPUTE
+        saved = _expensive(operator) or (in_place and self._results.contain(args[0]))
+        self._decisions.append(CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE)
+        return self._decisions[-1]
+
+
+def _expensive(operator: Any) -> bool:
+    return operator.name().partition(".")[0] in EXPENSIVE
 
 
 def _storage(value: Any) -> tuple[int, ...]:
