@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,9 @@ from mobius_train.job.versions import versions
 from mobius_train.shared_files import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
-GPU_TESTS = (
-    "tests/models/test_offload_gpu.py",
-    "tests/models/test_ahead.py",
-    "tests/assembly/test_options.py",
-    "tests/tasks/test_waits.py",
-    "tests/runs/test_gpu.py",
-)
+# Tests in one process, of a few seconds each; whole runs; and those that compile.
+QUICK_TESTS = ("tests/models/test_offload_gpu.py", "tests/models/test_ahead.py", "tests/tasks/test_waits.py")
+RUNS, COMPILING = "tests/runs/test_gpu.py", "tests/assembly/test_options.py"
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 # The paper's recipe with what costs no accuracy: bf16 compute, and latents and texts computed once.
 OURS = ("mixed_precision=bf16", "data.cache_dir=.cache/latents")
@@ -61,10 +58,10 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
     if rehearse:
         paper = str(REPOSITORY / "configs" / "emoji.yaml")
 
-    def step_time(name: str, *options: str) -> Item:
-        record = folder / f"step_time_{name.replace(' ', '_')}.json"
-        command = (python, str(BENCHMARKS / "step_time.py"), "--record", str(record), "--config", paper, *options)
-        return Item(f"step time, {name}", command, 60 if rehearse else 420)
+    def step_time(name: str, limit: float, *options: str, record: str | None = None) -> Item:
+        path = folder / f"step_time_{(record or name).replace(' ', '_')}.json"
+        command = (python, str(BENCHMARKS / "step_time.py"), "--record", str(path), "--config", paper, *options)
+        return Item(f"step time, {name}", command, 60 if rehearse else limit)
 
     def peers(*options: str) -> Item:
         record = folder / "peers.json"
@@ -72,39 +69,52 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
         command = (python, str(BENCHMARKS / "peers.py"), "--record", str(record), "--config", paper, "--variants")
         return Item("step time, peers", (*command, *variants, *options), 60 if rehearse else 420)
 
-    def memory(name: str, *settings: str) -> Item:
+    def memory(name: str, limit: float, *settings: str) -> Item:
         few = ("--rehearse-on-cpu", "--warmup", "0", "--steps", "1", "--config", paper) if rehearse else ()
         only = ("--only", *(settings[:1] if rehearse else settings))
         command = (python, str(BENCHMARKS / "gpu_memory.py"), "--record", str(folder / "gpu_memory.json"), *few, *only)
-        return Item(f"memory, {name}", command, 120 if rehearse else 480)
+        return Item(f"memory, {name}", command, 120 if rehearse else limit)
 
-    few = ("--rounds", "1", "--warmup", "0", "--steps", "1") if rehearse else ("--rounds", "2", "--steps", "10")
-    short = ("--variants", "tail-2") if rehearse else ("--variants", "serial", "paper", "half", "quarter", "tail-2")
-    of_frozen = ["tail-2, frozen ahead"] if rehearse else ["serial", "half", *(f"half, frozen {how}" for how in FROZEN)]
+    def tests(name: str, limit: float, *options: str) -> Item:
+        # With -v the log names the tests that have run, also if the item is stopped.
+        command = (python, "-m", "pytest", "-v", "-m", "gpu")
+        return Item(f"tests, {name}", (*command, *options), 60 if rehearse else limit)
+
+    few = ("--warmup", "0", "--steps", "1") if rehearse else ("--steps", "10")
+    once, twice = ("--rounds", "1"), ("--rounds", "1" if rehearse else "2")
+    main = ("--variants", *(("tail-2",) if rehearse else ("serial", "paper", "half", "tail-2")))
+    frozen = [f"half, frozen {how}" for how in ("ahead", "channels_last")]
+    compiled = [f"half, frozen {how}" for how in FROZEN if f"half, frozen {how}" not in frozen]
+    if rehearse:
+        frozen, compiled = ["tail-2, frozen ahead"], ["tail-2, frozen compiled"]
     big = () if rehearse else ("data.resolution=512",)
     ours = () if rehearse else OURS
+    workers = ("-n", "5", "--dist", "load") if find_spec("xdist") else ()
     training = (
         *(python, str(REPOSITORY / "mobius_train" / "main.py")),
         *("--config", str(REPOSITORY / "configs" / "emoji_all.yaml"), "max_train_steps=12000"),
         *(f"output_dir={folder / 'emoji-all'}", "resume_from_checkpoint=auto"),
     )
-    tests = (python, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS)
     return [
-        Item("tests", tests, 60 if rehearse else 480),
-        memory("claims", "16 GB", "11 GB", "parallel bf16", "serial bf16", "parallel bf16 recomputed"),
-        step_time("ours", *short, *few, *ours),
-        step_time("paper", "--variants", short[-1] if rehearse else "paper", *few),
-        step_time("frozen branch", "--variants", *of_frozen, *few, *ours),
-        peers(*few, *ours),
-        memory("all settings", *_settings()),
-        step_time("512px", *short, *few, *ours, *big),
+        tests("quick", 75, *QUICK_TESTS),
+        step_time("ours", 180, *main, *once, *few, *ours),
+        step_time("paper", 60, "--variants", main[-1] if rehearse else "paper", *once, *few),
+        memory("claims", 190, "16 GB", "half", "quarter", "parallel bf16", "serial bf16"),
+        tests("runs", 180, RUNS, *workers),
+        step_time("frozen branch", 120, "--variants", "half", *frozen, *once, *few, *ours),
+        tests("compiling", 240, COMPILING),
+        step_time("frozen branch compiled", 300, "--variants", "half", *compiled, *once, *few, *ours),
+        step_time("ours, second round", 180, *main, *twice, *few, *ours, record="ours"),
+        peers(*once, *few, *ours),
+        memory("all settings", 600, *_settings()),
+        step_time("512px", 420, *main, *once, *few, *ours, *big),
         Item(
             "temporal attention",
             (python, str(BENCHMARKS / "temporal_attention.py"), "--record", str(folder / "temporal_attention.json")),
             5 if rehearse else 120,
         ),
         # Hours on a CPU: the motion of all training clips, with 72 looks at each.
-        Item("emoji on all clips", (*training, "--dry-run") if rehearse else training, 60 if rehearse else 600),
+        Item("emoji on all clips", (*training, "--dry-run") if rehearse else training, 60 if rehearse else 900),
     ]
 
 
@@ -127,20 +137,21 @@ def main() -> None:
     if not arguments.rehearse:
         _require_gpu()
     ends = time.monotonic() + arguments.minutes * 60
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    path = arguments.folder / "gpu_day.json"
+    folder = arguments.folder.resolve()  # Items run in the repository.
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "gpu_day.json"
     record = _read(path) | {"gpu": _gpu(), "versions": versions()}
-    for item in items(arguments.folder, arguments.rehearse):
+    for item in items(folder, arguments.rehearse):
         if record["items"].get(item.name, {}).get("status") == DONE:
             continue
         left = ends - time.monotonic()
         record["items"][item.name] = {"command": " ".join(item.command), "status": UNFINISHED, "seconds": 0.0}
         if left > 0:
             print(f"{item.name}: at most {min(left, item.limit):.0f} s", flush=True)
-            record["items"][item.name] |= start(item, arguments.folder, min(left, item.limit))
+            record["items"][item.name] |= start(item, folder, min(left, item.limit))
         print(f"{item.name}: {record['items'][item.name]['status']}", flush=True)
         replace_file(path, json.dumps(record, indent=1) + "\n")
-    record["goals"] = [] if arguments.rehearse else goals(arguments.folder)
+    record["goals"] = [] if arguments.rehearse else goals(folder)
     replace_file(path, json.dumps(record, indent=1) + "\n")
     problems = [f"{name}: {item['status']}" for name, item in record["items"].items() if item["status"] != DONE]
     for goal in record["goals"]:
@@ -148,7 +159,7 @@ def main() -> None:
         if not goal["reached"]:
             problems.append(f"{goal['goal']}: {goal['found']}")
     if problems:
-        raise MobiusError("\n".join([f"see the logs in {arguments.folder}:", *(f"  - {text}" for text in problems)]))
+        raise MobiusError("\n".join([f"see the logs in {folder}:", *(f"  - {text}" for text in problems)]))
 
 
 def start(item: Item, folder: Path, limit: float) -> dict[str, Any]:

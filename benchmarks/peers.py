@@ -16,6 +16,7 @@ variants, which run in this project's engine. Measuring, records and options are
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -141,6 +142,10 @@ def loop_of(peer: Peer, config: Any) -> Any:
     from mobius_train.engine.protocol import Piece, StepReport
     from mobius_train.engine.settings import engine_settings
 
+    # As a script on one GPU that no launcher started. Otherwise accelerate would wrap the model for several ranks.
+    os.environ.pop("LOCAL_RANK", None)
+    if torch.cuda.is_available():
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{torch.cuda.current_device()}"
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     peer.model.requires_grad_(False)
     for module in peer.temporal:

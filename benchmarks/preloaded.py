@@ -2,7 +2,8 @@
 
 Importing torch, DeepSpeed and diffusers takes 9 s of a core for each process. Here a fork server imports them once, and
 each process is a fork of it that runs a script as `python script` would: with its own arguments, environment, output
-files and exit status.
+files and exit status. Where there is a GPU, each process is a new Python: the imports start CUDA, and a fork cannot
+start it again.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import torch
 
@@ -50,9 +51,56 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(HEAVY)
 
 
+class Process(Protocol):
+    """What multiprocessing's processes and those of a new Python have in common."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit status, -N after signal N; None while it runs."""
+
+    def is_alive(self) -> bool: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class NewPython:
+    """A script in a new Python; the arguments are those of `start_script`."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], out: Path, err: Path, session: bool
+    ) -> None:
+        with out.open("ab") as output, err.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, *command], env=environment, stdout=output, stderr=errors, start_new_session=session
+            )
+        self.pid, self.terminate, self.kill = self._process.pid, self._process.terminate, self._process.kill
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+
 def start_script(
-    command: Sequence[str], environment: Mapping[str, str], out: Path, err: Path | None = None
-) -> BaseProcess:
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path | None = None,
+    session: bool = False,
+) -> Process:
     """Start a script in a process of its own.
 
     Args:
@@ -60,11 +108,13 @@ def start_script(
         environment: all variables of the process.
         out: where it appends what it prints.
         err: where it appends errors; `out` without it.
+        session: in a session of its own.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    files = str(out), str(out if err is None else err)
-    process = _context.Process(target=_run, args=(list(command), dict(environment), *files))
+    err = out if err is None else err
+    if torch.cuda.is_available():
+        return NewPython(command, environment, out, err, session)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    process = _context.Process(target=_run, args=(list(command), dict(environment), str(out), str(err), session))
     process.start()
     return process
 
@@ -108,9 +158,7 @@ class Popen:
     """As subprocess.Popen for `[sys.executable, script, *arguments]`, each process in a session of its own."""
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **_: object) -> None:
-        arguments = (command[1:], dict(env), stdout.name, stdout.name, True)
-        self._process = _context.Process(target=_run, args=arguments)
-        self._process.start()
+        self._process = start_script(command[1:], env, Path(stdout.name), session=True)
 
     @property
     def pid(self) -> int:
@@ -126,7 +174,7 @@ class Popen:
         return self._process.exitcode
 
 
-def _wait(processes: Sequence[BaseProcess], deadline: float) -> int | None:
+def _wait(processes: Sequence[Process], deadline: float) -> int | None:
     """The first exit status that is not 0, or 0; None at the deadline."""
     failed = 0
     while any(process.is_alive() for process in processes):
@@ -142,7 +190,7 @@ def _wait(processes: Sequence[BaseProcess], deadline: float) -> int | None:
     return failed or next((process.exitcode for process in processes if process.exitcode), 0)
 
 
-def _run(command: list[str], environment: dict[str, str], out: str, err: str, session: bool = False) -> None:
+def _run(command: list[str], environment: dict[str, str], out: str, err: str, session: bool) -> None:
     """In the new process: run the script as `__main__`."""
     if session:
         os.setsid()

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,25 +103,44 @@ def compare(description: str | None, variants: Mapping[str, Variant]) -> None:
 
         check_picture(arguments.picture)
     choose_accelerator()
-    settings = {
+    settings: dict[str, Any] = {
         "config": name_of(arguments.config),
         "overrides": arguments.overrides,
         "warmup": arguments.warmup,
         "steps": arguments.steps,
         "machine": {"processor": platform.processor(), "cores": os.cpu_count(), "system": platform.platform()},
     }
+    if gpu := gpu_name():
+        settings["machine"]["gpu"] = gpu
     record = read(arguments.record, settings)
     wanted = [(number, name) for number in range(arguments.rounds) for name in arguments.variants]
+    failed: dict[str, MobiusError] = {}
     for number, name in tqdm(wanted, unit="run"):
-        measured = record["measured"].setdefault(name, [])
-        if len(measured) > number:
+        if name in failed or len(record["measured"].get(name, [])) > number:
             continue
-        measured.append(measure(name, variants[name], arguments) | {"matrix_flops": matrix_flops(arguments.overrides)})
+        try:
+            measured = measure(name, variants[name], arguments)
+        except MobiusError as error:
+            # The others are measured all the same.
+            failed[name] = error
+            tqdm.write(str(error), file=sys.stderr)
+            continue
+        measured["matrix_flops"] = matrix_flops(arguments.overrides)
+        record["measured"].setdefault(name, []).append(measured)
         record["table"] = table(record["measured"])
         replace_file(arguments.record, json.dumps(record, indent=1) + "\n")
     show(record["table"])
-    if arguments.picture:
+    if arguments.picture and record["table"]:
         draw(record["table"], arguments.picture)
+    if failed:
+        raise MobiusError("\n".join(["not measured:", *(f"  - {error}" for error in failed.values())]))
+
+
+def gpu_name() -> str | None:
+    """The name of the GPU that a process of one rank takes; None without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def name_of(config: Path) -> str:

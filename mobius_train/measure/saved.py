@@ -83,7 +83,7 @@ def saved_for_backward(
         key = storage._cdata
         if key in ignored or (key == result and record not in saver) or device not in (None, storage.device):
             continue
-        # The current size, because an engine may have emptied a storage. Recomputation saves an empty tensor of its own.
+        # The current size: an engine may have emptied a storage. Recomputation saves an empty tensor of its own.
         if size := storage.nbytes():
             nbytes[saver.get(record, record.holder)] += size
             made[record.maker] += size

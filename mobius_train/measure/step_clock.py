@@ -21,14 +21,15 @@ class StepClock:
 
     A moment belongs to the innermost module that runs, and thus to its branch: "forward: ring". "forward" alone is what
     no branch computes: noise, loss, casts. A branch that runs in the backward pass recomputes activations. Time on a
-    GPU is that between events on its stream.
+    GPU is that between events on the stream that is current when the clock is made; work on another stream takes the
+    time for which this stream waits for it.
 
     Args:
         device: where the denoiser runs.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu = device.type == "cuda"
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._parts: list[str] = []
         self._phase: str | None = None
         # The time at which each part begins; the part is None outside of all phases.
@@ -62,12 +63,12 @@ class StepClock:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part since the last call, without the time outside of all phases."""
-        if self._gpu:
+        if self._stream is not None:
             torch.cuda.synchronize()
         found: dict[str, float] = {}
         for (part, began), (_, ended) in zip(self._began, self._began[1:], strict=False):
             if part is not None:
-                seconds = began.elapsed_time(ended) / 1e3 if self._gpu else ended - began
+                seconds = ended - began if self._stream is None else began.elapsed_time(ended) / 1e3
                 found[part] = found.get(part, 0.0) + seconds
         self._began = []
         return found
@@ -117,7 +118,7 @@ class StepClock:
         if self._began and self._began[-1][0] == part:
             return
         moment: Any = time.perf_counter()
-        if self._gpu:
+        if self._stream is not None:
             moment = torch.cuda.Event(enable_timing=True)
-            moment.record()
+            moment.record(self._stream)
         self._began.append((part, moment))

@@ -16,7 +16,8 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what a launcher or an earlier test has left in it."""
     kept = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES and not k.startswith("SLURM_")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests' / 'helpers'}"} | changes
+    folders = [str(REPOSITORY), str(REPOSITORY / "tests" / "helpers"), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)} | changes
 
 
 def free_port() -> int:

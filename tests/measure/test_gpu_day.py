@@ -55,7 +55,7 @@ def test_items_that_fail_or_take_too_long_do_not_stop_the_others(
 
 def test_without_time_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_day, "start", lambda *_: pytest.fail("an item started"))
-    with pytest.raises(MobiusError, match=r"tests: unfinished"):
+    with pytest.raises(MobiusError, match=r"tests, quick: unfinished"):
         day(monkeypatch, tmp_path, "--minutes", "0")
 
 

@@ -80,6 +80,31 @@ def test_a_claim_without_its_measurement_fails(benchmark: Any) -> None:
     assert fails(verdicts) == list(verdicts)
 
 
+def test_with_only_the_claims_about_other_settings_are_open(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = records(benchmark)
+    settings = {name: setting.overrides for setting in benchmark.SETTINGS for name in [setting.name]}
+    monkeypatch.setattr(
+        side_by_side,
+        "measure_apart",
+        lambda job: found[next(name for name, overrides in settings.items() if overrides == job.overrides)],
+    )
+    path = tmp_path / "record.json"
+    arguments = ("--record", str(path), "--only", "parallel bf16", "serial bf16")
+    started(benchmark, monkeypatch, *arguments)
+    claims = json.loads(path.read_text())["claims"]
+    assert {name for name, claim in claims.items() if claim["holds"]} == {
+        name for name in claims if name.endswith("serial's, bf16")
+    }
+    assert capsys.readouterr().out.count("open ") == len(claims) - 2
+    # The control: a claim about the chosen settings fails.
+    found["serial bf16"] = record(12.0, seconds=2.0)
+    with pytest.raises(MobiusError, match=r"0\.65 of serial's, bf16"):
+        started(benchmark, monkeypatch, *arguments, "--again")
+
+
 def started(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     benchmark.main()

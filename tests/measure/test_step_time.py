@@ -92,9 +92,20 @@ def test_it_continues_from_its_record(machine: list[str], monkeypatch: pytest.Mo
         benchmark(monkeypatch, tmp_path / "record.json", "--steps", "9")
 
 
-def test_a_variant_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(side_by_side, "measure_apart", lambda *_: {"error": "no memory"})
+def test_a_variant_that_fails_is_named(machine: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measure_apart = side_by_side.measure_apart
+
+    def without_memory(job: side_by_side.Job, program: tuple[str, ...]) -> dict[str, Any]:
+        serial = job.overrides == step_time.VARIANTS["serial"]
+        return {"error": "no memory"} if serial else measure_apart(job, program)
+
+    monkeypatch.setattr(side_by_side, "measure_apart", without_memory)
+    path = tmp_path / "record.json"
     with pytest.raises(MobiusError, match=r"serial: no memory"):
-        benchmark(monkeypatch, tmp_path / "record.json")
+        benchmark(monkeypatch, path)
+    # The others are measured all the same.
+    record = json.loads(path.read_text())
+    assert machine == ["tail-2"] * 2
+    assert [row["variant"] for row in record["table"]] == ["tail-2"]
     with pytest.raises(MobiusError, match=r"--rounds 0"):
         benchmark(monkeypatch, tmp_path / "record.json", "--rounds", "0")

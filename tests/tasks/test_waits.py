@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import launch
-from recipes import recipe, write
+from recipes import Run, recipe, write
 
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedBatch
@@ -36,6 +36,18 @@ def test_means_of_one_rank_are_its_values(process_group: None) -> None:
     with Distributed(Launch(rank=0, local_rank=0, world_size=1, local_world_size=1)) as distributed:
         values = {"loss": 0.1, "stopping": 1.0}
         assert distributed.mean(values) == values
+
+
+@pytest.mark.slow
+def test_deepspeed_waits_for_no_device_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise no work on another stream could overlap with the ring."""
+    from deepspeed import get_accelerator
+
+    waits: list[int] = []
+    monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waits.append(1))
+    run(max_train_steps=4)
+    # When the engine is destroyed.
+    assert len(waits) == 1
 
 
 @pytest.mark.gpu
