@@ -39,6 +39,7 @@ RING_OPTIONS = (
     "compile",
     "activation_memory_budget",
     "frozen_dtype",
+    "frozen_int8",
     "frozen_channels_last",
     "frozen_compile",
     "frozen_cuda_graphs",
@@ -156,6 +157,11 @@ class RunConfig(Section):
     )
     frozen_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="dtype of the frozen branch in mode parallel; default: as mixed_precision"
+    )
+    frozen_int8: bool = Field(
+        False,
+        description="store the weights of the frozen layers in front of the fusion in 8 bits, with a scale for each"
+        " channel; changes them by one percent",
     )
     frozen_channels_last: bool = Field(
         False,
@@ -315,7 +321,7 @@ class RunConfig(Section):
                 "frozen_cuda_graphs and frozen_ahead: a graph has one set of buffers, but samples and held-out losses"
                 " run it while a micro-batch is ahead: turn one off"
             )
-        for name in ("frozen_compile", "frozen_ahead"):
+        for name in ("frozen_compile", "frozen_ahead", "frozen_int8"):
             if getattr(self, name) and self.shard_frozen:
                 raise ValueError(f"{name} requires a frozen branch that is whole on each rank: set shard_frozen=false")
         spared = not self.gradient_checkpointing or kept

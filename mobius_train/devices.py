@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobius_train.errors import MobiusError
 
@@ -25,6 +28,15 @@ def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device, dtype)
     return tensor.to(dtype=dtype).pin_memory().to(device, non_blocking=True)
+
+
+def host_copy(module: nn.Module) -> nn.Module:
+    """A copy of a frozen module in host memory, without a second copy on its device."""
+    tensors: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=False) for p in module.parameters()
+    }
+    tensors |= {id(b): b.detach().to("cpu", copy=True) for b in module.buffers()}
+    return copy.deepcopy(module, tensors)
 
 
 class Arriving:

@@ -74,6 +74,8 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("frozen_cuda_graphs=true frozen_compile=true frozen_ahead=true", "frozen_cuda_graphs frozen_ahead"),
         ("frozen_compile=true shard_frozen=true", "frozen_compile shard_frozen=false"),
         ("frozen_ahead=true shard_frozen=true", "frozen_ahead shard_frozen=false"),
+        ("frozen_int8=true shard_frozen=true", "frozen_int8 shard_frozen=false"),
+        ("mode=serial frozen_int8=true", "frozen_int8 text-to-video parallel 'serial'"),
         ("frozen_ahead=true sequence_parallel_size=2", "sequence_parallel_size=2 frozen_ahead=true"),
         (
             "gradient_checkpointing=true gradient_checkpointing_kept=0.6 activation_offload=0.5",
@@ -125,7 +127,7 @@ def test_an_override_that_cannot_be_applied_is_named(recipe: Path, override: str
     [
         "gradient_checkpointing=true gradient_checkpointing_kept=0.5 activation_offload=0.2 recompute_activations=true",
         "compile=true activation_memory_budget=0.5 frozen_dtype=bf16 attention_backend=eager",
-        "frozen_compile=true frozen_channels_last=true frozen_ahead=true",
+        "frozen_compile=true frozen_channels_last=true frozen_ahead=true frozen_int8=true",
         "frozen_compile=true frozen_cuda_graphs=true sequence_parallel_size=2",
         "gradient_checkpointing=true compile=true gradient_checkpointing_kept=0.5 activation_memory_budget=0",
         "mode=serial gradient_checkpointing=true attention_backend=sdpa",

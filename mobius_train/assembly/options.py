@@ -15,6 +15,7 @@ from mobius_train.models import Denoiser
 from mobius_train.models.attention import attention_layers, set_attention_backend
 from mobius_train.models.choose_attention import Machine, choose_attention
 from mobius_train.models.compiling import compile_layers
+from mobius_train.models.int8 import store_in_int8
 from mobius_train.models.recompute import LayerMemory
 
 # Switches that depend on the run's GPUs and do not change weights.
@@ -47,6 +48,12 @@ def layers_without_graph(denoiser: Denoiser) -> list[nn.Module]:
     """The frozen layers in front of the fusion, which run without an autograd graph in every call."""
     behind = {inner for block in denoiser.frozen_in_graph() for inner in block.modules()}
     return [module for unit in denoiser.backbone.units() for module in unit if module not in behind]
+
+
+def store_frozen_weights(denoiser: Denoiser, config: RunConfig) -> None:
+    """Store the frozen weights as the recipe says, once nothing needs the original ones any more."""
+    if config.frozen_int8:
+        store_in_int8(layers_without_graph(denoiser))
 
 
 def set_memory_format(denoiser: Denoiser, config: RunConfig) -> None:

@@ -123,6 +123,10 @@ def _cheap_recomputation(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant
     return _recipe(config, recompute_activations=True), spread
 
 
+def _int8(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    return None if config.frozen_int8 else (_recipe(config, frozen_int8=True), spread)
+
+
 def _parallel(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     if config.stage != "text-to-video" or config.mode == "parallel":
         return None
@@ -208,6 +212,7 @@ CHANGES = (
     Change("optimizer=adamw_8bit", "bitsandbytes; moments of 8 bits, blocks of 256", _eight_bit),
     Change("train_batch_size=1 with more gradient_accumulation_steps", "smaller kernels, the same sums", _single_clips),
     Change("gradient_checkpointing=true", "the trained layers' forward pass once more", _checkpointing),
+    Change("frozen_int8=true", "frozen weights of 8 bits, changed by one percent", _int8),
     Change("mode=parallel", "another model: the ring", _parallel),
     Change("ZeRO-3 (ds_configs/zero3.json)", "weights gathered in every pass", _zero(3)),
     Change("shard_frozen=true", "frozen layers gathered in every pass", _shard_frozen),

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mobius_train.assembly.model_configs import ModelConfigs
 from mobius_train.assembly.open_data import largest_shape
+from mobius_train.assembly.options import store_frozen_weights
 from mobius_train.assembly.parts import Parts, autoencoder_of, check_resolution, parts_of
 from mobius_train.assembly.sharded import text_layers
 from mobius_train.assembly.weights import Random
@@ -162,6 +163,8 @@ class Simulator:
             text = [encoder.model for encoder in parts.encoders.text.encoders.values()]
             for module in (parts.denoiser, parts.encoders.images.vae, *text):
                 make_fake(cast(nn.Module, module), self._mode)
+            with self._mode:
+                store_frozen_weights(parts.denoiser, config)
             if config.sequence_parallel_size > 1:
                 # The first rank has the larger shares.
                 parts.denoiser.set_sequence(

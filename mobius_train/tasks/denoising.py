@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mobius_train.assembly.open_data import order_identity, recipe_batches
+from mobius_train.assembly.options import store_frozen_weights
 from mobius_train.assembly.parts import Parts
 from mobius_train.assembly.sharded import Sharded, text_layers
 from mobius_train.bars import DELAY, progress
@@ -21,7 +22,7 @@ from mobius_train.data.batch import ClipBatch, EncodedBatch, EncodedClip
 from mobius_train.data.clips import ClipDataset
 from mobius_train.data.describe_sets import describe_sets
 from mobius_train.data.loader import Samples, heldout_batches
-from mobius_train.devices import sent
+from mobius_train.devices import host_copy, sent
 from mobius_train.diffusion.process import NoisyBatch
 from mobius_train.diffusion.randomness import draw_numbers
 from mobius_train.encoders.encoders import Cached, EncodedSource, Online
@@ -92,6 +93,10 @@ class DiffusionTask:
         self._without_caption = encoders.without_caption()
         self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
+        # Rank 0 exports the model with the original weights.
+        keeps = self.config.frozen_int8 and distributed.is_main
+        self._original = host_copy(denoiser.frozen) if keeps and denoiser.frozen is not None else None
+        store_frozen_weights(denoiser, self.config)
         self._sharded_frozen: Sharded | None = None
         self._sharded_text: dict[str, Sharded] = {}
         self._before: list[Tensor] | None = None
@@ -315,8 +320,8 @@ class DiffusionTask:
         if whole:
             text_encoders = {part: sharded.whole() for part, sharded in self._sharded_text.items()}
         frozen = None
-        if whole and self._sharded_frozen is not None:
-            frozen = self._sharded_frozen.whole()
+        if whole:
+            frozen = self._original if self._sharded_frozen is None else self._sharded_frozen.whole()
         model = self.parts.denoiser.with_trained(self._inference.model(weights), frozen)
         return self.parts.pipeline(model, text_encoders)
 

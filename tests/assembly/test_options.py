@@ -10,6 +10,7 @@ import token_models
 import torch
 from diffusers import UNet2DConditionModel
 from tiny import KINDS
+from torch.nn.utils import parametrize
 from unets import batch_for
 
 from mobius_train.assembly.options import (
@@ -17,6 +18,7 @@ from mobius_train.assembly.options import (
     apply_memory_options,
     check_device,
     set_memory_format,
+    store_frozen_weights,
     without_gpu_options,
 )
 from mobius_train.config import RunConfig
@@ -107,6 +109,36 @@ def test_a_compiled_frozen_branch_gives_the_same_prediction() -> None:
     torch.testing.assert_close(prediction, expected)
     prediction.square().mean().backward()
     assert all(p.grad is not None for p in parallel.ring.parameters())
+
+
+TAIL = {"fusion_depth": 2, "tail_temporal_layers": True, "ring_width": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["unet", "sd3", "pixart"])
+def test_frozen_weights_of_eight_bits_are_those_in_front_of_the_fusion(kind: str) -> None:
+    parallel = model(**TAIL) if kind == "unet" else token_models.parallel_of(token_models.tiny_model(kind))
+    batch = (batch_for if kind == "unet" else token_models.batch_for)(parallel.spatial)
+    given = batch.given()
+    with torch.no_grad():
+        expected = parallel.predict(*given)
+    store_frozen_weights(parallel, config())
+    assert not any(parametrize.is_parametrized(module) for module in parallel.modules())
+    whole = sum(p.nbytes for p in parallel.spatial.parameters())
+    store_frozen_weights(parallel, config(frozen_int8=True))
+    stored = [module for module in parallel.modules() if parametrize.is_parametrized(module)]
+    behind = {inner for block in parallel.frozen_in_graph() for inner in block.modules()}
+    assert stored
+    assert not behind.intersection(stored)
+    assert not set(parallel.ring.modules()).intersection(stored)
+    assert sum(p.nbytes for p in parallel.spatial.parameters()) < whole
+    prediction = parallel.predict(*given)
+    # Other weights by one percent, so another prediction, but a near one.
+    difference = (prediction - expected).norm() / expected.norm()
+    assert 0 < difference < 0.05
+    prediction.square().mean().backward()
+    assert all(p.grad is not None for p in parallel.ring.parameters())
+    apply_memory_options(parallel, config(frozen_compile=True), "eager")
+    torch.testing.assert_close(parallel.predict(*given), prediction)
 
 
 def test_feature_maps_in_channels_last_order_change_rounding_alone() -> None:

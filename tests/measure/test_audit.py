@@ -69,6 +69,7 @@ def offenders(found: Audit, what: str) -> tuple[str, ...]:
         {},
         {"gradient_checkpointing": True, "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
         {"frozen_ahead": True},
+        {"frozen_int8": True},
     ],
 )
 def test_the_parallel_mode_is_proven(audited: Any, changes: dict[str, Any]) -> None:

@@ -78,12 +78,16 @@ def test_a_plan_of_another_recipe_does_not_agree(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fsdp_keeps_what_is_planned_too(tiny: Path) -> None:
-    plan, found = planned_and_measured(tiny, ds_path=None)
+@pytest.mark.parametrize("overrides", [(), ("frozen_int8=true", "mixed_precision=bf16")], ids=["plain", "int8"])
+def test_fsdp_keeps_what_is_planned_too(tiny: Path, overrides: tuple[str, ...]) -> None:
+    plan, found = planned_and_measured(tiny, *overrides, ds_path=None)
     assert sum(plan.saved.values()) == pytest.approx(sum(found.saved.values()), rel=0.02)
     components = {row.name: row for row in rows(plan, found) if row.name in found.components}
     assert {MASTERS, OPTIMIZER} <= components.keys()
-    assert all(row.planned == pytest.approx(row.measured, rel=0.02) for row in components.values())
+    # The plan counts blocks of 512 bytes, of which scales of eight-bit weights take one each.
+    near = [row.planned == pytest.approx(row.measured, rel=0.02, abs=250 * 512) for row in components.values()]
+    assert all(near)
+    assert (components[FROZEN].measured < 1.5e6) == bool(overrides)
 
 
 @pytest.mark.slow

@@ -10,9 +10,11 @@ from typing import Any
 
 import kill_resume
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 from launching import LAUNCHER_VARIABLES, REPOSITORY
 from recipes import DEEP, Run, losses, metrics, recipe, write
+from safetensors.torch import load_file
 
 from mobius_train.errors import MobiusError
 
@@ -59,6 +61,29 @@ def test_a_run_with_its_frozen_branch_ahead_is_the_same_bit_for_bit(
         resumed = _only(source, 1, tmp_path / f"from-{source.name}")
         run(resumed.name, resume_from_checkpoint="latest", frozen_ahead=frozen_ahead, **options)
         assert (resumed / RING).read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_a_run_with_frozen_weights_of_eight_bits_exports_the_original_ones(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it goes on without them, which is a change that is named."""
+    options: dict[str, Any] = {"max_train_steps": 2, "checkpointing_steps": 1, "mixed_precision": "bf16", **QUIET}
+    plain, eight = run("plain", **options), run("eight", frozen_int8=True, **options)
+    assert losses(eight) == pytest.approx(losses(plain), rel=0.02)
+    assert losses(eight) != losses(plain)
+    weights = [
+        load_file(folder / "final/unet/spatial/diffusion_pytorch_model.safetensors") for folder in (plain, eight)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    again, other = _only(eight, 1, tmp_path / "again"), _only(eight, 1, tmp_path / "other")
+    run("again", frozen_int8=True, resume_from_checkpoint="latest", **options)
+    assert (again / RING).read_bytes() == (eight / RING).read_bytes()
+    assert "frozen_int8" not in capsys.readouterr().out
+    run("other", resume_from_checkpoint="latest", **options)
+    assert "other than before: frozen_int8 was True, now False" in capsys.readouterr().out
+    assert (other / RING).read_bytes() != (eight / RING).read_bytes()
 
 
 @pytest.mark.slow
