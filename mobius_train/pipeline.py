@@ -70,6 +70,31 @@ def convert_frames(frames: Tensor, output_type: str) -> Any:
     return [[Image.fromarray(frame) for frame in clip] for clip in channels_last]
 
 
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """The conditions of prompts, and of the negative prompt for classifier-free guidance."""
+
+    prompts: Sequence[Conditions]
+    negative: Conditions | None
+
+    @classmethod
+    def of(cls, text: TextEncoding, prompts: Sequence[str], negative: str | None) -> EncodedPrompts:
+        """
+        Args:
+            negative: None without guidance.
+        """
+        return cls(list(map(text.encode, prompts)), None if negative is None else text.encode(negative))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.prompts[0].tensors.values())).device
+
+    def to(self, device: torch.device) -> EncodedPrompts:
+        """On another device."""
+        negative = None if self.negative is None else self.negative.to(device)
+        return EncodedPrompts([prompt.to(device) for prompt in self.prompts], negative)
+
+
 # What motion weights may name.
 MOTION_SCHEDULERS: dict[str, Any] = {kind.__name__: kind for kind in (DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
 MOTION_SETTINGS = ("max_text_tokens", "num_frames", "resolution", "guidance_scale", "frame_noise_correlation")
@@ -185,6 +210,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
+        conditions: EncodedPrompts | None = None,
     ) -> Any:
         """Sample one clip per prompt.
 
@@ -199,6 +225,8 @@ class TextToVideoPipeline(DiffusionPipeline):
             generator: replaces the seed, as in diffusers: one for all prompts in turn, or one per prompt.
             latents: the initial noise, (B, C, F, h, w).
             output_type: "np", "pil", "pt", "uint8" or "latent".
+            conditions: of the prompts, encoded before; the text encoders are not used. The pipeline computes on their
+                device.
 
         Returns:
             TextToVideoPipelineOutput, or a tuple of only its frames if return_dict is false.
@@ -212,15 +240,15 @@ class TextToVideoPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise MobiusError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        device = self._execution_device
         noises = self._initial_noise(prompts, num_frames, height, width, seed, generator, latents)
-        text = self._text_encoding(device)
-        conditions = [text.encode(caption) for caption in prompts]
-        unconditional = text.encode(negative_prompt) if scale > 1 else None
+        if conditions is None:
+            text = self._text_encoding(self._execution_device)
+            conditions = EncodedPrompts.of(text, prompts, negative_prompt if scale > 1 else None)
+        device, unconditional = conditions.device, conditions.negative
 
         clips: list[Tensor] = []
         with evaluating(self.unet), self.progress_bar(total=len(prompts) * num_inference_steps) as bar:
-            for noise, condition in zip(noises, conditions, strict=True):
+            for noise, condition in zip(noises, conditions.prompts, strict=True):
                 size = self._size_of(noise).to(device)
                 without = None if unconditional is None else unconditional | size
                 predict = self._guided_prediction(condition | size, without, scale, guidance_rescale)
@@ -257,12 +285,13 @@ class TextToVideoPipeline(DiffusionPipeline):
             )
         return self._with_model(unet, num_frames=1)
 
-    def image_clips(
-        self, prompts: Sequence[str], seed: int, num_inference_steps: int, negative_prompt: str = ""
-    ) -> Tensor:
+    def image_clips(self, prompts: Sequence[str], seed: int, num_inference_steps: int, **options: Any) -> Tensor:
         """Sample clips with the image model alone, frame by frame, from the noise that `__call__` starts from.
 
         As long as the image model is frozen, these are the clips of a video model without training.
+
+        Args:
+            options: further ones of `__call__`.
 
         Returns:
             (B, F, 3, H, W) uint8.
@@ -270,11 +299,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         images = self._with_model(as_denoiser(self.unet).image_model, num_frames=1)
         noise = torch.cat(self._initial_noise(list(prompts), None, None, None, seed, None, None))
         clips: Tensor = images(
-            prompts,
-            num_inference_steps=num_inference_steps,
-            negative_prompt=negative_prompt,
-            latents=noise,
-            output_type="uint8",
+            prompts, num_inference_steps=num_inference_steps, latents=noise, output_type="uint8", **options
         ).frames
         return clips
 

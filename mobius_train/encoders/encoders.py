@@ -19,6 +19,8 @@ from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.models import weights_hash
 from mobius_train.sequence.group import SequenceGroup
 
+HOST = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Encoders:
@@ -84,9 +86,10 @@ class Encoders:
         """The conditions of the empty caption, used for guidance; without those that do not depend on a caption."""
         return self.text.encode("")
 
-    def move(self, device: torch.device, text: bool = True) -> None:
-        """Move the autoencoder and, if `text`, the text encoders to a device."""
-        self.images.vae.to(device)
+    def move(self, device: torch.device, images: bool = True, text: bool = True) -> None:
+        """Move the autoencoder, if `images`, and the text encoders, if `text`, to a device."""
+        if images:
+            self.images.vae.to(device)
         if text:
             for encoder in self.text.encoders.values():
                 encoder.model.to(device)
@@ -117,8 +120,8 @@ class EncodedSource(Protocol):
         """Encode a batch of the loader if necessary, and move it to this rank's device."""
 
     @contextmanager
-    def encoders_on_device(self) -> Iterator[None]:
-        """Context for sampling, with the encoders on this rank's device."""
+    def autoencoder_on_device(self) -> Iterator[None]:
+        """Context for decoding samples, with the autoencoder on this rank's device."""
 
 
 class Online:
@@ -146,36 +149,35 @@ class Online:
         return batch.to(self._device)
 
     @contextmanager
-    def encoders_on_device(self) -> Iterator[None]:
+    def autoencoder_on_device(self) -> Iterator[None]:
         yield
 
 
 class Cached:
-    """Reads latents and conditions from a cache. The encoders stay in host memory except for sampling.
+    """Reads latents and conditions from a cache. The encoders stay in host memory, the autoencoder except for sampling.
 
     Args:
-        move_text: move the text encoders too; sharded ones stay on the device.
+        keep_text: the text encoders will be saved. Otherwise their weights are dropped: nothing encodes text any more.
     """
 
     collate: Collate = EncodedBatch.collate
 
     def __init__(
-        self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device, move_text: bool
+        self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device, keep_text: bool
     ) -> None:
-        self.samples, self._encoders, self._device, self._move_text = samples, encoders, device, move_text
-        self._leave()
+        self.samples, self._encoders, self._device = samples, encoders, device
+        encoders.move(HOST)
+        if not keep_text:
+            encoders.move(torch.device("meta"), images=False)
 
     def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
         assert isinstance(batch, EncodedBatch)
         return batch.to(self._device)
 
     @contextmanager
-    def encoders_on_device(self) -> Iterator[None]:
-        self._encoders.move(self._device, text=self._move_text)
+    def autoencoder_on_device(self) -> Iterator[None]:
+        self._encoders.move(self._device, text=False)
         try:
             yield
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._encoders.move(torch.device("cpu"), text=self._move_text)
+            self._encoders.move(HOST, text=False)

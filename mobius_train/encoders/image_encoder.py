@@ -5,7 +5,7 @@ Legend: B clips, F frames, H, W pixels; c, h, w latent channels and size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,8 +19,10 @@ from mobius_train.sequence.group import SequenceGroup
 from mobius_train.sequence.split import bounds, gathered
 
 # The summation order of kernels depends on the batch size, so this number is part of a cached latent's identity and is
-# used for all encoding and decoding.
+# used for all encoding.
 FRAMES_AT_ONCE = 8
+# Decoding takes fewer frames at once if they are large: one of 512 x 512 pixels takes 0.8 GB.
+PIXELS_DECODED_AT_ONCE = 512 * 512
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LatentSpace:
         channels: c.
         reduction: H / h and W / w.
         scale, shift: a denoiser's input is (z - shift) · scale.
-        frames_at_once: number of frames in one call of the autoencoder, which bounds the memory for long clips.
+        frames_at_once: most frames in one call of the autoencoder, which bounds the memory for long clips.
     """
 
     channels: int
@@ -113,7 +115,8 @@ class ImageEncoder:
             return torch.stack([latents.mean, latents.std], dim=1)
 
         channels, _, *size = self.space.shape(len(frames), *frames.shape[-2:])
-        mean, std = self._in_parts(frames, encode, (2, channels, *size), sequence).unbind(1)
+        parts = frames.split(self.space.frames_at_once)
+        mean, std = self._of_parts(parts, encode, (2, channels, *size), sequence).unbind(1)
         return Posterior(mean.contiguous(), std.contiguous())
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
@@ -129,19 +132,20 @@ class ImageEncoder:
         """
         folded = latents.transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
         folded = self.space.unscaled(folded)
-        size = (side * self.space.reduction for side in latents.shape[-2:])
-        pixels = self._in_parts(folded, lambda part: self.vae.decode(part).sample, (3, *size), sequence)
+        height, width = (side * self.space.reduction for side in latents.shape[-2:])
+        at_once = min(self.space.frames_at_once, max(1, PIXELS_DECODED_AT_ONCE // (height * width)))
+        parts = folded.split(at_once)
+        pixels = self._of_parts(parts, lambda part: self.vae.decode(part).sample, (3, height, width), sequence)
         return to_frames(pixels).unflatten(0, (latents.shape[0], latents.shape[2])).cpu()
 
-    def _in_parts(
+    def _of_parts(
         self,
-        frames: Tensor,
+        parts: Sequence[Tensor],
         run: Callable[[Tensor], Tensor],
         shape: tuple[int, ...],
         sequence: SequenceGroup | None,
     ) -> Tensor:
         """Run the autoencoder on parts of (F, …), of which each rank takes some; a result has `shape` for a frame."""
-        parts = frames.split(self.space.frames_at_once)
         if sequence is None:
             return torch.cat([run(part) for part in parts])
         of_ranks = [parts[start:stop] for start, stop in pairwise(bounds(len(parts), sequence.size))]

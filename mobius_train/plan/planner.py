@@ -204,14 +204,15 @@ def peaks_of_phases(
     frozen, text = _Shared(sim.frozen, ranks), _Shared(sim.text, ranks)
     cached = config.data.cache_dir is not None
     online = sim.vae.whole + text.resident
-    # With a cache the encoders are on the GPU only for sampling; a sharded text encoder always stays there.
-    training = (text.resident if ranks > 1 else 0) if cached else online
+    # With a cache only the autoencoder is on the GPU after it is filled, and only for sampling. The prompts are encoded
+    # before the first step.
+    training = 0 if cached else online
     phases: dict[Phase, dict[str, int]] = {
         TRAINING: {ENCODERS: training} | _training_peak(sim, engine, frozen.gathered),
         STEPPING: {ENCODERS: training} | engine.stepping,
     }
     if sim.encoding and cached:
-        # The cache is filled before the text encoder is sharded. A run that requires a full cache encodes nothing.
+        # A run that requires a full cache encodes nothing on the GPU.
         if not config.data.cache_required:
             phases[ENCODING] = {ENCODERS: sim.vae.whole + sim.text.whole, TRANSIENT: sim.encoding}
     elif sim.encoding:
@@ -224,9 +225,10 @@ def peaks_of_phases(
     if spread.engine == "ddp" or not max(sim.sampling, sim.heldout):
         return phases
     copied = sum(sim.trained) + (0 if engine.frozen_whole else sum(sim.frozen_inside))
-    evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: max(frozen.gathered, text.gathered)}
+    gathered = max(frozen.gathered, 0 if cached else text.gathered)
+    evaluating = {COPY: copied * sim.itemsize, engines.GATHERED: gathered}
     heldout = evaluating | {ENCODERS: training, TRANSIENT: sim.heldout}
-    sampling = evaluating | {ENCODERS: online, TRANSIENT: sim.sampling}
+    sampling = evaluating | {ENCODERS: sim.vae.whole if cached else online, TRANSIENT: sim.sampling}
     phases["sampling"] = max(heldout, sampling if sim.sampling else heldout, key=lambda parts: sum(parts.values()))
     return phases
 

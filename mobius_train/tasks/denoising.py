@@ -32,7 +32,7 @@ from mobius_train.media.clip_files import write_clips
 from mobius_train.models import weights_hash
 from mobius_train.models.ahead import SideStream, one_ahead
 from mobius_train.models.parallel_model import ParallelModel
-from mobius_train.pipeline import TextToVideoPipeline
+from mobius_train.pipeline import EncodedPrompts, TextToVideoPipeline
 from mobius_train.ring_shape import RingShape
 from mobius_train.tasks.inference import Inference
 from mobius_train.tasks.show_clips import show_clips
@@ -90,7 +90,8 @@ class DiffusionTask:
         denoiser, encoders = parts.denoiser, parts.encoders
         clips: dict[str, Samples | None] = {"train": train, "heldout": heldout}
         self.source: EncodedSource = Online(clips, encoders, distributed.device, distributed.sequence)
-        self._without_caption = encoders.without_caption()
+        self._without_caption = encoders.without_caption().to(distributed.device)
+        self._prompts = self._encoded_prompts()
         self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
         # Rank 0 exports the model with the original weights.
@@ -106,11 +107,22 @@ class DiffusionTask:
                 layers = [module for unit in denoiser.backbone.units() for module in unit]
                 self._sharded_frozen = Sharded(denoiser.frozen, layers, distributed)
             if self.config.data.cache_dir is None:
-                self._shard_text()
+                for part, encoder in encoders.text.encoders.items():
+                    self._sharded_text[part] = Sharded(encoder.model, text_layers(encoder.model), distributed)
 
-    def _shard_text(self) -> None:
-        for part, encoder in self.parts.encoders.text.encoders.items():
-            self._sharded_text[part] = Sharded(encoder.model, text_layers(encoder.model), self.distributed)
+    def _encoded_prompts(self) -> EncodedPrompts | None:
+        """The conditions of the validation prompts, encoded once; None on ranks that do not sample."""
+        validation = self.config.validation
+        if not validation.prompts or not self._takes_samples:
+            return None
+        negative = validation.negative_prompt if validation.guidance_scale > 1 else None
+        text = self.parts.encoders.text
+        return EncodedPrompts.of(text, validation.prompts, negative).to(self.distributed.device)
+
+    @property
+    def _takes_samples(self) -> bool:
+        # Models that ranks share require all of them to sample, with identical inputs.
+        return self.distributed.data_rank == 0 or self.config.shard_frozen
 
     @property
     def trained(self) -> nn.Module:
@@ -173,12 +185,9 @@ class DiffusionTask:
             self.distributed.barrier()
             for name, identity in self._identities.items():
                 samples[name] = cache.open_checked(root, name, identity, keys[name])
-        if self.config.shard_frozen:
-            # Only after the cache is filled: ranks encode different numbers of clips, and a sharded module needs equal
-            # numbers of calls.
-            self._shard_text()
-        whole_text = not self._sharded_text
-        self.source = Cached(samples, self.parts.encoders, self.distributed.device, move_text=whole_text)
+        # Rank 0 exports the model.
+        keep_text = self.distributed.is_main
+        self.source = Cached(samples, self.parts.encoders, self.distributed.device, keep_text)
 
     def fill_cache(self, share: int, shares: int) -> None:
         """Compute share `share` of `shares` of the missing cache entries.
@@ -328,18 +337,16 @@ class DiffusionTask:
     def show(self, weights: Weights, folder: Path) -> Shown:
         validation = self.config.validation
         main = self.distributed.is_main
-        # Models that ranks share require all of them to sample, with identical inputs.
-        takes_part = self.distributed.data_rank == 0 or self.config.shard_frozen
-        if not validation.prompts or not takes_part:
+        if self._prompts is None:
             return Shown()
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)
         options: dict[str, Any] = {
-            "negative_prompt": validation.negative_prompt,
+            "conditions": self._prompts,
             "num_inference_steps": validation.num_inference_steps,
             "seed": validation.seed,
         }
-        with self.source.encoders_on_device():
+        with self.source.autoencoder_on_device():
             clips = pipeline(validation.prompts, output_type="uint8", **options).frames
             if clips.shape[1] > 1 and self._before is None and self._keeps_the_image_model:
                 self._before = list(pipeline.image_clips(validation.prompts, **options))

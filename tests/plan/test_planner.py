@@ -173,7 +173,10 @@ def test_sampling_costs_a_copy_of_the_weights(planner: Planner, tiny: list[str])
     parts = peaks_of_phases(sampling, sim, engine_memory(sampling, layout)(sim), layout)["sampling"]
     assert parts[COPY] == 4 * sum(sim.trained)
     assert parts[TRANSIENT] == sim.sampling > 0
-    assert "sampling" in planner.plan(sampling, layout).phases
+    plan = planner.plan(sampling, layout)
+    # Prompts were encoded before: with a cache sampling takes the autoencoder alone.
+    cached = planner.plan(load(PAPER, [*tiny, "validation.prompts=[a dog]", "data.cache_dir=c"]), layout)
+    assert plan.phases["sampling"] - cached.phases["sampling"] == sim.text.whole > 0
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES[::2], ids=lambda one: one.name)
