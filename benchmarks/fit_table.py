@@ -44,7 +44,7 @@ OPTIMIZERS = {"float32": "optimizer=adamw", "8 bits": "optimizer=adamw_8bit"}
 # The kinds that the tables name.
 COLUMN = ("V100-16", "L4-24", "RTX-4090-24", "V100-32", "A100-40", "H100-80", "A100-80", "H200-141")
 ENCODERS = {"online": (), "cached": ("data.cache_dir=cache",)}
-TAIL = "tail_temporal_layers=true"
+TAIL, INT8 = "tail_temporal_layers=true", "frozen_int8=true"
 # Members of the family of docs/method.md.
 SHAPES = {
     "serial": ("mode=serial",),
@@ -55,13 +55,25 @@ SHAPES = {
     "ring ½, depth 2, tail layers": ("ring_width=0.5", "fusion_depth=2", TAIL),
     "ring ¼, depth 2, tail layers": ("ring_width=0.25", "fusion_depth=2", TAIL),
     "no ring, depth 2, tail layers": ("ring_width=0", "fusion_depth=2", TAIL),
+    "no ring, depth 2, tail layers, frozen int8": ("ring_width=0", "fusion_depth=2", TAIL, INT8),
     "no ring, depth 3, tail layers": ("ring_width=0", "fusion_depth=3", TAIL),
 }
 # Recipes of other models, and the members of the family that are planned of each.
 MODELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "sdxl": {"ring ½, its recipe": (), "the paper's ring": ("ring_width=1.0",), "serial": ("mode=serial",)},
-    "sd3_medium": {"ring, its recipe": (), "Vchitect, serial": ("mode=serial",), "Vchitect, full": ("mode=full",)},
-    "sd35_medium": {"ring, its recipe": ()},
+    "sdxl": {
+        "ring ½, its recipe": (),
+        "the same, frozen int8": (INT8,),
+        "no ring, depth 2, tail layers": ("ring_width=0", "fusion_depth=2", TAIL),
+        "the paper's ring": ("ring_width=1.0",),
+        "serial": ("mode=serial",),
+    },
+    "sd3_medium": {
+        "ring, its recipe": (),
+        "no ring, depth 4, tail layers": ("ring_width=0", "fusion_depth=4", TAIL),
+        "Vchitect, serial": ("mode=serial",),
+        "Vchitect, full": ("mode=full",),
+    },
+    "sd35_medium": {"ring, its recipe": (), "the same, frozen int8": (INT8,)},
 }
 COSTS = ("trained", "TFLOP", "saved, MiB", "recomputed", "peak", "recomputed", "and 8-bit AdamW")
 # The paper's measurements (arXiv 2407.06617) in MB of 2**20 bytes, as nvidia-smi prints them: 4 GPUs, float32, DDP.

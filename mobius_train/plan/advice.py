@@ -141,6 +141,12 @@ def _cached(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     return _recipe(config, data=data), spread
 
 
+def _filled(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
+    if config.data.cache_dir is None or config.data.cache_required:
+        return None
+    return _recipe(config, data=config.data.model_copy(update={"cache_required": True})), spread
+
+
 def _eight_bit(config: RunConfig, spread: Spread, gpu: Gpu) -> Variant | None:
     if config.optimizer == "adamw_8bit" or spread.engine == "ddp":
         return None
@@ -208,6 +214,7 @@ CHANGES = (
     Change("ZeRO-2 (ds_configs/zero2.json)", "gradients sent with every micro-batch", _zero(2)),
     Change("recompute_activations=true", "norms and activation functions once more", _cheap_recomputation),
     Change("data.cache_dir=…", "disk space; the clips encoded before the first step", _cached),
+    Change("data.cache_required=true", "tools/cache_latents.py in a job of its own, before this one", _filled),
     Change("--engine fsdp", "none but weights gathered in every pass", _fsdp),
     Change("optimizer=adamw_8bit", "bitsandbytes; moments of 8 bits, blocks of 256", _eight_bit),
     Change("train_batch_size=1 with more gradient_accumulation_steps", "smaller kernels, the same sums", _single_clips),

@@ -18,7 +18,8 @@ ASSUMPTIONS = (
     " and NCCL's buffers; not simulated",
     "live tensors are counted in the allocator's 512-byte blocks; fragmentation is not",
     "PyTorch's fused attention kernels do not store scores; eager attention does",
-    "the autoencoder and the text encoder are on the GPU in float32; with a cache, only while they encode and sample",
+    "the autoencoder and the text encoders are on the GPU in float32; with a cache, only while it is filled, and the"
+    " autoencoder for sampling",
     "torch.compile is ignored",
     "AdamW is torch's fused implementation, which has no temporaries (with ddp: torch's default, with one temporary as"
     " large as the updated parameters)",

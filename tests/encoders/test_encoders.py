@@ -24,7 +24,6 @@ from mobius_train.encoders.text_encoding import TextEncoding
 from mobius_train.sequence.group import SequenceGroup
 from mobius_train.tasks.denoising import DiffusionTask
 
-
 CPU = torch.device("cpu")
 
 
