@@ -97,6 +97,9 @@ class RunConfig(Section):
         description="tokens per caption; default: the tokenizer's maximum. Stable Diffusion 3: those of T5; default:"
         " 256. A pipeline of PixArt or of a run: its own number",
     )
+    text_encoder_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="dtype of the text encoders; T5 of Stable Diffusion 3 takes 19 GB in fp32"
+    )
     use_t5: bool | None = Field(
         None,
         description="Stable Diffusion 3: encode captions with T5 (text_encoder_3) too, or with zeros in its place;"

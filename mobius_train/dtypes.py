@@ -19,13 +19,16 @@ class Dtypes:
     Attributes:
         trained: the trained module; its master weights are float32 all the same.
         frozen: the frozen branch beside the trained module.
-        encoders: the frozen autoencoder and text encoders. Stable Diffusion's autoencoder overflows in float16.
+        text: the frozen text encoders, whose results are float32 all the same.
+        autoencoder: float32; Stable Diffusion's overflows in float16.
     """
 
     trained: torch.dtype
     frozen: torch.dtype
-    encoders: torch.dtype = torch.float32
+    text: torch.dtype
+    autoencoder: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, config: RunConfig) -> Dtypes:
-        return cls(DTYPES[config.mixed_precision], DTYPES[config.frozen_dtype or config.mixed_precision])
+        frozen = config.frozen_dtype or config.mixed_precision
+        return cls(DTYPES[config.mixed_precision], DTYPES[frozen], DTYPES[config.text_encoder_dtype])

@@ -65,6 +65,7 @@ def test_the_dump_reads_back_as_the_same_configuration(recipe: Path, tmp_path: P
         ("activation_memory_budget=0.5", "activation_memory_budget compile=true"),
         ("attention_backend=xformers", "attention_backend: 'xformers'"),
         ("frozen_dtype=fp8", "frozen_dtype: 'fp8'"),
+        ("text_encoder_dtype=fp16", "text_encoder_dtype: 'fp16'"),
         ("mode=serial frozen_dtype=bf16", "frozen_dtype text-to-video parallel 'serial'"),
         ("mode=full activation_offload=0.2", "activation_offload text-to-video parallel 'full'"),
         ("mode=serial compile=true", "compile text-to-video parallel 'serial'"),

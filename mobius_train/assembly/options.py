@@ -96,10 +96,9 @@ def check_device(config: RunConfig, device: torch.device) -> None:
         if getattr(config, name) and device.type not in ("cuda", "meta"):
             raise MobiusError(f"{name}=true is for a CUDA GPU, but this run is on {device.type}: set {name}=false")
     # torch would emulate it without any gain.
-    if config.frozen_dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise MobiusError(
-            f"frozen_dtype=bf16 is not supported by {torch.cuda.get_device_name(device)}: use fp16 or fp32"
-        )
+    for name, others in (("frozen_dtype", "fp16 or fp32"), ("text_encoder_dtype", "fp32")):
+        if getattr(config, name) == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            raise MobiusError(f"{name}=bf16 is not supported by {torch.cuda.get_device_name(device)}: use {others}")
 
 
 def apply_attention_backend(denoiser: Denoiser, config: RunConfig, machine: Machine) -> list[str]:

@@ -47,8 +47,7 @@ class Parts:
     Attributes:
         denoiser: `denoiser.trained` is in float32 on the device where it was created, before an engine wraps it;
             `denoiser.frozen` is in `dtypes.frozen` on the run's device.
-        encoders: frozen, in `dtypes.encoders`, on the run's device; text encoders in host memory if the recipe requires
-            a full cache.
+        encoders: frozen, on the run's device; text encoders in host memory if the recipe requires a full cache.
         attention: one line for each kind of attention, with the kernel and the reason.
     """
 
@@ -113,15 +112,22 @@ def load_parts(config: RunConfig, weights: WeightSource, device: torch.device) -
         denoiser = as_denoiser(model)
         check_latents(denoiser, vae.config)
         check_resolution(config, vae, denoiser.image_model)
-        text = weights.text_encoding(config, _text_device(config, device), denoiser.backbone.condition_widths)
+        text = _text_of(config, weights, device, denoiser.backbone.condition_widths)
         check_text(denoiser, text, text_source(config))
         bar.update()
     return LoadedParts(model, process, vae, text)
 
 
-def _text_device(config: RunConfig, device: torch.device) -> torch.device:
-    # With a full cache they encode only the prompts. T5 in float32 is larger than most GPUs.
-    return torch.device("cpu") if config.data.cache_required and device.type != "meta" else device
+def _text_of(config: RunConfig, weights: WeightSource, device: torch.device, wanted: Mapping[str, int]) -> TextEncoding:
+    dtype, host = Dtypes.of(config).text, torch.device("meta" if device.type == "meta" else "cpu")
+    # With a full cache they encode only the prompts, and T5 is larger than most GPUs.
+    place = host if config.data.cache_required else device
+    if dtype == torch.float32:
+        return weights.text_encoding(config, place, wanted)
+    text = weights.text_encoding(config, host, wanted)
+    for encoder in text.encoders.values():
+        encoder.model.to(dtype).to(place)
+    return text
 
 
 def _model_of(config: RunConfig, weights: WeightSource) -> nn.Module:

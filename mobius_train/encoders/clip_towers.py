@@ -56,7 +56,7 @@ class ClipTowers:
             hidden.append(output.hidden_states[-2][0])
             if has_projection(encoder.model):
                 projected.append(output.text_embeds[0])
-        return Conditions({TEXT: torch.cat(hidden, dim=-1), POOLED: torch.cat(projected)})
+        return Conditions({TEXT: torch.cat(hidden, dim=-1), POOLED: torch.cat(projected)}).to(dtype=torch.float32)
 
 
 class XlText(ClipTowers):
@@ -69,9 +69,8 @@ class XlText(ClipTowers):
         """See TextEncoding."""
         if caption:
             return super().encode(caption, where)
-        model = next(iter(self.encoders.values())).model
-        shapes = self.shapes().items()
-        return Conditions({name: torch.zeros(shape, dtype=model.dtype, device=model.device) for name, shape in shapes})
+        device = next(iter(self.encoders.values())).device
+        return Conditions({name: torch.zeros(shape, device=device) for name, shape in self.shapes().items()})
 
 
 class Sd3Text:
@@ -124,7 +123,7 @@ class Sd3Text:
         else:
             # As in diffusers, and so in the model's training, padding is not masked.
             last = self._t5.run(self._t5.tokenize(caption, of_part(where, T5_PART))).last_hidden_state[0]
-        return clips | Conditions({TEXT: torch.cat([filled, last])})
+        return clips | Conditions({TEXT: torch.cat([filled, last.float()])})
 
 
 def has_projection(model: nn.Module) -> bool:

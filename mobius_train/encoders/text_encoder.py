@@ -149,7 +149,7 @@ class TextEncoder:
         if self._pools:
             weight = mask[0].to(states.dtype)
             pooled[POOLED] = weight @ states / weight.sum()
-        return Conditions({TEXT: states} | pooled)
+        return Conditions({TEXT: states} | pooled).to(dtype=torch.float32)
 
     @torch.no_grad()
     def run(self, tokens: Tokens, masked: bool = False, **options: Any) -> Any:

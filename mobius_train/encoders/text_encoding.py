@@ -30,7 +30,7 @@ class TextEncoding(Protocol):
         """Everything except the caption on which a condition depends, by name."""
 
     def encode(self, caption: str, where: str = "") -> Conditions:
-        """Encode one caption. Truncates a caption that is too long, with a warning of each encoder.
+        """Encode one caption, in float32. Truncates a caption that is too long, with a warning of each encoder.
 
         Captions are not batched, so that cached embeddings are bit-identical to online ones.
 

@@ -98,6 +98,8 @@ def check_gpu(gpu: Gpu, config: RunConfig) -> None:
             f"mixed_precision=bf16 on a {gpu.name}: it has no bfloat16 units; set mixed_precision=fp16, which uses"
             " loss scaling"
         )
+    if config.text_encoder_dtype == "bf16" and not gpu.bf16:
+        raise MobiusError(f"text_encoder_dtype=bf16 on a {gpu.name}: it has no bfloat16 units; set it to fp32")
     if config.frozen_dtype == "bf16" and not gpu.bf16:
         raise MobiusError(f"frozen_dtype=bf16 on a {gpu.name}: it has no bfloat16 units; set frozen_dtype=fp16")
     if config.attention_backend == "flash_attn" and not gpu.flash_attn:

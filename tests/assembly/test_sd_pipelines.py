@@ -168,6 +168,27 @@ def test_well_known_models_have_their_sizes(name: str, parts: dict[str, int], tm
     assert weights.autoencoder(config).config.latent_channels == (16 if "-3" in name else 4)
 
 
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "pixart"])
+def test_text_encoders_in_bfloat16_give_nearly_the_same_text_in_float32(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(kind)
+    whole, half = (
+        load_parts(config_of(folder, tmp_path, text_encoder_dtype=dtype), Pretrained(), CPU).text
+        for dtype in ("fp32", "bf16")
+    )
+    assert {encoder.model.dtype for encoder in half.encoders.values()} == {torch.bfloat16}
+    assert whole.identity() != half.identity()
+    for caption in ("a dog", ""):
+        expected, found = whole.encode(caption), half.encode(caption)
+        assert found.tensors.keys() == expected.tensors.keys()
+        for name, tensor in expected.tensors.items():
+            assert found[name].dtype == tensor.dtype
+            torch.testing.assert_close(found[name].float(), tensor.float(), rtol=0.1, atol=0.1)
+    bytes_of = [sum(p.nbytes for e in text.encoders.values() for p in e.model.parameters()) for text in (whole, half)]
+    assert bytes_of[0] == 2 * bytes_of[1]
+
+
 def test_every_layer_of_every_text_encoder_is_sharded_once(sd3: Path) -> None:
     for part, encoder in load_text_encoding(str(sd3), CPU, wanted={"text": 48}).encoders.items():
         layers = text_layers(encoder.model)

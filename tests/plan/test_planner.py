@@ -215,6 +215,7 @@ def test_what_does_not_fit_is_told_by_how_much_and_how_to_mend_it(planner: Plann
     ("overrides", "layout", "gpu", "message"),
     [
         (["mixed_precision=bf16"], zero(2), "V100-32", "mixed_precision=bf16.*V100-32"),
+        (["text_encoder_dtype=bf16"], zero(2), "V100-32", "text_encoder_dtype=bf16.*V100-32"),
         ([], zero(2), "V100-64", "V100-16, V100-32, T4-16"),
         ([], zero(2), "-3", "'-3'.*V100-16"),
         ([], Spread.over(4, "ddp", {"zero_optimization": {"stage": 3}}), None, "DeepSpeed.*ddp"),
