@@ -111,13 +111,13 @@ class DiffusionTask:
                     self._sharded_text[part] = Sharded(encoder.model, text_layers(encoder.model), distributed)
 
     def _encoded_prompts(self) -> EncodedPrompts | None:
-        """The conditions of the validation prompts, encoded once; None on ranks that do not sample."""
+        """The conditions of the validation prompts, in host memory; None on ranks that do not sample."""
         validation = self.config.validation
         if not validation.prompts or not self._takes_samples:
             return None
         negative = validation.negative_prompt if validation.guidance_scale > 1 else None
         text = self.parts.encoders.text
-        return EncodedPrompts.of(text, validation.prompts, negative).to(self.distributed.device)
+        return EncodedPrompts.of(text, validation.prompts, negative).to(torch.device("cpu"))
 
     @property
     def _takes_samples(self) -> bool:
@@ -342,7 +342,7 @@ class DiffusionTask:
         pipeline = self.pipeline(weights)
         pipeline.set_progress_bar_config(disable=not main)
         options: dict[str, Any] = {
-            "conditions": self._prompts,
+            "conditions": self._prompts.to(self.distributed.device),
             "num_inference_steps": validation.num_inference_steps,
             "seed": validation.seed,
         }
