@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -151,5 +152,5 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(tiny: Path, t
     assert "error" in found["parallel+data.train=/nowhere"]
     good = found["parallel+recompute"]
     assert good["config"]["gradient_checkpointing"] is True
-    assert good["versions"]["torch"] == torch.__version__
+    assert good["versions"]["torch"] == metadata.version("torch")
     assert "saved for backward" in result.stdout
