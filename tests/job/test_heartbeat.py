@@ -6,12 +6,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from launching import clean_environment, free_port
-from preloaded import start_script
+from preloaded import Process, start_script
 
 WORKER = Path(__file__).parent / "heartbeat_worker.py"
 
@@ -25,7 +24,7 @@ class Job:
         self.name, self.how, self.who = f"{how}, {who} of {ranks}", how, who
         port = str(free_port())
         self.outputs = [folder / f"{self.name}-{rank}.txt" for rank in range(ranks)]
-        self.processes: list[BaseProcess] = [
+        self.processes: list[Process] = [
             start_script(
                 [str(WORKER), how, str(who)],
                 clean_environment(
