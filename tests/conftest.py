@@ -87,6 +87,12 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_pipeline`, with a text encoder of its own."""
+    return save_pipeline(tmp_path_factory.mktemp("small"), "small")
+
+
+@pytest.fixture(scope="session")
 def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten GIFs of 4 frames, 32 px, with captions."""
     return save_clips(tmp_path_factory.mktemp("clips"))

@@ -23,6 +23,9 @@ Run = Callable[..., Path]
 # A ring of the least usual shape: its layers, those behind the fusion, and frozen ones in the graph.
 DEEP: dict[str, Any] = {"ring_width": 0.5, "fusion_depth": 1, "tail_temporal_layers": True}
 
+# With `small_pipeline`, whose text encoder needs no package.
+OWN_TEXT: dict[str, Any] = {"text_encoder_name_or_path": None, "max_text_tokens": None}
+
 
 def recipe(pipeline: Path, clips: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     """A text-to-video run of four steps; `changes` replace fields, sections are merged."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import launch
-from recipes import Run, recipe, write
+from recipes import OWN_TEXT, Run, recipe, write
 
 from mobius_train.conditions import Conditions
 from mobius_train.data.batch import EncodedBatch
@@ -55,10 +55,10 @@ def test_deepspeed_waits_for_no_device_by_itself(run: Run, monkeypatch: pytest.M
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("frozen_ahead", [False, True])
 def test_on_a_gpu_the_host_waits_once_in_a_step(
-    tiny_pipeline: Path, clips_folder: Path, tmp_path: Path, frozen_ahead: bool
+    small_pipeline: Path, clips_folder: Path, tmp_path: Path, frozen_ahead: bool
 ) -> None:
     data = {"cache_dir": str(tmp_path / "cache")}
-    values = recipe(tiny_pipeline, clips_folder, tmp_path / "out", frozen_ahead=frozen_ahead, data=data)
+    values = recipe(small_pipeline, clips_folder, tmp_path / "out", frozen_ahead=frozen_ahead, data=data, **OWN_TEXT)
     path = write(tmp_path / "recipe.yaml", values)
     result = launch(1, Path(__file__).with_name("waits_worker.py"), str(path), HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr[-3000:]
