@@ -83,7 +83,7 @@ def items(folder: Path, rehearse: bool) -> list[Item]:
     few = ("--warmup", "0", "--steps", "1") if rehearse else ("--steps", "10")
     once, twice = ("--rounds", "1"), ("--rounds", "1" if rehearse else "2")
     main = ("--variants", *(("tail-2",) if rehearse else ("serial", "paper", "half", "tail-2")))
-    frozen = [f"half, frozen {how}" for how in ("ahead", "channels_last")]
+    frozen = [f"half, frozen {how}" for how in ("ahead", "int8", "channels_last")]
     compiled = [f"half, frozen {how}" for how in FROZEN if f"half, frozen {how}" not in frozen]
     if rehearse:
         frozen, compiled = ["tail-2, frozen ahead"], ["tail-2, frozen compiled"]

@@ -35,7 +35,7 @@ from mobius_train.measure.side_by_side import WORKER
 from mobius_train.shared_files import REPOSITORY
 
 RECOMPUTED = "gradient_checkpointing=true"
-# What the frozen branch can do for its speed. Some of it is for CUDA GPUs alone.
+# What the frozen branch can do for its speed, and for memory in int8. Some of it is for CUDA GPUs alone.
 FROZEN = {
     "compiled": ("frozen_compile=true",),
     "channels_last": ("frozen_channels_last=true",),
@@ -43,6 +43,8 @@ FROZEN = {
     "graphs": ("frozen_compile=true", "frozen_cuda_graphs=true"),
     "ahead": ("frozen_ahead=true",),
     "compiled ahead": ("frozen_compile=true", "frozen_ahead=true"),
+    "int8": ("frozen_int8=true",),
+    "compiled int8": ("frozen_compile=true", "frozen_int8=true"),
 }
 BY_DEFAULT = FAMILY | {
     f"{name} recomputed": (*FAMILY[name], RECOMPUTED) for name in ("serial", "paper", "half", "quarter", "tail-2")

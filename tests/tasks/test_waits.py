@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,12 @@ def test_deepspeed_waits_for_no_device_by_itself(run: Run, monkeypatch: pytest.M
     """Otherwise no work on another stream could overlap with the ring."""
     from deepspeed import get_accelerator
 
-    waits: list[int] = []
-    monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waits.append(1))
+    callers: list[str] = []
+    synchronize = lambda *_: callers.append(sys._getframe(1).f_code.co_name)  # noqa: E731
+    monkeypatch.setattr(type(get_accelerator()), "synchronize", synchronize)
     run(max_train_steps=4)
-    # When the engine is destroyed.
-    assert len(waits) == 1
+    # Engines wait when they are destroyed: this one, and perhaps one of an earlier test.
+    assert set(callers) == {"destroy"}
 
 
 @pytest.mark.gpu
