@@ -20,7 +20,14 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = Conditions({"text": torch.zeros(4, 1, 1)})
 
 
-@pytest.mark.parametrize("name", ["emoji_study", "emoji_sd3_study", "emoji_sd3_study_1000"])
+def test_the_page_has_the_results_with_eight_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((REPOSITORY / "benchmarks" / "emoji_study_int8.json").read_text())
+    assert record["set"] == ["frozen_int8=true"]
+    emoji_study._print(record["results"])
+    assert capsys.readouterr().out in (REPOSITORY / "docs" / "quality.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["emoji_study", "emoji_study_all", "emoji_sd3_study", "emoji_sd3_study_1000"])
 @pytest.mark.parametrize("show", [emoji_study._print, emoji_study._print_means])
 def test_the_page_has_the_tables_of_the_record(name: str, show: Any, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
