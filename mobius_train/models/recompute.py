@@ -150,13 +150,12 @@ class _Policy:
     def __init__(self, results: _Results) -> None:
         self._results = results
         self._decisions: list[CheckpointPolicy] = []
-        self._repeated = 0
+        self._again = iter(self._decisions)
 
     def __call__(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if context.is_recompute:
             # PyTorch 2.11 asks again in the backward pass, for the same operators in the same order.
-            self._repeated += 1
-            return self._decisions[self._repeated - 1]
+            return next(self._again)
         # An in-place operator must not run a second time on a saved result. DeepSpeed's ZeRO-3 linear layer adds its
         # bias in place.
         in_place = isinstance(operator, OpOverload) and operator._schema.is_mutable and args
