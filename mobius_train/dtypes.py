@@ -20,13 +20,11 @@ class Dtypes:
         trained: the trained module; its master weights are float32 all the same.
         frozen: the frozen branch beside the trained module.
         text: the frozen text encoders, whose results are float32 all the same.
-        autoencoder: float32; Stable Diffusion's overflows in float16.
     """
 
     trained: torch.dtype
     frozen: torch.dtype
     text: torch.dtype
-    autoencoder: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, config: RunConfig) -> Dtypes:
