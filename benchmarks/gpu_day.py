@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from step_time import FROZEN
+from step_time import FROZEN, gpu_name
 
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
@@ -140,7 +140,7 @@ def main() -> None:
     folder = arguments.folder.resolve()  # Items run in the repository.
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "gpu_day.json"
-    record = _read(path) | {"gpu": _gpu(), "versions": versions()}
+    record = _read(path) | {"gpu": gpu_name(), "versions": versions()}
     for item in items(folder, arguments.rehearse):
         if record["items"].get(item.name, {}).get("status") == DONE:
             continue
@@ -226,14 +226,8 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
 def _require_gpu() -> None:
-    if _gpu() is None:
+    if gpu_name() is None:
         raise MobiusError("no GPU is available: run this on a machine where torch detects a GPU, or use --rehearse")
 
 
