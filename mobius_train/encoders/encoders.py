@@ -166,9 +166,8 @@ class Cached:
         self, samples: dict[str, Samples | None], encoders: Encoders, device: torch.device, keep_text: bool
     ) -> None:
         self.samples, self._encoders, self._device = samples, encoders, device
-        encoders.move(HOST)
-        if not keep_text:
-            encoders.move(torch.device("meta"), images=False)
+        encoders.move(HOST, text=False)
+        encoders.move(HOST if keep_text else torch.device("meta"), images=False)
 
     def on_device(self, batch: ClipBatch | EncodedBatch) -> EncodedBatch:
         assert isinstance(batch, EncodedBatch)
