@@ -91,7 +91,6 @@ class DiffusionTask:
         clips: dict[str, Samples | None] = {"train": train, "heldout": heldout}
         self.source: EncodedSource = Online(clips, encoders, distributed.device, distributed.sequence)
         self._without_caption = encoders.without_caption().to(distributed.device)
-        self._prompts = self._encoded_prompts()
         self._inference = Inference(denoiser.trained, distributed.device, parts.dtypes.trained)
         self.frozen_hash = "" if denoiser.frozen is None else weights_hash(denoiser.frozen)
         # Rank 0 exports the model with the original weights.
@@ -110,7 +109,8 @@ class DiffusionTask:
                 for part, encoder in encoders.text.encoders.items():
                     self._sharded_text[part] = Sharded(encoder.model, text_layers(encoder.model), distributed)
 
-    def _encoded_prompts(self) -> EncodedPrompts | None:
+    @cached_property
+    def _prompts(self) -> EncodedPrompts | None:
         """The conditions of the validation prompts, in host memory; None on ranks that do not sample."""
         validation = self.config.validation
         if not validation.prompts or not self._takes_samples:
@@ -185,6 +185,7 @@ class DiffusionTask:
             self.distributed.barrier()
             for name, identity in self._identities.items():
                 samples[name] = cache.open_checked(root, name, identity, keys[name])
+        _ = self._prompts  # Encoded for all validations while the text encoders are in place.
         # Rank 0 exports the model.
         keep_text = self.distributed.is_main
         self.source = Cached(samples, self.parts.encoders, self.distributed.device, keep_text)
