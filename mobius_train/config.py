@@ -59,7 +59,7 @@ class RunConfig(Section):
         None,
         ge=0,
         description="the ring's channels over the backbone's; 0: no ring; default: 1, as in the paper. Other modes"
-        " ignore this field and the next four",
+        " ignore this field and the next five",
     )
     fusion_depth: int | None = Field(
         None,
@@ -68,6 +68,9 @@ class RunConfig(Section):
     )
     tail_temporal_layers: bool | None = Field(
         None, description="temporal layers inside the blocks behind the fusion; default: false, as in the paper"
+    )
+    trained_tail: bool | None = Field(
+        None, description="train copies of the blocks behind the fusion too; default: false, as in the paper"
     )
     ring_every: int | None = Field(
         None,

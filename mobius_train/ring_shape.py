@@ -17,6 +17,7 @@ class RingShape:
         ring_width: channels of the ring over those of its backbone; 0: no ring.
         fusion_depth: number of the backbone's last blocks that run behind the fusion, frozen but in the graph.
         tail_temporal_layers: these blocks get temporal layers of their own, which start as the identity.
+        trained_tail: the ring has trained copies of these blocks, which run in their place.
         ring_every: the ring has a layer behind every so many blocks of a transformer, and behind the last one in front
             of the fusion; None: the family's default.
         context_latents: learned tokens beside the text that each layer of a transformer's ring attends to.
@@ -28,12 +29,14 @@ class RingShape:
     ring_width: float = 1.0
     fusion_depth: int = 0
     tail_temporal_layers: bool = False
+    trained_tail: bool = False
     ring_every: int | None = None
     context_latents: int = 0
 
     def __post_init__(self) -> None:
-        if self.tail_temporal_layers and not self.fusion_depth:
-            raise MobiusError("tail_temporal_layers=true requires blocks behind the fusion: set fusion_depth")
+        for name in ("tail_temporal_layers", "trained_tail"):
+            if getattr(self, name) and not self.fusion_depth:
+                raise MobiusError(f"{name}=true requires blocks behind the fusion: set fusion_depth")
         if not self.ring_width and not self.tail_temporal_layers:
             raise MobiusError(
                 "ring_width=0 removes the ring, so only temporal layers behind the fusion can be trained: set"
@@ -44,10 +47,8 @@ class RingShape:
 
     def __str__(self) -> str:
         shown = f"ring_width={self.ring_width:g}, fusion_depth={self.fusion_depth}"
-        if self.tail_temporal_layers:
-            shown += ", tail_temporal_layers=true"
-        further = {name: value for name, value in asdict(self).items() if name in TOKEN_FIELDS and value}
-        return shown + "".join(f", {name}={value}" for name, value in further.items())
+        further = {name: value for name, value in asdict(self).items() if value and f"{name}=" not in shown}
+        return shown + "".join(f", {name}={str(value).lower()}" for name, value in further.items())
 
     def different(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields whose values differ from the given ones, with this shape's values.

@@ -77,6 +77,7 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ring-width", type=float, help="see the recipe's field (docs/recipe_fields.md)")
     command.add_argument("--fusion-depth", type=int, help="see the recipe's field")
     command.add_argument("--tail-temporal-layers", action="store_true", default=None, help="see the recipe's field")
+    command.add_argument("--trained-tail", action="store_true", default=None, help="see the recipe's field")
 
 
 def main() -> None:

@@ -110,15 +110,18 @@ def apply_attention_backend(denoiser: Denoiser, config: RunConfig, machine: Mach
     Raises:
         MobiusError: flash_attn is requested and cannot run.
     """
-    model, dtypes, lines = cast(nn.Module, denoiser), Dtypes.of(config), []
-    for temporal in (False, True):
-        layers = attention_layers(model, temporal)
-        if not layers:
+    dtypes, lines = Dtypes.of(config), []
+    parts: list[tuple[str, nn.Module | None, torch.dtype, bool]] = [
+        ("spatial", denoiser.frozen, dtypes.frozen, False),
+        ("spatial" if denoiser.frozen is None else "trained spatial", denoiser.trained, dtypes.trained, False),
+        ("temporal", denoiser.trained, dtypes.trained, True),
+    ]
+    for name, model, dtype, temporal in parts:
+        layers = [] if model is None else attention_layers(model, temporal)
+        if model is None or not layers:
             continue
-        frozen = denoiser.frozen is not None and not temporal
-        dtype = dtypes.frozen if frozen else dtypes.trained
         head_dim = max(layer.inner_dim // layer.heads for layer in layers)
         choice = choose_attention(config.attention_backend, machine, dtype, head_dim, temporal)
         set_attention_backend(model, choice.backend, temporal)
-        lines.append(f"{'temporal' if temporal else 'spatial'} attention: {choice.backend}, {choice.reason}")
+        lines.append(f"{name} attention: {choice.backend}, {choice.reason}")
     return lines

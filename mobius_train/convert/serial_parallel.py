@@ -148,6 +148,7 @@ def load_serial(folder: Path) -> SerialUNet:
 ORIGINS = {
     "samplers": "copies of the 2D UNet's",
     "output head": "copies of the 2D UNet's",
+    "trained tail": "copies of the 2D UNet's",
     "fusion": "the identity on the spatial branch: an untrained ring does not change the output",
     "projections where TC changes channels": "initialised at random",
     "entries from another width": "initialised at random",
@@ -156,6 +157,8 @@ ORIGINS = {
 
 
 def _kind_of(name: str) -> str:
+    if name.startswith("tail."):
+        return "trained tail"
     if "samplers." in name:
         return "samplers"
     if name.startswith("fusion."):

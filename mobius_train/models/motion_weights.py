@@ -15,7 +15,6 @@ model of a few megabytes can be handed on. The file's metadata has, as JSON unde
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mobius_train.errors import MobiusError
 from mobius_train.models.composite import Composite
 from mobius_train.models.families import family_of, video_models
 from mobius_train.models.hashing import weights_hash
+from mobius_train.models.plain_config import plain_config
 from mobius_train.pretrained.strict_load import load_diffusers
 
 MOTION = "motion.safetensors"
@@ -74,11 +74,11 @@ def write_motion(
     trained: Any = model.get_submodule(_trained_part(type(model)))
     description = Description(
         model=type(model).__name__,
-        config=_plain(trained.config),
+        config=plain_config(trained.config),
         base=base,
         base_sha256=digest,
         text_encoder=text_encoder,
-        scheduler={"_class_name": type(scheduler).__name__, **_plain(scheduler.config)},
+        scheduler={"_class_name": type(scheduler).__name__, **plain_config(scheduler.config)},
         settings=dict(settings),
     )
     state = {
@@ -160,9 +160,3 @@ def _image_model(kind: type[Composite], base: Path | str) -> nn.Module:
     family = family_of(kind.__name__)
     model: nn.Module = load_diffusers(family.image_model, base, family.part, tuple(family.also_named))
     return model
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of diffusers without its own entries, as JSON keeps it."""
-    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}))
-    return plain

@@ -49,6 +49,7 @@ class ParallelUNet(ParallelModel):
         ring_width: float = 1.0,
         fusion_depth: int = 0,
         tail_temporal_layers: bool = False,
+        trained_tail: bool = False,
     ) -> Self:
         """Add a new ring to `unet`, which becomes `spatial` and is frozen.
 
@@ -57,5 +58,5 @@ class ParallelUNet(ParallelModel):
         Raises:
             MobiusError: the UNet has unsupported conditions or blocks, or the ring's shape does not fit it.
         """
-        shape = RingShape(ring_width, fusion_depth, tail_temporal_layers)
+        shape = RingShape(ring_width, fusion_depth, tail_temporal_layers, trained_tail)
         return cls(unet, Ring.from_unet2d(UNetBackbone(unet).unet, shape))

@@ -114,8 +114,9 @@ class ParallelModel(Composite):
         return cast(RingModule, self.ring).shape
 
     def frozen_in_graph(self) -> list[nn.Module]:
-        depth = self.ring_shape.fusion_depth
-        return self._divisible().behind(depth) if depth else []
+        shape = self.ring_shape
+        # Trained copies of these blocks belong to the ring.
+        return self._divisible().behind(shape.fusion_depth) if shape.fusion_depth and not shape.trained_tail else []
 
     def _divisible(self) -> DivisibleBackbone:
         # A ring refuses a fusion depth that its backbone does not support.

@@ -34,7 +34,7 @@ from mobius_train.ring_shape import PAPER, RingShape
     [
         ("sd15", PAPER, "serial"),
         ("sd15", PAPER, "parallel"),
-        ("sd21", RingShape(0.5, 2, tail_temporal_layers=True), "parallel"),
+        ("sd21", RingShape(0.5, 2, tail_temporal_layers=True, trained_tail=True), "parallel"),
     ],
     ids=["sd15-serial", "sd15", "sd21"],
 )

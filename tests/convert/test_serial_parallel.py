@@ -83,7 +83,7 @@ def test_a_narrow_deep_ring_takes_what_fits_and_the_rest_is_reported(
 ) -> None:
     model = serial(stable_diffusion["sd21"])
     model.save_pretrained(tmp_path / "serial")
-    shape = RingShape(0.5, 2, tail_temporal_layers=True)
+    shape = RingShape(0.5, 2, tail_temporal_layers=True, trained_tail=True)
     report = serial_to_parallel(tmp_path / "serial", tmp_path / "parallel", shape=shape)
     parallel = ParallelUNet.from_pretrained(tmp_path / "parallel")
     assert parallel.ring_shape == shape

@@ -29,7 +29,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/, video/ with a ring in which nothing is zero, and motion/."""
     folder = tmp_path_factory.mktemp("motion")
     save_pipeline(folder / "base")
-    shape = RingShape(0.5, 1, True)
+    shape = RingShape(0.5, 1, True, True)
     from_image_model(folder / "base", folder / "video", "parallel", TEXT, 4, 0, shape)
     pipeline = load_pipeline(folder / "video", "cpu")
     torch.manual_seed(0)

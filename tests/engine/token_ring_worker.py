@@ -36,8 +36,15 @@ from mobius_train.models.recompute import LayerMemory
 
 # At the usual epsilon Adam divides rounding errors of gradients near 0 by numbers near 0.
 STEPS, CLIPS, RATE, EPSILON = 3, 4, 1e-2, 1e-3
-# Behind the fusion too there are temporal layers, and every layer has parameters of its own.
-SHAPE = {"ring_width": 0.5, "ring_every": 1, "fusion_depth": 1, "tail_temporal_layers": True, "context_latents": 2}
+# Behind the fusion there are temporal layers and trained blocks, and every layer has parameters of its own.
+SHAPE = {
+    "ring_width": 0.5,
+    "ring_every": 1,
+    "fusion_depth": 1,
+    "tail_temporal_layers": True,
+    "trained_tail": True,
+    "context_latents": 2,
+}
 
 
 def model(mode: Any) -> Any:

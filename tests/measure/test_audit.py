@@ -89,6 +89,13 @@ def test_in_front_of_the_fusion_it_is_proven_at_a_depth(audited: Any, changes: d
     assert any(name.startswith("spatial.up_blocks") for name in found.nodes)
 
 
+def test_a_trained_tail_leaves_no_frozen_block_in_the_graph(audited: Any) -> None:
+    found = audited(trained_tail=True, **DEEP)
+    assert failed(found) == set()
+    assert all(name.startswith("ring") for name in found.nodes)
+    assert any(name.startswith("ring.tail.0.resnets") for name in found.nodes)
+
+
 @pytest.mark.parametrize(
     ("claimed", "fails"),
     [

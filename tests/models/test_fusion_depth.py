@@ -19,12 +19,14 @@ from mobius_train.measure.saved import saved_for_backward
 from mobius_train.models import ParallelUNet, SerialUNet, build_denoiser
 from mobius_train.models.recompute import LayerMemory
 from mobius_train.models.unet.backbone import UNetBackbone, spatial_layer
-from mobius_train.ring_shape import RingShape
+from mobius_train.ring_shape import UNET_FIELDS, RingShape
 
 # Each width, each depth, with temporal layers behind the fusion and without, on both kinds.
 CASES = [
     ("sd2", RingShape(0.5, 2, tail_temporal_layers=True)),
     ("sd2", RingShape(0.0, 4, tail_temporal_layers=True)),
+    ("sd2", RingShape(0.5, 2, trained_tail=True)),
+    ("sd2", RingShape(0.0, 1, tail_temporal_layers=True, trained_tail=True)),
     # The last block has no attention.
     pytest.param("sdxl", RingShape(1.0, 1), marks=pytest.mark.slow),
     pytest.param("sdxl", RingShape(0.5, 3, tail_temporal_layers=True), marks=pytest.mark.slow),
@@ -33,7 +35,7 @@ shapes = pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
 
 
 def fields(shape: RingShape) -> dict[str, Any]:
-    return {name: getattr(shape, name) for name in ("ring_width", "fusion_depth", "tail_temporal_layers")}
+    return {name: getattr(shape, name) for name in UNET_FIELDS}
 
 
 def built(kind: str, shape: RingShape) -> Any:
@@ -109,11 +111,13 @@ def test_only_blocks_behind_the_fusion_save_tensors(kind: str, shape: RingShape)
     batch = batch_for(model.spatial)
     first = len(model.spatial.up_blocks) - shape.fusion_depth
     behind = {f"spatial.up_blocks.{number}" for number in range(first, len(model.spatial.up_blocks))}
+    copies = {f"ring.tail.{number}" for number in range(shape.fusion_depth)}
     saved = saved_for_backward(lambda: loss(model, batch), {"": model})[1].tensors
-    spatial = {name: count for name, count in saved.items() if name.startswith("spatial.")}
-    assert {".".join(name.split(".")[:3]) for name in spatial} == behind
-    assert sum(spatial.values()) > 10
-    assert {name for name, module in model.named_modules() if module in model.frozen_in_graph()} == behind
+    blocks = {name: count for name, count in saved.items() if name.startswith(("spatial.", "ring.tail."))}
+    assert {".".join(name.split(".")[:3]) for name in blocks} == (copies if shape.trained_tail else behind)
+    assert sum(blocks.values()) > 10
+    frozen = {name for name, module in model.named_modules() if module in model.frozen_in_graph()}
+    assert frozen == (set() if shape.trained_tail else behind)
 
 
 @shapes

@@ -79,8 +79,8 @@ def test_prediction_and_gradients_are_the_same_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [PAPER, RingShape(0.5, 1), RingShape(0.5, 1, True), RingShape(0.0, 2, True)],
-    ids=["paper", "frozen-tail", "tail", "no-ring"],
+    [PAPER, RingShape(0.5, 1), RingShape(0.5, 1, True), RingShape(0.5, 1, trained_tail=True), RingShape(0.0, 2, True)],
+    ids=["paper", "frozen-tail", "tail", "trained-tail", "no-ring"],
 )
 @pytest.mark.parametrize("kind", ["unet", "tokens"])
 def test_there_is_one_treatment_for_each_unit(kind: str, shape: RingShape, monkeypatch: pytest.MonkeyPatch) -> None:

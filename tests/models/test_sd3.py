@@ -202,7 +202,7 @@ def test_a_condition_that_is_missing_is_named(stage: Any, mode: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["sd35", "pixart"])
 def test_save_and_load(kind: str, tmp_path: Path) -> None:
-    shape = RingShape(0.5, 1, True, 1, 2)
+    shape = RingShape(0.5, 1, True, True, 1, 2)
     model = parallel_of(tiny_model(kind), shape)
     nn.init.normal_(model.ring.fusion.weight)
     model.save_pretrained(tmp_path)

@@ -100,9 +100,12 @@ def test_the_costs_of_a_layer_of_the_ring_are_those_of_real_modules(entering: in
 
 @pytest.mark.parametrize("entering", [WIDTH, 2 * WIDTH])
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-@pytest.mark.parametrize("temporal", [False, True], ids=["frozen", "temporal"])
-def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(entering: int, blocks: int, temporal: bool) -> None:
-    resnet = ResnetBlock2D(in_channels=entering, out_channels=WIDTH, temb_channels=8, groups=8)
+@pytest.mark.parametrize("temporal", [False, True], ids=["spatial", "temporal"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(
+    entering: int, blocks: int, temporal: bool, trained: bool
+) -> None:
+    resnet = ResnetBlock2D(in_channels=entering, out_channels=WIDTH, temb_channels=8, groups=8).requires_grad_(trained)
     attention: Any = None
     if blocks:
         attention = Transformer2DModel(
@@ -113,7 +116,7 @@ def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(entering: in
             norm_num_groups=8,
             cross_attention_dim=8,
             use_linear_projection=True,
-        ).requires_grad_(False)
+        ).requires_grad_(trained)
     conv = TemporalConv(WIDTH, WIDTH, 8) if temporal else None
     attend = temporal_attention(WIDTH, 2, 8) if temporal and blocks else None
     time, text = torch.randn(2 * FRAMES, 8), torch.randn(2 * FRAMES, 1, 8)
@@ -121,17 +124,18 @@ def test_the_costs_of_a_layer_of_the_tail_are_those_of_real_modules(entering: in
     def forward(sample: Tensor) -> Tensor:
         return serial_layer(conv, attend, FRAMES, WHOLE, resnet, attention, sample, None, time, text).hidden
 
-    found = measured([resnet.requires_grad_(False), attention, conv, attend], entering, forward)
+    found = measured([resnet, attention, conv, attend], entering, forward)
     layer = LayerShape(entering, WIDTH, 2 if blocks else None)
-    assert tail_bytes_per_flop(layer, temporal, blocks) == pytest.approx(found, rel=0.06)
-    # The control: with another number of blocks the formula is wrong.
+    assert tail_bytes_per_flop(layer, temporal, trained, blocks) == pytest.approx(found, rel=0.06)
+    # The controls: with another number of blocks the formula is wrong, and with the other kind.
     if blocks and not temporal:
-        assert tail_bytes_per_flop(layer, temporal, 4 - blocks) != pytest.approx(found, rel=0.06)
+        assert tail_bytes_per_flop(layer, temporal, trained, 4 - blocks) != pytest.approx(found, rel=0.06)
+        assert tail_bytes_per_flop(layer, temporal, not trained, blocks) != pytest.approx(found, rel=0.06)
 
 
 def test_transformer_blocks_of_layers_without_attention_cost_nothing() -> None:
     layer = LayerShape(2560, 1280, None)
-    assert tail_bytes_per_flop(layer, False, 10) == tail_bytes_per_flop(layer, False)
+    assert tail_bytes_per_flop(layer, False, blocks=10) == tail_bytes_per_flop(layer, False)
 
 
 def test_the_ring_knows_how_deep_the_tails_attention_is() -> None:

@@ -127,8 +127,19 @@ def pipelines(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (save_sd3, "serial", {}),
         (save_sd3, "parallel", {}),
         (save_sd3, "parallel", DEEP),
+        (save_sdxl, "parallel", DEEP | {"trained_tail": True}),
+        (save_sd3, "parallel", DEEP | {"trained_tail": True}),
     ],
-    ids=["emoji-full", "sdxl-serial", "sdxl-deep", "sd3-serial", "sd3-parallel", "sd3-deep"],
+    ids=[
+        "emoji-full",
+        "sdxl-serial",
+        "sdxl-deep",
+        "sd3-serial",
+        "sd3-parallel",
+        "sd3-deep",
+        "sdxl-trained-tail",
+        "sd3-trained-tail",
+    ],
 )
 def test_a_real_model_keeps_what_was_simulated(
     save: Any, mode: Any, shape: dict[str, Any], pipelines: dict[Any, Path], tmp_path: Path

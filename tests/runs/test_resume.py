@@ -91,7 +91,7 @@ def test_a_run_with_frozen_weights_of_eight_bits_exports_the_original_ones(
     ("ds_config", "steps", "options"),
     [
         ("zero2", (1, 2), {"max_train_steps": 3, "gradient_accumulation_steps": 2}),
-        (None, (1,), {"max_train_steps": 2, **DEEP}),
+        (None, (1,), {"max_train_steps": 2, "trained_tail": True, **DEEP}),
     ],
     ids=["zero2", "fsdp"],
 )

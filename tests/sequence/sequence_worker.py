@@ -56,13 +56,14 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "paper": lambda: unet(1.0),
     "half, tail": lambda: unet(0.5, 2, True),
     "tail alone": lambda: unet(0, 1, True),
+    "trained tail": lambda: unet(0.5, 2, False, True),
     "serial": lambda: unet(),
     "vchitect": lambda: tokens("sd3"),
     "sd3": lambda: tokens("sd3", ring_every=1),
     "sd35, half, tail": lambda: tokens(
         "sd35", ring_width=0.5, fusion_depth=2, tail_temporal_layers=True, context_latents=2
     ),
-    "pixart": lambda: tokens("pixart", fusion_depth=1, tail_temporal_layers=True),
+    "pixart": lambda: tokens("pixart", fusion_depth=1, tail_temporal_layers=True, trained_tail=True),
 }
 TREATMENTS = {
     "keep": LayerMemory(),

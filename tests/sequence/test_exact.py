@@ -10,7 +10,7 @@ import pytest
 from launching import launch
 
 ALONE = "paper:keep:control"
-UNETS = ("paper", "half, tail", "tail alone", "serial")
+UNETS = ("paper", "half, tail", "tail alone", "trained tail", "serial")
 CASES = (
     *(f"{model}:keep:float64" for model in UNETS),
     *(f"half, tail:{treatment}:float64" for treatment in ("recompute", "selective", "offload")),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from mobius_train.models.pixart.backbone import output_patches
+from mobius_train.models.pixart.backbone import PixArtBackbone, output_patches
 from mobius_train.models.tokens.ring import TokenRing
 
 
@@ -30,6 +32,10 @@ class PixArtRing(TokenRing):
             rows = weights[name].unflatten(0, (latents, -1))
             weights[name] = rows[:, : model.config.in_channels].flatten(0, 1)
         return weights
+
+    @classmethod
+    def backbone_of(cls, config: Mapping[str, Any]) -> PixArtBackbone:
+        return PixArtBackbone(PixArtTransformer2DModel.from_config(config))
 
     def output_patches(self, hidden: Tensor, time: Tensor) -> Tensor:
         return output_patches(self, hidden, time)

@@ -9,7 +9,7 @@ Legend: N = B·F frames, ordered clip by clip; C latent channels, H, W latent si
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,11 @@ class TokenBackbone(ABC):
     def split(
         self, sample: Tensor, timestep: Timestep, conditions: Conditions, depth: int
     ) -> tuple[Iterator[Tokens], Tail]:
-        """See DivisibleBackbone. The tail takes the fused tokens, (N, S, D), and a RunBlock; it returns Tokens."""
+        """See DivisibleBackbone.
+
+        The tail takes the fused tokens, (N, S, D), a RunBlock, and copies of its blocks to run in their place, or None.
+        It returns Tokens.
+        """
         last: list[Tokens] = []
 
         def front() -> Iterator[Tokens]:
@@ -98,9 +102,10 @@ class TokenBackbone(ABC):
             last.append(state)
             yield state
 
-        def tail(hidden: Tensor, run: RunBlock) -> Tokens:
-            state = last.pop()._replace(hidden=hidden.to(self.model.dtype))
-            for block in self._blocks[-depth:]:
+        def tail(hidden: Tensor, run: RunBlock, copies: Iterable[nn.Module] | None = None) -> Tokens:
+            dtype = self.model.dtype if copies is None else hidden.dtype
+            state = last.pop()._replace(hidden=hidden).to(dtype)
+            for block in self.behind(depth) if copies is None else copies:
                 state = run(partial(self.step, block), state)
             return state
 

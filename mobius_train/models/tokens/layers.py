@@ -145,11 +145,13 @@ def bytes_per_flop(channels: int) -> float:
     return 23 / (13 * channels)
 
 
-def tail_bytes_per_flop(channels: int, temporal: bool) -> float:
-    """As `bytes_per_flop`, for a frozen block behind the fusion, with a temporal layer or without.
+def tail_bytes_per_flop(channels: int, temporal: bool, trained: bool) -> float:
+    """As `bytes_per_flop`, for a frozen or trained block behind the fusion, with a temporal layer or without.
 
-    A frozen block saves the inputs of norms, attention and activations alone: 10 states. It takes 12 D²
-    multiplications.
+    A frozen block saves the inputs of norms, attention and activations alone: 10 states. A trained one saves those of
+    its projections too, 21 states. It takes 12 D² multiplications.
     """
-    values, products = (10 + 23, 12 + 13) if temporal else (10, 12)
+    values, products = 21 if trained else 10, 12
+    if temporal:
+        values, products = values + 23, products + 13
     return values / (products * channels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import Tail
+from mobius_train.models.plain_config import plain_config
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
 from mobius_train.models.tokens.backbone import TokenBackbone
 from mobius_train.models.tokens.layers import Clip, Modulation, TokenLayer, bytes_per_flop, tail_bytes_per_flop
 from mobius_train.models.tokens.state import Tokens, TokenShape, unpatchify
+from mobius_train.models.trained_tail import empty_blocks, parameters_to_buffers
 from mobius_train.ring_shape import RingShape
 from mobius_train.sequence.split import WHOLE, Split
 
@@ -45,7 +47,8 @@ class TokenRing(ModelMixin, ConfigMixin):
 
     At fusion depth K = 0 the fusion comes after the last block. At another depth it comes before the last K blocks,
     the tail: these frozen blocks run on x_{L-K} + W d, in the graph. With temporal layers in the tail each block runs
-    on x + Δ(x), which starts as the identity. At width 0 there is no ring.
+    on x + Δ(x), which starts as the identity. A trained tail consists of copies of these blocks. At width 0 there is no
+    ring.
 
     A subclass has the output head of its family.
 
@@ -56,6 +59,7 @@ class TokenRing(ModelMixin, ConfigMixin):
         out_channels: channels of the prediction.
         patch_size: latents along a side of a token.
         ring_width, ring_every, fusion_depth, tail_temporal_layers, context_latents: see RingShape.
+        trained_tail: the configuration of the transformer whose blocks are copied; None: the frozen ones run.
 
     Raises:
         MobiusError: the shape does not fit the blocks, channels and heads of the transformer.
@@ -82,9 +86,11 @@ class TokenRing(ModelMixin, ConfigMixin):
         fusion_depth: int = 0,
         tail_temporal_layers: bool = False,
         context_latents: int = 0,
+        trained_tail: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.shape = RingShape(ring_width, fusion_depth, tail_temporal_layers, ring_every, context_latents)
+        trains_tail = trained_tail is not None
+        self.shape = RingShape(ring_width, fusion_depth, tail_temporal_layers, trains_tail, ring_every, context_latents)
         _check(self.shape, num_layers)
         front = num_layers - fusion_depth
         self._layers = [TokenShape(channels, heads)] * num_layers
@@ -100,13 +106,19 @@ class TokenRing(ModelMixin, ConfigMixin):
             self.fusion = nn.Linear(width, channels, bias=False)
             nn.init.zeros_(self.fusion.weight)
             self._costs += [bytes_per_flop(width)] * len(self._places)
-        self._costs += [tail_bytes_per_flop(channels, tail_temporal_layers)] * fusion_depth
+        self._costs += [tail_bytes_per_flop(channels, tail_temporal_layers, trains_tail)] * fusion_depth
         if tail_temporal_layers:
             self.tail_modulation = Modulation(channels, channels)
             tail = [TokenLayer(channels, heads, channels, context_latents, False) for _ in range(fusion_depth)]
             for layer in tail:
                 layer.zero_outputs()
             self.tail_blocks = nn.ModuleList(tail)
+        self.tail: nn.ModuleList | None = None
+        if trained_tail is not None:
+            self.tail = empty_blocks(lambda: self.backbone_of(trained_tail).behind(fusion_depth))
+            for block in self.tail:
+                for module in self.without_effect(block):
+                    parameters_to_buffers(module)
         self.add_head()
         self.set_memory(LayerMemory())
         self.host_bytes = 0
@@ -115,13 +127,22 @@ class TokenRing(ModelMixin, ConfigMixin):
     def add_head(self) -> None:
         """Add the modules and parameters of the output head, from `config`, with the names of `HEAD`."""
 
+    @classmethod
+    @abstractmethod
+    def backbone_of(cls, config: Mapping[str, Any]) -> TokenBackbone:
+        """A new transformer with this configuration."""
+
+    def without_effect(self, block: nn.Module) -> list[nn.Module]:
+        """Modules of a block whose results change no prediction. They are not trained."""
+        return []
+
     @abstractmethod
     def output_patches(self, hidden: Tensor, time: Tensor) -> Tensor:
         """Last tokens (N, S, D), and (N, D) → patches of the prediction, (N, S, patch·patch·channels)."""
 
     @classmethod
     def beside(cls, backbone: TokenBackbone, shape: RingShape) -> Self:
-        """A new ring for a backbone, in float32; the head is a copy of the backbone's.
+        """A new ring for a backbone, in float32; the head and a trained tail are copies of the backbone's.
 
         Raises:
             MobiusError: the shape does not fit the backbone.
@@ -139,8 +160,11 @@ class TokenRing(ModelMixin, ConfigMixin):
             fusion_depth=shape.fusion_depth,
             tail_temporal_layers=shape.tail_temporal_layers,
             context_latents=shape.context_latents,
+            trained_tail=plain_config(backbone.model.config) if shape.trained_tail else None,
         )
         ring.load_state_dict(cls.head_of(backbone.model), strict=False)
+        if ring.tail is not None:
+            ring.tail.load_state_dict(nn.ModuleList(backbone.behind(shape.fusion_depth)).state_dict())
         return ring
 
     @classmethod
@@ -163,8 +187,8 @@ class TokenRing(ModelMixin, ConfigMixin):
         return self._layers
 
     def units(self) -> list[list[nn.Module]]:
-        """One for each layer."""
-        return [[layer] for layer in self.layers_to_compile()]
+        """One for each layer, and for each trained block of the tail."""
+        return [[module] for module in (*self.layers_to_compile(), *(self.tail or ()))]
 
     def layers_to_compile(self) -> list[nn.Module]:
         """The layers of the ring and of the tail."""
@@ -215,7 +239,7 @@ class TokenRing(ModelMixin, ConfigMixin):
             difference = split.token_frames(difference.to(self.dtype), state.hidden.shape[1])
         hidden = self._fuse(state.hidden, difference)
         if tail is not None:
-            state = tail(hidden, self._tail_layer(units, of_tail, clip, split))
+            state = tail(hidden, self._tail_layer(units, of_tail, clip, split), self.tail)
             hidden = state.hidden.to(self.dtype)
         prediction = units.run(self._head, hidden, state.time, state.grid)
         self.host_bytes = units.host_bytes

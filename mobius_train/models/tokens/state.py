@@ -27,6 +27,11 @@ class Tokens(NamedTuple):
     of_blocks: Tensor | None = None
     """What the blocks take of the time, if it is not `time`."""
 
+    def to(self, dtype: torch.dtype) -> Tokens:
+        bias, of_blocks = (None if part is None else part.to(dtype) for part in (self.bias, self.of_blocks))
+        hidden, text, time = (part.to(dtype) for part in (self.hidden, self.text, self.time))
+        return Tokens(hidden, text, time, self.grid, bias, of_blocks)
+
 
 class TokenShape(NamedTuple):
     """One block of a transformer."""

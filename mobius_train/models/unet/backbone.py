@@ -110,14 +110,20 @@ class Walk:
         if depth:
             yield Feature(self._hidden)
 
-    def tail(self, hidden: Tensor, layer: Layer, depth: int) -> Tensor:
-        """Run the last `depth` up blocks on another input than the one that `features` yielded last.
+    def tail(self, hidden: Tensor, layer: Layer, blocks: Iterable[nn.Module]) -> Tensor:
+        """Run the last up blocks, or copies of them, on another input than the one that `features` yielded last.
+
+        Args:
+            hidden: in the dtype in which the blocks compute.
 
         Returns:
             The input of `output_head`.
         """
         self._hidden = hidden
-        for _ in self._up(self._unet.up_blocks[len(self._unet.up_blocks) - depth :], layer):
+        self._bridges = [bridge.to(hidden.dtype) for bridge in self._bridges]
+        time_embedding, text = self._conditions
+        self._conditions = (time_embedding.to(hidden.dtype), text.to(hidden.dtype))
+        for _ in self._up(blocks, layer):
             pass
         return self._hidden
 
@@ -177,8 +183,10 @@ class UNetBackbone:
     ) -> tuple[Iterator[Feature], Tail]:
         walk = Walk(self.unet, sample, timestep, conditions)
 
-        def tail(hidden: Tensor, layer: Layer) -> Tensor:
-            return walk.tail(hidden.to(self.unet.dtype), layer, depth)
+        def tail(hidden: Tensor, layer: Layer, copies: Iterable[nn.Module] | None = None) -> Tensor:
+            if copies is None:
+                return walk.tail(hidden.to(self.unet.dtype), layer, self.behind(depth))
+            return walk.tail(hidden, layer, copies)
 
         return walk.features(depth=depth), tail
 

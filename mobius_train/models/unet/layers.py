@@ -152,15 +152,16 @@ def bytes_per_flop(layer: LayerShape) -> float:
     return values / products
 
 
-def tail_bytes_per_flop(layer: LayerShape, temporal: bool, blocks: int = 1) -> float:
+def tail_bytes_per_flop(layer: LayerShape, temporal: bool, trained: bool = False, blocks: int = 1) -> float:
     """As `bytes_per_flop`, for a layer behind the fusion.
 
-    A frozen layer does not save the inputs of its projections and convolutions. An SC has two norms, activations and
-    3x3 convolutions, and a 1x1 convolution if the channels change. An SA is as a TA, but its second attentions are over
-    the text, whose keys cost little.
+    A frozen layer does not save the inputs of its projections. An SC has two norms, activations and 3x3 convolutions,
+    and a 1x1 convolution if the channels change. An SA is as a TA, but its second attentions are over the text, whose
+    keys cost little.
 
     Args:
         temporal: the layer has a TC and a TA.
+        trained: SC and SA are trained.
         blocks: number of transformer blocks in SA. A TA has one.
     """
     width, entering = layer.channels, layer.in_channels
@@ -168,8 +169,9 @@ def tail_bytes_per_flop(layer: LayerShape, temporal: bool, blocks: int = 1) -> f
     if entering != width:
         products += entering * width
     if layer.heads is not None:
-        # The projections around the blocks save 1 state if they are linear, 3 if they are convolutions.
-        values, products = values + (2 + 21 * blocks) * width, products + (2 + 18 * blocks) * width**2
+        # Frozen projections around the blocks save 1 state if they are linear, 3 if they are convolutions.
+        saved = 3 + 28 * blocks if trained else 2 + 21 * blocks
+        values, products = values + saved * width, products + (2 + 18 * blocks) * width**2
     if temporal:
         of_temporal = _temporal_costs(width, layer.heads is not None)
         values, products = values + of_temporal[0], products + of_temporal[1]

@@ -21,8 +21,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from mobius_train.models.backbone import Feature, LayerShape
+from mobius_train.models.plain_config import plain_config
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
-from mobius_train.models.unet.backbone import Layer
+from mobius_train.models.trained_tail import empty_blocks
+from mobius_train.models.unet.backbone import Layer, UNetBackbone
 from mobius_train.models.unet.layers import (
     LAYOUT_FIELDS,
     Layout,
@@ -61,10 +63,10 @@ class Ring(ModelMixin, ConfigMixin):
     At fusion depth K = 0, the paper's, the fusion comes after the last layer. At another depth it comes before the last
     K up blocks of the UNet, the tail: the ring ends there, and the frozen tail runs on f, in the graph. With temporal
     layers in the tail, which start as the identity, each of its layers is TA(SA(TC(SC(·)))) as in a serial model
-    (Eq. 7). At width 0 there is no ring, and f = h.
+    (Eq. 7). At width 0 there is no ring, and f = h. A trained tail consists of copies of these blocks.
 
     The configuration entries up to `conv_out_kernel` have the same meaning as in UNet2DConditionModel; for the others
-    see RingShape.
+    see RingShape. `trained_tail` is the configuration of the UNet whose blocks are copied; None: the frozen ones run.
 
     Raises:
         MobiusError: the shape does not fit the blocks, channels, heads and groups of the UNet.
@@ -94,9 +96,10 @@ class Ring(ModelMixin, ConfigMixin):
         width: float = 1.0,
         fusion_depth: int = 0,
         tail_temporal_layers: bool = False,
+        trained_tail: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.shape = RingShape(width, fusion_depth, tail_temporal_layers)
+        self.shape = RingShape(width, fusion_depth, tail_temporal_layers, trained_tail is not None)
         of_unet = read_layout(self.config)
         self._layers = of_unet.layers()
         before, behind = split_layout(of_unet, fusion_depth)
@@ -114,6 +117,10 @@ class Ring(ModelMixin, ConfigMixin):
             self._add_states(before, layout, tail)
         else:
             self.up_blocks = nn.ModuleList(tail)
+        self.tail: nn.ModuleList | None = None
+        if trained_tail is not None:
+            copied = UNet2DConditionModel.from_config
+            self.tail = empty_blocks(lambda: UNetBackbone(copied(trained_tail)).behind(fusion_depth))
 
         first = block_out_channels[0]
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
@@ -162,14 +169,14 @@ class Ring(ModelMixin, ConfigMixin):
     def set_memory(self, memory: LayerMemory) -> None:
         """Set how the layers store activations for the backward pass."""
         self.memory = memory
-        temporal = self.shape.tail_temporal_layers
+        shape = self.shape
         tail = (
-            tail_bytes_per_flop(layer, temporal, blocks)
+            tail_bytes_per_flop(layer, shape.tail_temporal_layers, shape.trained_tail, blocks)
             for layer, blocks in zip(self._behind, self._transformer_blocks, strict=True)
         )
         treatments = memory.treatments([*self._costs, *tail])
         # Without a ring nothing enters it.
-        self.treatments = treatments if self.shape.ring_width else treatments[1:]
+        self.treatments = treatments if shape.ring_width else treatments[1:]
 
     def set_transformer_blocks(self, of_up_blocks: list[list[int]]) -> None:
         """Set what `set_memory` has to know of the tail's spatial layers.
@@ -213,9 +220,9 @@ class Ring(ModelMixin, ConfigMixin):
     def from_unet2d(cls, unet: UNet2DConditionModel, shape: RingShape = PAPER) -> Ring:
         """A new ring for `unet`, in float32.
 
-        The output head starts as a copy of the UNet's, and so do the samplers at width 1, because t resembles h in
-        scale and meaning. The fusion starts as the identity on h, the temporal layers of the tail as the identity, and
-        the other layers at random.
+        The output head and a trained tail start as copies of the UNet's, and so do the samplers at width 1, because t
+        resembles h in scale and meaning. The fusion starts as the identity on h, the temporal layers of the tail as the
+        identity, and the other layers at random.
 
         Raises:
             MobiusError: the shape does not fit the UNet.
@@ -226,7 +233,10 @@ class Ring(ModelMixin, ConfigMixin):
             width=shape.ring_width,
             fusion_depth=shape.fusion_depth,
             tail_temporal_layers=shape.tail_temporal_layers,
+            trained_tail=plain_config(unet.config) if shape.trained_tail else None,
         )
+        if ring.tail is not None:
+            ring.tail.load_state_dict(nn.ModuleList(UNetBackbone(unet).behind(shape.fusion_depth)).state_dict())
         state = unet.state_dict()
         heads = ("conv_norm_out.", "conv_out.")
         copied = {
@@ -241,7 +251,7 @@ class Ring(ModelMixin, ConfigMixin):
         self,
         features: Iterable[Feature],
         num_frames: int,
-        tail: Callable[[Tensor, Layer], Tensor] | None = None,
+        tail: Callable[[Tensor, Layer, Iterable[nn.Module] | None], Tensor] | None = None,
         split: Split = WHOLE,
     ) -> Tensor:
         """Run in step with the spatial branch, consuming its features one at a time.
@@ -266,7 +276,10 @@ class Ring(ModelMixin, ConfigMixin):
         if tail is None:
             prediction = units.run(self._head, hidden, state)
         else:
-            hidden = tail(self._fuse(hidden, state), self._tail_layer(units, num_frames, split))
+            hidden = self._fuse(hidden, state)
+            if self.tail is not None:
+                hidden = hidden.to(self.dtype)
+            hidden = tail(hidden, self._tail_layer(units, num_frames, split), self.tail)
             prediction = units.run(self._head, hidden.to(self.dtype), None)
         self.host_bytes = units.host_bytes
         return prediction
