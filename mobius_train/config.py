@@ -86,8 +86,8 @@ class RunConfig(Section):
     )
     init_from: Path | None = Field(
         None,
-        description="final/, checkpoint-<n> or folder of another run, whose trained weights a new run starts from;"
-        " its optimizer and steps are new",
+        description="final/, checkpoint-<n> or folder of another run, or motion weights: the trained weights that a new"
+        " run starts from; its optimizer and steps are new",
     )
     vae_name_or_path: str | None = Field(None, description="autoencoder to use instead of the pretrained model's")
     text_encoder_name_or_path: str | None = Field(

@@ -391,13 +391,13 @@ class TextToVideoPipeline(DiffusionPipeline):
         return predict
 
 
-def load_pipeline(folder: Path, device: torch.device | str | None) -> TextToVideoPipeline:
+def load_pipeline(folder: Path | str, device: torch.device | str | None) -> TextToVideoPipeline:
     """Load the pipeline of a run's folder (its final/), of a pipeline folder, or of motion weights.
 
     Raises:
         MobiusError: the folder has no pipeline, loading fails, or the device is not available.
     """
-    device = usable_device(device)
+    device, folder = usable_device(device), Path(folder)
     if (folder / MOTION).is_file():
         return _with_motion(folder).to(device)
     found = next((path for path in (folder / FINAL, folder) if (path / INDEX).is_file()), None)

