@@ -7,7 +7,9 @@ Diffusion 3 has Vchitect's blocks.
 from __future__ import annotations
 
 
-def _ring(width: float, depth: int = 0, tail: bool = False, mode: str = "parallel") -> tuple[str, ...]:
+def _ring(
+    width: float, depth: int = 0, tail: bool = False, mode: str = "parallel", trained_tail: bool = False
+) -> tuple[str, ...]:
     """All fields of a shape, because a recipe may set others."""
     # How often a ring has a layer, a transformer's recipe says.
     without = () if width else ("ring_every=null",)
@@ -16,6 +18,7 @@ def _ring(width: float, depth: int = 0, tail: bool = False, mode: str = "paralle
         f"ring_width={width:g}",
         f"fusion_depth={depth}",
         f"tail_temporal_layers={str(tail).lower()}",
+        f"trained_tail={str(trained_tail).lower()}",
         *without,
     )
 
@@ -34,6 +37,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "quarter-2-tail": _ring(0.25, 2, tail=True),
     "tail-1": _ring(0, 1, tail=True),
     "tail-2": _ring(0, 2, tail=True),
+    "tail-2-trained": _ring(0, 2, tail=True, trained_tail=True),
     "tail-3": _ring(0, 3, tail=True),
     "tail-4": _ring(0, 4, tail=True),
 }
