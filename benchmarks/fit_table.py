@@ -44,7 +44,7 @@ OPTIMIZERS = {"float32": "optimizer=adamw", "8 bits": "optimizer=adamw_8bit"}
 # The kinds that the tables name.
 COLUMN = ("V100-16", "L4-24", "RTX-4090-24", "V100-32", "A100-40", "H100-80", "A100-80", "H200-141")
 ENCODERS = {"online": (), "cached": ("data.cache_dir=cache",)}
-TAIL, INT8 = "tail_temporal_layers=true", "frozen_int8=true"
+TAIL, TRAINED, INT8 = "tail_temporal_layers=true", "trained_tail=true", "frozen_int8=true"
 # Members of the family of docs/method.md.
 SHAPES = {
     "serial": ("mode=serial",),
@@ -56,6 +56,7 @@ SHAPES = {
     "ring ¼, depth 2, tail layers": ("ring_width=0.25", "fusion_depth=2", TAIL),
     "no ring, depth 2, tail layers": ("ring_width=0", "fusion_depth=2", TAIL),
     "no ring, depth 2, tail layers, frozen int8": ("ring_width=0", "fusion_depth=2", TAIL, INT8),
+    "no ring, depth 2, trained tail with tail layers": ("ring_width=0", "fusion_depth=2", TAIL, TRAINED),
     "no ring, depth 3, tail layers": ("ring_width=0", "fusion_depth=3", TAIL),
 }
 # Recipes of other models, and the members of the family that are planned of each.
