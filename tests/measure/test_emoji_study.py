@@ -20,9 +20,16 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = Conditions({"text": torch.zeros(4, 1, 1)})
 
 
-def test_the_page_has_the_results_with_eight_bits(capsys: pytest.CaptureFixture[str]) -> None:
-    record = json.loads((REPOSITORY / "benchmarks" / "emoji_study_int8.json").read_text())
-    assert record["set"] == ["frozen_int8=true"]
+@pytest.mark.parametrize(
+    ("name", "fields", "last"),
+    [("int8", ["frozen_int8=true"], "tail-2"), ("trained_tail", [], "tail-2-trained")],
+)
+def test_the_page_has_the_results_of_a_variant(
+    name: str, fields: list[str], last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((REPOSITORY / "benchmarks" / f"emoji_study_{name}.json").read_text())
+    assert record["set"] == fields
+    assert record["results"][-1]["member"] == last
     emoji_study._print(record["results"])
     assert capsys.readouterr().out in (REPOSITORY / "docs" / "quality.md").read_text()
 

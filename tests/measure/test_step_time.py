@@ -75,7 +75,15 @@ def test_variants_are_measured_in_turn_and_compared_round_by_round(
 
 @pytest.mark.parametrize(
     "name",
-    ["step_time_cpu", "step_time_sd21_cpu", "step_time_sd3_cpu", "step_time_int8_cpu", "peers_cpu", "peers_serial_cpu"],
+    [
+        "step_time_cpu",
+        "step_time_sd21_cpu",
+        "step_time_sd3_cpu",
+        "step_time_int8_cpu",
+        "peers_cpu",
+        "peers_serial_cpu",
+        "step_time_trained_tail_cpu",
+    ],
 )
 def test_the_page_has_the_tables_of_the_records(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
