@@ -373,7 +373,7 @@ class RunConfig(Section):
             shape = RingShape(**self.ring_fields())
         except MobiusError as error:
             raise ValueError(str(error)) from error
-        behind = self.mode == "parallel" and shape.fusion_depth > 0
+        behind = self.mode == "parallel" and shape.fusion_depth > 0 and not shape.trained_tail
         if behind and self.frozen_dtype == "fp16" and self.mixed_precision != "fp16":
             raise ValueError(
                 f"frozen_dtype=fp16 with fusion_depth={shape.fusion_depth}: gradients flow through the frozen blocks"

@@ -19,6 +19,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"ring_width": 0.5, "fusion_depth": 1, "tail_temporal_layers": True},
     {"ring_width": 0.0, "fusion_depth": 1, "tail_temporal_layers": True},
+    {"ring_width": 0.5, "fusion_depth": 1, "trained_tail": True},
 ]
 
 
