@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 BLOCK, HEADER, CHUNK = 2**15, 7, struct.Struct("<IHB")
+# Seconds for the last records.
+PATIENCE = 20
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -35,16 +38,21 @@ def configuration(folder: Path) -> dict[str, Any]:
     return {item.key: json.loads(item.value_json) for item in runs[0].config.update}
 
 
-def _records(folder: Path) -> Iterator[Any]:
+def _records(folder: Path) -> list[Any]:
+    """The records of a run that has ended. W&B's own process writes the last ones after `finish` has returned."""
     from wandb.proto import wandb_internal_pb2
 
     [path] = folder.glob("*.wandb")
-    for content in _contents(path.read_bytes()):
-        yield wandb_internal_pb2.Record.FromString(content)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(content) for content in _contents(path.read_bytes())]
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
 
 
 def _contents(data: bytes) -> Iterator[bytes]:
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b"", b":W&B")
     place, parts = HEADER, b""
     while place + CHUNK.size <= len(data):
         # No chunk begins in the last bytes of a block.
@@ -54,6 +62,8 @@ def _contents(data: bytes) -> Iterator[bytes]:
             continue
         _, size, kind = CHUNK.unpack_from(data, place)
         place += CHUNK.size
+        if place + size > len(data):
+            return
         parts += data[place : place + size]
         place += size
         if kind in (1, 4):  # whole, or the last part
