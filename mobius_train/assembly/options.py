@@ -111,14 +111,16 @@ def apply_attention_backend(denoiser: Denoiser, config: RunConfig, machine: Mach
         MobiusError: flash_attn is requested and cannot run.
     """
     dtypes, lines = Dtypes.of(config), []
-    parts: list[tuple[str, nn.Module | None, torch.dtype, bool]] = [
-        ("spatial", denoiser.frozen, dtypes.frozen, False),
-        ("spatial" if denoiser.frozen is None else "trained spatial", denoiser.trained, dtypes.trained, False),
-        ("temporal", denoiser.trained, dtypes.trained, True),
-    ]
+    trained = denoiser.trained
+    parts = [("spatial", trained, dtypes.trained, False), ("temporal", trained, dtypes.trained, True)]
+    if denoiser.frozen is not None:
+        parts[:1] = [
+            ("spatial", denoiser.frozen, dtypes.frozen, False),
+            ("trained spatial", trained, dtypes.trained, False),
+        ]
     for name, model, dtype, temporal in parts:
-        layers = [] if model is None else attention_layers(model, temporal)
-        if model is None or not layers:
+        layers = attention_layers(model, temporal)
+        if not layers:
             continue
         head_dim = max(layer.inner_dim // layer.heads for layer in layers)
         choice = choose_attention(config.attention_backend, machine, dtype, head_dim, temporal)
