@@ -3,9 +3,9 @@
     python benchmarks/gpu_day.py --folder h100 --minutes 25
 
 Each item is a command with a log and a record of its own in the folder; gpu_day.json lists them with the GPU, the
-versions and the commit. An item that fails or does not end in time does not stop the others. Call it again to continue:
-finished items are skipped, and unfinished ones continue from their records. Exits 1 if an item failed or is unfinished,
-or if a goal is missed. `--rehearse` runs small versions of all items on a CPU and judges no goal.
+versions and the commit. An item that fails or does not end in time does not stop the others. Call it again on the same
+kind of machine to continue: finished items are skipped, and unfinished ones continue from their records. Exits 1 if an
+item failed or is unfinished, or if a goal is missed or open, that is, not measured. `--rehearse` runs small versions of all items on a CPU and judges no goal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from step_time import FROZEN, gpu_name
+from step_time import FROZEN
 
 from mobius_train.cli import run
 from mobius_train.errors import MobiusError
@@ -134,18 +134,20 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    if not arguments.rehearse:
-        _require_gpu()
+    gpu = gpu_name()
+    if gpu is None and not arguments.rehearse:
+        raise MobiusError("no GPU is available: run this on a machine where torch detects a GPU, or use --rehearse")
     ends = time.monotonic() + arguments.minutes * 60
     folder = arguments.folder.resolve()  # Items run in the repository.
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "gpu_day.json"
-    record = _read(path) | {"gpu": gpu_name(), "versions": versions()}
+    record = _read(path, gpu)
     for item in items(folder, arguments.rehearse):
         if record["items"].get(item.name, {}).get("status") == DONE:
             continue
         left = ends - time.monotonic()
         record["items"][item.name] = {"command": " ".join(item.command), "status": UNFINISHED, "seconds": 0.0}
+        record["items"][item.name]["versions"] = versions()
         if left > 0:
             print(f"{item.name}: at most {min(left, item.limit):.0f} s", flush=True)
             record["items"][item.name] |= start(item, folder, min(left, item.limit))
@@ -155,7 +157,8 @@ def main() -> None:
     replace_file(path, json.dumps(record, indent=1) + "\n")
     problems = [f"{name}: {item['status']}" for name, item in record["items"].items() if item["status"] != DONE]
     for goal in record["goals"]:
-        print(f"{'reached' if goal['reached'] else 'MISSED'}  {goal['goal']}: {goal['found']}")
+        verdict = "reached" if goal["reached"] else "open   " if goal["value"] is None else "MISSED "
+        print(f"{verdict}  {goal['goal']}: {goal['found']}")
         if not goal["reached"]:
             problems.append(f"{goal['goal']}: {goal['found']}")
     if problems:
@@ -181,8 +184,18 @@ def start(item: Item, folder: Path, limit: float) -> dict[str, Any]:
     return {"status": status, "seconds": round(time.monotonic() - started, 1), "log": log.name}
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU; None without one.
+
+    Asked in a process of its own: a CUDA context here would count as memory that a measured process takes.
+    """
+    code = "from step_time import gpu_name; print(gpu_name() or '')"
+    found = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True, check=True)
+    return found.stdout.strip() or None
+
+
 def goals(folder: Path) -> list[dict[str, Any]]:
-    """What the records show of each goal; a goal without its record is missed."""
+    """What the records show of each goal; a goal without its record is not reached and has no value."""
 
     def table(name: str) -> dict[str, dict[str, Any]]:
         path = folder / f"step_time_{name}.json"
@@ -207,28 +220,30 @@ def goals(folder: Path) -> list[dict[str, Any]]:
     from gpu_memory import judge
 
     memory = folder / "gpu_memory.json"
-    claims = json.loads(memory.read_text(encoding="utf-8"))["claims"] if memory.exists() else {}
-    # A benchmark that was stopped has judged nothing.
-    claims = claims or judge({})
+    # Judged here, because a benchmark that was stopped has measurements and no verdicts.
+    settings = json.loads(memory.read_text(encoding="utf-8"))["settings"] if memory.exists() else {}
     return [
         *found,
         *(
-            {"goal": name, "reached": claim["holds"]} | {key: claim[key] for key in ("found", "value")}
-            for name, claim in claims.items()
+            {"goal": name, "reached": claim["holds"]}
+            | {"found": claim["found"], "value": claim["value"] if claim["measured"] else None}
+            for name, claim in judge(settings).items()
         ),
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, gpu: str | None) -> dict[str, Any]:
+    """The record to continue, or a new one.
+
+    Raises:
+        MobiusError: it is of another GPU.
+    """
     if not path.exists():
-        return {"items": {}}
+        return {"gpu": gpu, "items": {}}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record["gpu"] != gpu:
+        raise MobiusError(f"{path} was measured on {record['gpu']}, and this is {gpu}: choose another --folder")
     return record
-
-
-def _require_gpu() -> None:
-    if gpu_name() is None:
-        raise MobiusError("no GPU is available: run this on a machine where torch detects a GPU, or use --rehearse")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def main() -> None:
         )
         records[setting.name] = measure_apart(job)
         print(line(setting.name, records[setting.name]), flush=True)
+        require_one_device(records, arguments.record)
         write(arguments.record, records)
     verdicts = {} if arguments.rehearse_on_cpu else judge(records)
     write(arguments.record, records, verdicts)
@@ -206,6 +207,17 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise MobiusError(f"{path} is not a record of this benchmark ({error!r}): give another file") from error
     return found
+
+
+def require_one_device(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Refuse ratios between two kinds of GPU.
+
+    Raises:
+        MobiusError: the settings were measured on more than one.
+    """
+    devices = sorted({record["measured"]["device"] for record in records.values() if "measured" in record})
+    if len(devices) > 1:
+        raise MobiusError(f"{path} was measured on another device ({' and '.join(devices)}): choose another --record")
 
 
 def write(path: Path, records: dict[str, Any], verdicts: dict[str, Any] | None = None) -> None:

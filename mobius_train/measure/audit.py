@@ -23,7 +23,7 @@ from mobius_train.models import weights_hash
 from mobius_train.models.backbone import DivisibleBackbone
 from mobius_train.tasks.build_task import build_task
 from mobius_train.tasks.denoising import DiffusionTask
-from mobius_train.trainer import Forward, micro_batch
+from mobius_train.trainer import micro_batch
 
 # With fp16 the loss scaler skips steps until its scale is small enough.
 MOST_ATTEMPTS = 40
@@ -143,18 +143,15 @@ def _take_steps(task: DiffusionTask, engine: Engine, config: RunConfig, steps: i
         MobiusError: too few steps had finite gradients.
     """
     models, batches = roots(task), task.ahead(task.training_batches(0))
-    leaves: list[Tensor] = []
-    found: list[Saved] = []
 
-    def observe(forward: Forward) -> Tensor:
-        loss, saved = saved_for_backward(forward, models, _gpu(engine.device))
-        found.append(saved)
-        leaves.extend(leaves_of_graph(loss))
-        return loss
+    def forward() -> Tensor:
+        # With frozen_ahead a batch passes the frozen branch when it is taken, so this is observed too.
+        return task.loss(engine, next(batches)).mean()
 
     with owned_nodes(models) as nodes:
-        micro_batch(task, engine, next(batches), observe)
-    (saved,) = found
+        loss, saved = saved_for_backward(forward, models, _gpu(engine.device))
+        leaves = leaves_of_graph(loss)
+        engine.backward(loss)
     report, applied = engine.step(config.learning_rate), 0
     with progress(total=steps, desc="auditing", unit="step", delay=DELAY, disable=not task.distributed.is_main) as bar:
         for _ in range(MOST_ATTEMPTS):

@@ -13,6 +13,7 @@ import torch
 from launching import python
 from recipes import DEEP, DS_CONFIGS, REPOSITORY, recipe, write
 from tiny_sd import save_sd3, save_sdxl
+from torch.utils._pytree import tree_map_only
 
 from mobius_train import config as configuration
 from mobius_train.engine.spread import spread_of
@@ -21,6 +22,7 @@ from mobius_train.job import environment
 from mobius_train.job.environment import Launch
 from mobius_train.measure import audit as auditing
 from mobius_train.measure.audit import Audit, audit
+from mobius_train.models import parallel_model
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +149,29 @@ def test_one_step_is_too_few_for_a_new_ring(audited: Any) -> None:
     found = audited(steps=1)
     assert failed(found) == {NONZERO.format(1)}
     assert all(name.startswith("ring.") for name in offenders(found, NONZERO.format(1)))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_spatial_branch_with_a_graph_of_its_own_is_found(
+    audited: Any, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """The graph is cut in front of the ring, so it is no part of the backward pass, but it costs memory."""
+
+    build = auditing.build_task
+
+    def with_a_trained_layer(*args: Any) -> Any:
+        task: Any = build(*args)
+        task.parts.denoiser.spatial.conv_in.requires_grad_()
+        return task
+
+    def cut(features: Any) -> Any:
+        return (tree_map_only(torch.Tensor, torch.Tensor.detach, feature) for feature in features)
+
+    monkeypatch.setattr(auditing, "build_task", with_a_trained_layer)
+    monkeypatch.setattr(parallel_model, "without_graph", cut)
+    found = audited(frozen_ahead=ahead)
+    assert failed(found) >= {NODES, SAVED}
+    assert all(len(offenders(found, what)) > 10 for what in (NODES, SAVED))
 
 
 def test_a_spatial_weight_that_changes_is_seen(audited: Any, monkeypatch: pytest.MonkeyPatch) -> None:

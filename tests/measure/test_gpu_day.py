@@ -14,8 +14,9 @@ import torch
 from mobius_train.errors import MobiusError
 
 
-def day(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict[str, Any]:
+def day(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str, gpu: str | None = None) -> dict[str, Any]:
     """The record after a call."""
+    monkeypatch.setattr(gpu_day, "gpu_name", lambda: gpu)
     monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--folder", str(folder), "--rehearse", *options])
     try:
         gpu_day.main()
@@ -44,7 +45,7 @@ def test_items_that_fail_or_take_too_long_do_not_stop_the_others(
     record = json.loads((tmp_path / "gpu_day.json").read_text())
     assert [item["status"] for item in record["items"].values()] == ["unfinished", "failed", "done"]
     assert "measured" in (tmp_path / "good.log").read_text()
-    assert "torch" in record["versions"]
+    assert all("torch" in item["versions"] for item in record["items"].values())
     # The next call does only what is left.
     flag.touch()
     wanted[0] = script("slow", "pass")
@@ -59,6 +60,7 @@ def test_without_time_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         day(monkeypatch, tmp_path, "--minutes", "0")
 
 
+@pytest.mark.distributed
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only where there is no GPU")
 def test_a_machine_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--folder", str(tmp_path)])
@@ -76,8 +78,12 @@ def records(folder: Path, **ours: float) -> None:
     (folder / "step_time_ours.json").write_text(json.dumps({"table": table}))
     paper = {"variant": "paper", "step_seconds": 7.0}
     (folder / "step_time_paper.json").write_text(json.dumps({"table": [paper]}))
-    claims = {"at most 8 GB": {"found": "7 GB", "value": 7.0, "bound": 8, "holds": True}}
-    (folder / "gpu_memory.json").write_text(json.dumps({"claims": claims}))
+    # A benchmark that was stopped has judged nothing.
+    (folder / "gpu_memory.json").write_text(json.dumps({"claims": {}, "settings": {"half": HALF}}))
+
+
+# 7 GB in the process.
+HALF = {"measured": {"device": "a GPU", "phases": {"step": {"reserved": 6.5e9}}, "outside": 5e8}, "rows": []}
 
 
 def missed(folder: Path) -> list[str]:
@@ -89,12 +95,21 @@ def test_goals_are_judged_from_the_records(tmp_path: Path) -> None:
 
     assert len(missed(tmp_path)) == 4 + len(judge({}))  # nothing was measured
     records(tmp_path)
-    assert missed(tmp_path) == []
-    assert [goal["value"] for goal in gpu_day.goals(tmp_path)][3:] == [pytest.approx(7 / 0.3), 7.0]
+    # Of the claims about memory, one is measured.
+    open_claims = len(judge({})) - 1
+    assert len(missed(tmp_path)) == open_claims
+    values = [goal["value"] for goal in gpu_day.goals(tmp_path)]
+    assert [value for value in values[3:] if value is not None] == [pytest.approx(7 / 0.3), 7.0]
     records(tmp_path, half=0.6)
-    assert len(missed(tmp_path)) == 1
+    assert len(missed(tmp_path)) == open_claims + 1
     records(tmp_path, **{"tail-2": 0.4})
-    assert len(missed(tmp_path)) == 1
+    assert len(missed(tmp_path)) == open_claims + 1
+
+
+def test_a_day_does_not_continue_on_another_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gpu_day.json").write_text(json.dumps({"gpu": "NVIDIA H100", "items": {}}))
+    with pytest.raises(MobiusError, match=r"measured on NVIDIA H100, and this is NVIDIA H200"):
+        day(monkeypatch, tmp_path, gpu="NVIDIA H200")
 
 
 def test_the_items_are_the_same_in_a_rehearsal(tmp_path: Path) -> None:

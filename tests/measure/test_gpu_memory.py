@@ -38,6 +38,7 @@ def record(peak: float, seconds: float = 1.0, planned: float | None = None) -> d
         "phases": {"forward and backward": {"allocated": peak * 1e9, "reserved": peak * 1e9}},
         "saved": {"ring": 1e9},
         "step_seconds": seconds,
+        "device": "a GPU",
     }
     rows = [{"name": PEAK, "planned": (planned or peak) * 1e9, "measured": peak * 1e9}]
     return {"measured": measured, "rows": rows}
@@ -103,6 +104,14 @@ def test_with_only_the_claims_about_other_settings_are_open(
     found["serial bf16"] = record(12.0, seconds=2.0)
     with pytest.raises(MobiusError, match=r"0\.65 of serial's, bf16"):
         started(benchmark, monkeypatch, *arguments, "--again")
+
+
+def test_a_record_has_one_device(benchmark: Any, tmp_path: Path) -> None:
+    one, other = record(1.0), record(1.0)
+    benchmark.require_one_device({"a": one, "b": one, "c": {"error": "no memory"}}, tmp_path)
+    other["measured"]["device"] = "another GPU"
+    with pytest.raises(MobiusError, match=r"another GPU.*--record"):
+        benchmark.require_one_device({"a": one, "b": other}, tmp_path)
 
 
 def started(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
