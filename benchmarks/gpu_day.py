@@ -5,7 +5,8 @@
 Each item is a command with a log and a record of its own in the folder; gpu_day.json lists them with the GPU, the
 versions and the commit. An item that fails or does not end in time does not stop the others. Call it again on the same
 kind of machine to continue: finished items are skipped, and unfinished ones continue from their records. Exits 1 if an
-item failed or is unfinished, or if a goal is missed or open, that is, not measured. `--rehearse` runs small versions of all items on a CPU and judges no goal.
+item failed or is unfinished, or if a goal is missed or open, that is, not measured. `--rehearse` runs small versions of
+all items on a CPU and judges no goal.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class ModelConfigs:
     Attributes:
         text_encoders: by part.
         scheduler: None if it is not known.
+        ring: of a video model in a local folder, whose training continues; None: the recipe makes a new ring, if any.
         sources: the origin of each configuration, by part.
     """
 
@@ -52,6 +53,7 @@ class ModelConfigs:
     text_encoders: dict[str, dict[str, Any]]
     scheduler: dict[str, Any] | None
     sources: dict[str, str]
+    ring: dict[str, Any] | None = None
 
 
 def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
@@ -75,13 +77,23 @@ def find_configs(config: RunConfig, recipe: Path | None = None) -> ModelConfigs:
         vae = part("vae", "pretrained_model_name_or_path", pretrained, config.vae_config)
         return ModelConfigs(None, vae, {}, None, sources)
     text = config.text_encoder_name_or_path or pretrained
+    image_model = part("unet", "pretrained_model_name_or_path", pretrained, config.unet_config)
     return ModelConfigs(
-        part("unet", "pretrained_model_name_or_path", pretrained, config.unet_config),
+        image_model,
         part("vae", "vae_name_or_path", config.vae_name_or_path or pretrained),
         {name: part(name, "text_encoder_name_or_path", text) for name in _text_parts(text, config.use_t5)},
         config.scheduler_config or _find_scheduler(pretrained, recipe),
         sources,
+        _ring_beside(Path(sources["unet"])),
     )
+
+
+def _ring_beside(image_config: Path) -> dict[str, Any] | None:
+    """The configuration of the ring in the folder of a video model, of which this is its image model's."""
+    of_model, of_ring = (image_config.parent.parent / name for name in ("config.json", "ring/config.json"))
+    if not (of_model.is_file() and of_ring.is_file()):
+        return None
+    return read_json(of_ring) if read_json(of_model).get("_class_name") in video_models() else None
 
 
 def _find_scheduler(source: str | None, recipe: Path | None) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from mobius_train.encoders.encoders import Encoders
 from mobius_train.encoders.fit import check_latents, check_positions, check_side, check_text
 from mobius_train.encoders.image_encoder import ImageEncoder
 from mobius_train.encoders.text_encoding import TextEncoding, components_of
+from mobius_train.errors import MobiusError
 from mobius_train.job.environment import is_rank_zero
 from mobius_train.models import Denoiser, build_denoiser, weights_hash
 from mobius_train.models.choose_attention import Machine
@@ -153,6 +154,7 @@ def build_parts(config: RunConfig, loaded: LoadedParts, weights: WeightSource, d
     assert config.stage != "autoencoder"
     with weights.making_layers():
         denoiser = build_denoiser(loaded.image_or_video_model, config.stage, config.mode, config.ring_fields())
+    check_scaled_gradients(denoiser, config)
     apply_memory_options(denoiser, config)
     attention = apply_attention_backend(denoiser, config, Machine.of(device))
     dtypes = Dtypes.of(config)
@@ -164,6 +166,18 @@ def build_parts(config: RunConfig, loaded: LoadedParts, weights: WeightSource, d
     wanted = frozenset(denoiser.backbone.condition_widths)
     encoders = Encoders(ImageEncoder(loaded.vae, device), loaded.text, wanted)
     return Parts(config, denoiser, loaded.process, encoders, dtypes, tuple(attention))
+
+
+def check_scaled_gradients(denoiser: Denoiser, config: RunConfig) -> None:
+    """
+    Raises:
+        MobiusError: gradients flow through frozen layers in fp16, and no loss scale keeps them from vanishing.
+    """
+    if config.frozen_dtype == "fp16" and config.mixed_precision != "fp16" and denoiser.frozen_in_graph():
+        raise MobiusError(
+            "frozen_dtype=fp16 with frozen blocks behind the fusion: gradients flow through them, and"
+            f" mixed_precision={config.mixed_precision} does not scale them for fp16. Use the same dtype"
+        )
 
 
 def parts_of(config: RunConfig, weights: WeightSource, device: torch.device) -> Parts:

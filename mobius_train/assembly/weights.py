@@ -99,7 +99,13 @@ class Random:
         family = family_of(values["_class_name"], values) if "_class_name" in values else DEFAULT
         with self._device:
             made: Any = family.image_model
-            return made.from_config(values)
+            image_model: nn.Module = made.from_config(values)
+            if self._configs.ring is None:
+                return image_model
+            parallel: Any = family.parallel
+            ring = parallel.parts["ring"].from_config(self._configs.ring)
+            video_model: nn.Module = parallel(spatial=image_model, ring=ring)
+            return video_model
 
     def autoencoder(self, config: RunConfig) -> AutoencoderKL:
         with self._device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -21,10 +21,13 @@ from mobius_train.convert.trained_weights import assign_weights
 from mobius_train.dtypes import Dtypes
 from mobius_train.errors import MobiusError
 from mobius_train.models import Denoiser, build_denoiser, weights_hash
+from mobius_train.models.families import is_video_model
 from mobius_train.models.motion_weights import MOTION, read_motion
+from mobius_train.models.parallel_model import ParallelModel
 from mobius_train.recipe_files import validated
 from mobius_train.ring_shape import RingShape
 
+HALF = (torch.bfloat16, torch.float16)
 REMEDY = "set the same values, or remove init_from"
 
 
@@ -55,7 +58,8 @@ class InitFrom(Pretrained):
         if folder is None and not any((self._source / name).is_file() for name in of_models):
             raise MobiusError(
                 f"init_from={self._source}: there is no final/, checkpoint, run with a checkpoint, or motion weights."
-                " Name final/ or checkpoint-<n> of a run, or the run's folder for its latest checkpoint"
+                " Name final/ or checkpoint-<n> of a run, or the run's folder for its latest checkpoint. To resume a"
+                " run whose source is gone, set init_from=null: weight_change is then measured from new weights"
             )
 
     def fill(self, denoiser: Denoiser) -> None:
@@ -75,8 +79,11 @@ class InitFrom(Pretrained):
                     f"init_from={folder} was trained with {name}={getattr(before, name)}, but this run has"
                     f" {name}={getattr(config, name)}: {REMEDY}"
                 )
-        if config.mode == "parallel" and config.stage == "text-to-video":
-            _check_ring(str(folder), RingShape(**before.ring_fields()), RingShape(**config.ring_fields()))
+        if isinstance(denoiser, ParallelModel):
+            # A recipe that continues a video model may leave these fields out. Then the parameters decide.
+            fits = checkpoint.state.contents.trained == {n: list(p.shape) for n, p in _trained(denoiser).items()}
+            if before.ring_fields() or not fits:
+                _check_ring(str(folder), RingShape(**before.ring_fields()), denoiser.ring_shape)
         if checkpoint.state.frozen_sha256 != self._frozen_hash(denoiser, Dtypes.of(before).frozen):
             raise MobiusError(
                 f"init_from={folder} was trained with another backbone ({checkpoint.state.frozen_source}) than this run"
@@ -103,6 +110,11 @@ class InitFrom(Pretrained):
             model, _ = read_motion(source)
         else:
             model = load_image_or_video_model(None, str(source))
+        if is_video_model(model) and type(model) is not type(denoiser):
+            raise MobiusError(
+                f"init_from={source} is a {type(model).__name__}, but this run trains a {type(denoiser).__name__}:"
+                f" {REMEDY}"
+            )
         if hasattr(model, "ring_shape") and hasattr(denoiser, "ring_shape"):
             _check_ring(str(source), model.ring_shape, denoiser.ring_shape)
         other = build_denoiser(model, config.stage, config.mode)
@@ -111,13 +123,11 @@ class InitFrom(Pretrained):
                 f"init_from={source} has another backbone than this run ({config.pretrained_model_name_or_path}):"
                 f" {found}. {REMEDY.capitalize()}"
             )
-        trained = {name: p for name, p in other.trained.named_parameters() if p.requires_grad}
-        rounded = any(
-            all(torch.equal(p, p.to(dtype).float()) for p in trained.values())
-            for dtype in (torch.bfloat16, torch.float16)
-        )
+        trained = _trained(other)
         self.description = f"weights of {source}" + (
-            ", which are rounded to 16 bits: a checkpoint of its run has them in float32" if rounded else ", float32"
+            ", which are rounded to 16 bits: a checkpoint of its run has them in float32"
+            if _is_rounded(trained)
+            else ", float32"
         )
         return Weights({name: p.to("meta") for name, p in trained.items()}, lambda: iter(trained.items()))
 
@@ -131,6 +141,21 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
+def _trained(denoiser: Denoiser) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in denoiser.trained.named_parameters() if p.requires_grad}
+
+
+def _is_rounded(weights: Mapping[str, Tensor]) -> bool:
+    """All are numbers of bfloat16, or of float16."""
+    return any(all(torch.equal(p.float(), p.to(dtype).float()) for p in weights.values()) for dtype in HALF)
+
+
+def _equal_when_rounded(one: Tensor, other: Tensor) -> bool:
+    """They are equal, or one of them is the other one in 16 bits."""
+    pairs = ((one, other), (other, one))
+    return torch.equal(one, other) or any(torch.equal(a, b.to(dtype).float()) for a, b in pairs for dtype in HALF)
+
+
 def _frozen(denoiser: Denoiser) -> Iterator[tuple[str, Tensor]]:
     """The weights that are not trained, of which a serial model has some inside the trained module."""
     beside = [] if denoiser.frozen is None else denoiser.frozen.named_parameters(prefix="frozen")
@@ -140,13 +165,16 @@ def _frozen(denoiser: Denoiser) -> Iterator[tuple[str, Tensor]]:
 
 def _first_difference(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> str:
     """The first weight that differs by more than the rounding of either; empty if there is none."""
+    both_rounded = _is_rounded(theirs) and _is_rounded(ours)
     for name in theirs | ours:
         if name not in theirs or name not in ours:
             return f"{name} is only in {'this run' if name in ours else 'init_from'}"
         their, our = theirs[name].detach(), ours[name].detach()
         if their.shape != our.shape:
             return f"{name} is {tuple(their.shape)}, this run's is {tuple(our.shape)}"
-        # One of them may have been rounded to bfloat16, of 8 bits, or to float16, which ends at 6e-8.
-        if not torch.allclose(their.to(our.device).float(), our.float(), rtol=2**-7, atol=1e-7):
+        their, our = their.to(our.device).float(), our.float()
+        # Rounded to two types they are near each other: bfloat16 has 8 bits, and float16 ends at 6e-8.
+        near = both_rounded and torch.allclose(their, our, rtol=2**-7, atol=1e-7)
+        if not (near or _equal_when_rounded(their, our)):
             return f"{name} has other values"
     return ""

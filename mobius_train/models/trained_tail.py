@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from mobius_train.models.plain_config import plain_config
+
+
+def config_of_copies(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a backbone, from which its trained copies are built.
+
+    Copies have no dropout, which frozen blocks never apply: a new model predicts what its backbone predicts, and
+    recomputation draws no random numbers.
+    """
+    plain = plain_config(config)
+    return plain | {"dropout": 0.0} if "dropout" in plain else plain
 
 
 def empty_blocks(last_blocks: Callable[[], Iterable[nn.Module]]) -> nn.ModuleList:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from recipes import RECIPES, REPOSITORY, recipe, write
 from tiny import KINDS, save_pipeline
 from tiny_sd import save_pixart, save_sd3, save_sdxl
+from torch import nn
 
 from mobius_train.assembly.model_configs import find_configs
 from mobius_train.assembly.parts import autoencoder_of, frozen_hash_in, load_parts, parts_of
@@ -18,6 +20,7 @@ from mobius_train.assembly.weights import Pretrained, Random, WeightSource
 from mobius_train.config import RunConfig, load
 from mobius_train.dtypes import Dtypes
 from mobius_train.encoders.encoders import Encoders
+from mobius_train.errors import MobiusError
 from mobius_train.models import weights_hash
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -97,6 +100,41 @@ def test_fake_random_and_pretrained_parts_agree(name: str, tiny: dict[str, Path]
     assert entries(config, Random(configs, CPU), CPU) == fake
     assert entries(config, Pretrained(), CPU) == fake
     assert any(requires_grad for *_, requires_grad in fake)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("sd21", {"ring_width": 0.5, "fusion_depth": 1, "trained_tail": True}), ("sd3", {"ring_width": 0.5})],
+)
+def test_a_video_model_whose_training_continues_keeps_its_shape(
+    kind: str, shape: dict[str, Any], tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    config, path = read("sd3_medium" if kind == "sd3" else "sd21", tiny)
+    new = config.model_copy(update={"ring_width": None, "fusion_depth": None, "tail_temporal_layers": None} | shape)
+    model = cast(nn.Module, parts_of(new, Pretrained(), CPU).denoiser)
+    shutil.copytree(tiny[kind], tmp_path / "final")
+    part = "transformer" if kind == "sd3" else "unet"
+    shutil.rmtree(tmp_path / "final" / part)
+    cast(Any, model).save_pretrained(tmp_path / "final" / part)
+    given = dict.fromkeys(shape) | {"pretrained_model_name_or_path": str(tmp_path / "final")}
+    continued = new.model_copy(update=given)
+    configs = find_configs(continued, path)
+    fake = entries(continued, Random(configs, META), META)
+    assert entries(continued, Pretrained(), CPU) == fake
+    # The control: a new ring has the paper's shape.
+    of_image_model = continued.model_copy(update={"pretrained_model_name_or_path": str(tiny[kind])})
+    assert entries(of_image_model, Random(find_configs(of_image_model, path), META), META) != fake
+
+
+def test_frozen_blocks_in_the_graph_are_not_in_fp16_without_a_loss_scale(tiny: dict[str, Path]) -> None:
+    config, path = read("sd21", tiny)
+    half = config.model_copy(update={"frozen_dtype": "fp16", "mixed_precision": "no", "fusion_depth": 1})
+    weights = Random(find_configs(half, path), META)
+    with pytest.raises(MobiusError, match=r"frozen_dtype=fp16.*mixed_precision=no"):
+        parts_of(half, weights, META)
+    # No frozen block runs behind the fusion.
+    for changes in ({"trained_tail": True}, {"fusion_depth": 0, "tail_temporal_layers": None, "ring_width": 1.0}):
+        parts_of(half.model_copy(update=changes), weights, META)
 
 
 def test_the_comparison_sees_a_dtype_and_what_is_trained(tiny: dict[str, Path]) -> None:

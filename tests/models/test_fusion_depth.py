@@ -26,6 +26,8 @@ CASES = [
     ("sd2", RingShape(0.5, 2, tail_temporal_layers=True)),
     ("sd2", RingShape(0.0, 4, tail_temporal_layers=True)),
     ("sd2", RingShape(0.5, 2, trained_tail=True)),
+    # At full width the ring's samplers start as the UNet's, and the tail has samplers of its own.
+    ("sd2", RingShape(1.0, 2, trained_tail=True)),
     ("sd2", RingShape(0.0, 1, tail_temporal_layers=True, trained_tail=True)),
     # The last block has no attention.
     pytest.param("sdxl", RingShape(1.0, 1), marks=pytest.mark.slow),
@@ -142,6 +144,18 @@ def test_recomputing_changes_the_memory_and_not_the_numbers(kind: str, shape: Ri
 
 
 @torch.no_grad()
+def test_a_trained_tail_has_no_dropout() -> None:
+    """The frozen blocks that it replaces have none, and recomputation would draw another mask."""
+    unet = tiny_unet("sd2", dropout=0.5)
+    batch = batch_for(unet)
+    image_model: Any = build_denoiser(unet, "text-to-image", "parallel")
+    expected = image_model.eval().predict(*batch.given())
+    model = build_denoiser(unet, "text-to-video", "parallel", {"fusion_depth": 2, "trained_tail": True})
+    assert model.trained.training
+    assert torch.equal(model.predict(*batch.given()), expected)
+
+
+@torch.no_grad()
 def test_without_a_ring_it_is_the_serial_model_without_its_other_temporal_layers() -> None:
     model = randomised(built("sd2", RingShape(0.0, 4, tail_temporal_layers=True)))
     serial = SerialUNet.from_unet2d(model.spatial)
@@ -188,5 +202,8 @@ def test_shapes_that_do_not_fit_are_refused_with_those_that_do() -> None:
         ParallelUNet.from_unet2d(tiny_unet("sd2"), fusion_depth=5)
     with pytest.raises(MobiusError, match="fusion_depth"):
         ParallelUNet.from_unet2d(tiny_unet("sd2"), tail_temporal_layers=True)
+    for width in (0.3, 1 / 64, 1e-9):
+        with pytest.raises(MobiusError, match=rf"ring_width={width:g}.*Widths that fit: 2, .*0\.5"):
+            ParallelUNet.from_unet2d(tiny_unet("sd2"), ring_width=width)
     with pytest.raises(MobiusError, match="ring_width=0"):
         ParallelUNet.from_unet2d(tiny_unet("sd2"), ring_width=0, fusion_depth=1)

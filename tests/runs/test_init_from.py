@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,40 @@ def test_it_starts_at_step_0_from_a_checkpoint_a_run_or_a_final_folder(
         refused(r"init_from=.*ring_width=0\.5.*this run has ring_width=1,", start, ring_width=1.0)
         refused("init_from=.*another backbone", start, unet_config=other, seed=7)
     refused("trained with mode=parallel, but this run has mode=serial", source, mode="serial")
-    refused("ParallelUNet.*mode='serial'", source / "final", mode="serial")
+    refused("init_from=.*is a ParallelUNet, but this run trains a SerialUNet", source / "final", mode="serial")
     refused("init_from=.*no final/, checkpoint, run", tmp_path)
+    # A backbone that was trained a little further is another one.
+    further = tmp_path / "further"
+    shutil.copytree(tiny_pipeline, further)
+    unet = UNet2DConditionModel.from_pretrained(further / "unet")
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter *= 1.003
+    unet.save_pretrained(further / "unet")
+    for start in (source / "checkpoint-3", source / "final", tmp_path / "motion"):
+        refused("init_from=.*another backbone", start, pretrained_model_name_or_path=str(further))
+
+
+@pytest.mark.slow
+def test_a_run_that_continues_a_video_model_has_the_models_shape(run: Run) -> None:
+    """Its recipe leaves the shape out, and its checkpoints fit recipes that name it."""
+    first = run("a", **QUIET)
+    named = {"pretrained_model_name_or_path": str(first / "final"), **STILL}
+    unnamed = named | dict.fromkeys(DEEP)
+    continued = run("b", **unnamed)
+    expected = trained(continued / "checkpoint-1")
+    assert same(expected, trained(first / "checkpoint-1"))
+    for name, recipe in {"c": STILL, "d": named, "e": unnamed}.items():
+        assert same(trained(run(name, init_from=str(continued), **recipe) / "checkpoint-1"), expected)
+    assert same(trained(run("f", init_from=str(first), **unnamed) / "checkpoint-1"), expected)
+    # A run can be resumed without its source, which its checkpoints replace.
+    further = unnamed | {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    with pytest.raises(MobiusError, match="init_from=null"):
+        run("f", init_from=str(first / "gone"), **further)
+    assert same(trained(run("f", **further) / "checkpoint-2"), expected)
+    # The control: another shape.
+    with pytest.raises(MobiusError, match=r"init_from=.*this run has ring_width=1,"):
+        run("g", init_from=str(continued), **STILL | {"ring_width": 1.0})
 
 
 @pytest.mark.slow

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from mobius_train.errors import MobiusError
 from mobius_train.models.backbone import Tail
-from mobius_train.models.plain_config import plain_config
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
 from mobius_train.models.tokens.backbone import TokenBackbone
 from mobius_train.models.tokens.layers import Clip, Modulation, TokenLayer, bytes_per_flop, tail_bytes_per_flop
 from mobius_train.models.tokens.state import Tokens, TokenShape, unpatchify
-from mobius_train.models.trained_tail import empty_blocks, parameters_to_buffers
+from mobius_train.models.trained_tail import config_of_copies, empty_blocks, parameters_to_buffers
 from mobius_train.ring_shape import RingShape
 from mobius_train.sequence.split import WHOLE, Split
 
@@ -160,7 +159,7 @@ class TokenRing(ModelMixin, ConfigMixin):
             fusion_depth=shape.fusion_depth,
             tail_temporal_layers=shape.tail_temporal_layers,
             context_latents=shape.context_latents,
-            trained_tail=plain_config(backbone.model.config) if shape.trained_tail else None,
+            trained_tail=config_of_copies(backbone.model.config) if shape.trained_tail else None,
         )
         ring.load_state_dict(cls.head_of(backbone.model), strict=False)
         if ring.tail is not None:

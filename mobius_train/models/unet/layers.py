@@ -83,21 +83,27 @@ def split_layout(layout: Layout, fusion_depth: int) -> tuple[Layout, list[list[L
     return layout._replace(up=layout.up[:before]), layout.up[before:]
 
 
-def scaled(channels: int, width: float) -> int:
-    """Channels of a ring of this width for so many channels of its UNet.
+def scaled_channels(config: Mapping[str, Any], width: float) -> list[int]:
+    """Channels of each level of a ring of this width.
 
     Raises:
-        MobiusError: they are no whole number.
+        MobiusError: the width does not fit: the channels of a level are no whole number, or not divisible by its heads.
     """
-    found = channels * width
-    if not 0 < found == int(found):
-        raise MobiusError(f"ring_width={width:g}: {channels} channels times the width are no whole number")
-    return int(found)
+    channels = config["block_out_channels"]
+    if not _fits(config, width):
+        fitting = [f"{w:g}" for w in (2, 1.5, 1, 0.75, 0.5, 0.25, 0.125) if _fits(config, w)]
+        heads = _per_level(config["attention_head_dim"], len(channels))
+        raise MobiusError(
+            f"ring_width={width:g} does not fit a UNet with {', '.join(map(str, channels))} channels and"
+            f" {', '.join(map(str, heads))} heads: the channels of each level, times the width, must be a multiple of"
+            f" its heads. Widths that fit: {', '.join(fitting)}"
+        )
+    return [int(level * width) for level in channels]
 
 
 def ring_groups(config: Mapping[str, Any], width: float) -> int:
     """The groups of a ring's norms: as many channels in each as in the UNet, where that divides."""
-    channels = [scaled(level, width) for level in config["block_out_channels"]]
+    channels = scaled_channels(config, width)
     return math.gcd(max(1, int(config["norm_num_groups"] * width)), *channels)
 
 
@@ -105,25 +111,15 @@ def scaled_layout(config: Mapping[str, Any], width: float) -> Layout:
     """The layers of a ring of this width, with the heads of the UNet's layers.
 
     Raises:
-        MobiusError: the width does not fit: a layer's channels are not divisible by its heads.
+        MobiusError: the width does not fit.
     """
-    layout = read_layout({**config, "block_out_channels": [scaled(c, width) for c in config["block_out_channels"]]})
-    levels = len(config["block_out_channels"])
-    heads = _per_level(config["attention_head_dim"], levels)
-    for channels, count in zip(config["block_out_channels"], heads, strict=True):
-        if scaled(channels, width) % count:
-            fitting = [f"{w:g}" for w in (2, 1.5, 1, 0.75, 0.5, 0.25, 0.125) if _fits(config, w)]
-            raise MobiusError(
-                f"ring_width={width:g}: {scaled(channels, width)} channels cannot be divided among {count} heads."
-                f" Widths that fit this UNet: {', '.join(fitting)}"
-            )
-    return layout
+    return read_layout({**config, "block_out_channels": scaled_channels(config, width)})
 
 
 def _fits(config: Mapping[str, Any], width: float) -> bool:
     channels = config["block_out_channels"]
     heads = _per_level(config["attention_head_dim"], len(channels))
-    return all(c * width == int(c * width) and c * width % n == 0 for c, n in zip(channels, heads, strict=True))
+    return width > 0 and all(c * width % n == 0 for c, n in zip(channels, heads, strict=True))
 
 
 def transformer_blocks(config: Mapping[str, Any]) -> list[list[int]]:

@@ -21,9 +21,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from mobius_train.models.backbone import Feature, LayerShape
-from mobius_train.models.plain_config import plain_config
 from mobius_train.models.recompute import LayerMemory, TreatedUnits
-from mobius_train.models.trained_tail import empty_blocks
+from mobius_train.models.trained_tail import config_of_copies, empty_blocks
 from mobius_train.models.unet.backbone import Layer, UNetBackbone
 from mobius_train.models.unet.layers import (
     LAYOUT_FIELDS,
@@ -31,7 +30,7 @@ from mobius_train.models.unet.layers import (
     bytes_per_flop,
     read_layout,
     ring_groups,
-    scaled,
+    scaled_channels,
     scaled_layout,
     split_layout,
     tail_bytes_per_flop,
@@ -132,7 +131,7 @@ class Ring(ModelMixin, ConfigMixin):
     def _add_states(self, of_h: Layout, of_t: Layout, tail: list[TemporalBlock]) -> None:
         """Add the layers that compute t, and the fusion."""
         groups = ring_groups(self.config, self.shape.ring_width)
-        sizes = [scaled(channels, self.shape.ring_width) for channels in self.config.block_out_channels]
+        sizes = scaled_channels(self.config, self.shape.ring_width)
         self.transformer_in = transformer_in(sizes[0], of_t.in_heads, groups)
         down = [RingBlock(shapes, groups) for shapes in of_t.down]
         for block, channels in zip(down[:-1], sizes, strict=False):
@@ -233,16 +232,16 @@ class Ring(ModelMixin, ConfigMixin):
             width=shape.ring_width,
             fusion_depth=shape.fusion_depth,
             tail_temporal_layers=shape.tail_temporal_layers,
-            trained_tail=plain_config(unet.config) if shape.trained_tail else None,
+            trained_tail=config_of_copies(unet.config) if shape.trained_tail else None,
         )
         if ring.tail is not None:
             ring.tail.load_state_dict(nn.ModuleList(UNetBackbone(unet).behind(shape.fusion_depth)).state_dict())
         state = unet.state_dict()
-        heads = ("conv_norm_out.", "conv_out.")
         copied = {
             name: state[name]
             for name in ring.state_dict()
-            if name.startswith(heads) or (shape.ring_width == 1 and "samplers." in name)
+            if name.startswith(("conv_norm_out.", "conv_out."))
+            or (shape.ring_width == 1 and "samplers." in name and not name.startswith("tail."))
         }
         ring.load_state_dict(copied, strict=False)
         return ring
