@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -74,7 +75,8 @@ def parse(description: str | None, variants: Mapping[str, Variant]) -> argparse.
         choices=variants,
         default=[name for name, variant in variants.items() if variant.on_any_device],
         metavar="NAME",
-        help=f"some of: {', '.join(variants)} (default: those that run on any device)",
+        # Names contain spaces and commas.
+        help=f"some of: {shlex.join(variants)} (default: those that run on any device)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that each variant is measured")
     parser.add_argument("--warmup", type=int, default=2, help="steps of a process that do not count")

@@ -37,6 +37,8 @@ SCRIPTS = {
 }
 # What `mobius-files` copies: the files that people edit.
 FILES = ("configs", "ds_configs", "slurm", "tools")
+# The folder of the Slurm scripts' output. Slurm does not make it, and a job without it fails at once.
+SLURM_LOGS = "logs"
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _copy_files() -> None:
-    """Copy recipes, DeepSpeed configurations, Slurm scripts and tools into a folder.
+    """Copy recipes, DeepSpeed configurations, Slurm scripts and tools into a folder, and make the folder of their logs.
 
     Raises:
         MobiusError: the folder has one of them already, or cannot be written.
@@ -90,6 +92,7 @@ def _copy_files() -> None:
     try:
         for name in FILES:
             shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / SLURM_LOGS).mkdir(exist_ok=True)
     except OSError as error:
         raise MobiusError(f"cannot write {folder}: {error}") from error
     print(*(folder / name for name in FILES), sep="\n")

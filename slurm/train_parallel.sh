@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train the ring next to the frozen backbone, on any number of nodes:
+# Train a recipe or stages in their own mode (default: parallel, the ring next to the frozen backbone), on any number of
+# nodes:
 #
 #     sbatch [sbatch's flags] slurm/train_parallel.sh [--config recipe.yaml | --stages stages.yaml] \
 #         [--deepspeed ds.json] [key=value …]
@@ -15,4 +16,4 @@
 #SBATCH --signal=B:USR1@180
 
 cd "$SLURM_SUBMIT_DIR" && source slurm/train.sh
-train mode=parallel "$@"
+train "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import site
 import subprocess
@@ -156,6 +157,9 @@ def test_the_files_are_copied_once(installed: Path, tmp_path: Path) -> None:
         ours = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / name).rglob("*") if path.is_file()}
         theirs = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine" / name).rglob("*")}
         assert {path for path in ours if "__pycache__" not in path} <= theirs
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "mine" / "slurm").iterdir())
+    outputs = re.findall(r"^#SBATCH --output=(\S+)/", scripts, re.MULTILINE)
+    assert [(tmp_path / "mine" / output).is_dir() for output in outputs] == [True] * 5, "Slurm makes no folder"
     again = typed(installed, tmp_path, "mobius-files", "mine")
     assert again.returncode == 1
     assert "not overwritten" in again.stderr

@@ -72,7 +72,7 @@ def test_a_node_without_the_data_and_without_the_shared_folder_is_named(
         )
     told = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], told
-    assert "rank 1 on n2: there is no file or folder ./clips" in told[0]
+    assert "rank 1 on n2: data.train: there is no file or folder ./clips; set data.train=PATH" in told[0]
     assert "rank 1 on n2: cannot write to rank 0's" in told[0]
     assert "rank 0 on n1" not in told[0]
     # Found before any model was loaded, and nothing is left.

@@ -83,10 +83,12 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 def main() -> None:
     arguments = parse_options(make_parser(), commands=True)
     # These import torch and diffusers, which takes seconds.
-    from mobius_train.convert.choose_conversion import convert
     from mobius_train.job.quiet import quiet_libraries
 
+    # transformers warns while it is imported.
     quiet_libraries()
+    from mobius_train.convert.choose_conversion import convert
+
     print("\n".join(convert(arguments).lines()))
 
 

@@ -1,6 +1,6 @@
-"""Identify a folder (a checkpoint, a run, a pipeline …), list its step and parts, and verify it.
+"""Identify a folder (a checkpoint, a run, a pipeline, motion weights …), list its step and parts, and verify it.
 
-No tensor is loaded and nothing is unpickled. The exit code is 1 if something is damaged.
+No tensor is loaded and nothing is unpickled. The exit code is 1 if something is damaged, or the kind is unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mobius_train.errors import MobiusError
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="checkpoint, run or model folder")
+    parser.add_argument("folder", type=Path, help="checkpoint, run, model folder or motion weights")
     parser.add_argument("--json", action="store_true", help="print the full report as JSON, including shapes")
     return parser
 
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 def show(report: dict[str, Any], indent: str = "") -> None:
     step = "" if report["step"] is None else f", step {report['step']}"
     print(f"{indent}{report['path']}: {report.get('class') or report['kind']}{step}")
-    for key in ("engine", "ranks", "global_batch_size", "latest", "note"):
+    for key in ("engine", "ranks", "global_batch_size", "latest", "note", "model", "base", "text_encoder"):
         if key in report:
             print(f"{indent}  {key}: {report[key]}")
     if "frozen" in report:
@@ -45,13 +45,23 @@ def show(report: dict[str, Any], indent: str = "") -> None:
 def main() -> None:
     arguments = parse_options(make_parser())
     # This imports torch, which takes seconds.
-    from mobius_train.checkpoint.inspect import inspect
+    from mobius_train.checkpoint.inspect import UNKNOWN, inspect
 
     report = inspect(arguments.folder)
+    if report["kind"] == UNKNOWN:
+        # This imports diffusers as well.
+        from mobius_train.convert.motion import describe_motion
+
+        report |= describe_motion(arguments.folder)
     if arguments.json:
         print(json.dumps(report, indent=1))
     else:
         show(report)
+    if report["kind"] == UNKNOWN:
+        raise MobiusError(
+            f"{arguments.folder} is of no known kind: give a checkpoint, a run's output_dir, a model folder or motion"
+            " weights"
+        )
     if report["problems"]:
         raise MobiusError("damaged:\n" + "\n".join(f"  - {problem}" for problem in report["problems"]))
 

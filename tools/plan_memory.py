@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("deepspeed", "fsdp", "ddp"),
         "fsdp uses the recipe's fsdp section; ddp is torch's DDP, for comparison with published figures",
     )
-    parser.add_argument("--gpu", help="GPU to check against: V100-16, A100-40, …, or a size in GB")
+    parser.add_argument("--gpu", help="GPU to check against: V100-16, A100-40, …, or a size in GiB")
     parser.add_argument("--ranks", type=int, default=1, help="number of GPUs (default: %(default)s)")
     parser.add_argument("--ranks-per-node", type=int, help="for fsdp.sharding=hybrid (default: all on one node)")
     parser.add_argument("--json", action="store_true", help="print the full plan as JSON, sizes in bytes")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 from mobius_train.bars import progress
 from mobius_train.config_sections import DataConfig
 from mobius_train.data.clips import describe_source
-from mobius_train.data.patterns import is_remote
+from mobius_train.data.patterns import is_remote, naming
 from mobius_train.data.remote import Remote, fetch_index, fetch_shard, remote_shards
 from mobius_train.data.shards import listed_shard
 from mobius_train.errors import MobiusError, without_secrets
@@ -22,9 +24,11 @@ ROUND = 30.0
 SHARED = 20.0
 
 
-def sources(data: DataConfig) -> list[str]:
-    """The paths of all sets that are not left out."""
-    return [one.path for one in (*data.train, *(data.validation or ())) if one.repeats]
+def naming_set(data: DataConfig, name: Literal["train", "validation"], number: int) -> AbstractContextManager[None]:
+    """Context that adds the recipe's field to the error of a set that does not exist."""
+    alone = len(getattr(data, name)) == 1
+    field = f"data.{name}" if alone else f"data.{name}.{number}.path"
+    return naming(field, f"set {field}=PATH to your clips (docs/data.md)")
 
 
 def describe_data(data: DataConfig) -> dict[str, str]:
@@ -34,9 +38,15 @@ def describe_data(data: DataConfig) -> dict[str, str]:
         MobiusError: a local source is missing, or an address has an unsupported scheme.
     """
     described = {}
-    for source in sources(data):
-        shards = remote_sources(data, source)
-        described[without_secrets(source)] = f"{len(shards)} addresses" if shards else describe_source(source)
+    names: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+    for name in names:
+        for number, one in enumerate(getattr(data, name) or ()):
+            if not one.repeats:
+                continue
+            shards = remote_sources(data, one.path)
+            with naming_set(data, name, number):
+                found = f"{len(shards)} addresses" if shards else describe_source(one.path)
+            described[without_secrets(one.path)] = found
     return described
 
 

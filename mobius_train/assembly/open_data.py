@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mobius_train.assembly.fetch import fetch_all, remote_sources
+from mobius_train.assembly.fetch import fetch_all, naming_set, remote_sources
 from mobius_train.config import RunConfig
 from mobius_train.config_sections import DataConfig
 from mobius_train.data.buckets import Shape, batch_shares, clips_by_bucket, describe_buckets, largest_first
@@ -100,7 +100,8 @@ def _of_set(data: DataConfig, name: Literal["train", "validation"], number: int,
     if remote:
         assert data.download_dir is not None
         place = fetch_all(remote, data.download_dir, name, distributed)
-    entries = find_clips(place, data.caption_language, one.folder_captions, distributed)
+    with naming_set(data, name, number):
+        entries = find_clips(place, data.caption_language, one.folder_captions, distributed)
     field, subset = f"data.{name}.{number}.subset", one.subset
     if name == "train" and data.subset is not None:
         field, subset = "data.subset", data.subset

@@ -23,6 +23,7 @@ from mobius_train.run_files import FINAL, METRICS
 DEEPSPEED = re.compile(r"(mp_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+|bf16_zero_pp_rank_\d+_mp_rank_\d+)_\w+\.pt")
 
 Report = dict[str, Any]
+UNKNOWN = "unknown"  # the kind of a folder that is none of those below
 
 
 def inspect(folder: Path) -> Report:
@@ -41,7 +42,7 @@ def inspect(folder: Path) -> Report:
         ("run", lambda f: bool(checkpoints(f)) or (f / METRICS).is_file(), _run),
         ("folder of diffusers models", lambda f: any(f.glob("*/*config.json")), _models),
     ]
-    base: Report = {"path": str(folder), "kind": "unknown", "step": None, "parts": [], "problems": []}
+    base: Report = {"path": str(folder), "kind": UNKNOWN, "step": None, "parts": [], "problems": []}
     for kind, is_one, report in kinds:
         if is_one(folder):
             return base | {"kind": kind} | report(folder)

@@ -81,6 +81,11 @@ def find(output_dir: Path, name: str, distributed: Distributed) -> Path | None:
         raise MobiusError(
             f"resume_from_checkpoint={name}: no undamaged checkpoint, resume from another one:\n{_listed(damaged)}"
         )
+    if not output_dir.is_dir():
+        raise MobiusError(
+            f"resume_from_checkpoint={name}: there is no folder {output_dir}. Give the folder of a run, or remove it to"
+            " start a new run"
+        )
     existing = ", ".join(folder.name for folder in checkpoints(output_dir))
     remedy = "Set it to latest or one of these, or remove it and start a new run in another output_dir"
     if not existing:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from mobius_train.checkpoint.format import CONFIG
 from mobius_train.config import load
@@ -13,7 +16,7 @@ from mobius_train.convert.conversion_report import Report
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.model_card import CARD, SAMPLES
-from mobius_train.models.motion_weights import MOTION, write_motion
+from mobius_train.models.motion_weights import KEY, MOTION, Description, write_motion
 from mobius_train.pipeline import MOTION_SETTINGS, TextToVideoPipeline, load_pipeline
 from mobius_train.run_files import FINAL
 
@@ -57,6 +60,23 @@ def to_motion(source: Path, destination: Path, base: str | None = None, text_enc
         _check(report, pipeline, written)
         report.raise_problems()
     return report
+
+
+def describe_motion(folder: Path) -> dict[str, Any]:
+    """`kind`, `problems`, and what the motion weights of a folder name, as JSON values; empty if it has none.
+
+    No tensor is loaded.
+    """
+    path = folder / MOTION
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = {"kind": "motion weights"}
+    try:
+        with safe_open(path, "pt") as file:
+            description = Description.model_validate_json((file.metadata() or {}).get(KEY, ""))
+    except (SafetensorError, OSError, ValidationError) as error:
+        return found | {"problems": [f"{path}: {error}"]}
+    return found | description.model_dump(include={"model", "base", "base_sha256", "text_encoder", "settings"})
 
 
 def _alike(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +18,27 @@ from mobius_train.errors import MobiusError, without_secrets
 MAX_NAMES = 2**18
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 SCHEME = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class NothingThere(MobiusError):
+    """A path or a pattern matches no file and no folder."""
+
+
+@contextmanager
+def naming(field: str, remedy: str) -> Iterator[None]:
+    """Add to an error about a path what its reader does not know.
+
+    Args:
+        field: the field or the option that has the path.
+        remedy: what to do.
+
+    Raises:
+        NothingThere: the code inside raised it.
+    """
+    try:
+        yield
+    except NothingThere as error:
+        raise NothingThere(f"{field}: {error}; {remedy}") from error
 
 
 def expand_braces(source: str) -> list[str]:
@@ -42,7 +65,8 @@ def local_paths(source: str) -> list[Path]:
     """The files that match a path, a glob or braces, in the order of the braces and sorted within a glob.
 
     Raises:
-        MobiusError: it is an address, the braces are unbalanced, or a pattern matches nothing.
+        MobiusError: it is an address, or the braces are unbalanced.
+        NothingThere: a pattern matches nothing.
     """
     if os.path.exists(source):
         return [Path(source)]
@@ -51,7 +75,8 @@ def local_paths(source: str) -> list[Path]:
         refuse_address(pattern)
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise MobiusError(f"there is no file or folder {pattern}{'' if pattern == source else f' (from {source})'}")
+            origin = "" if pattern == source else f" (from {source})"
+            raise NothingThere(f"there is no file or folder {pattern}{origin}")
         paths += [Path(path) for path in matches]
     return paths
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from mobius_train.data.patterns import naming
 from mobius_train.devices import usable_device
 from mobius_train.errors import MobiusError
 from mobius_train.evaluate.choose_dimensions import ModelPaths, choose_dimensions
@@ -22,6 +23,8 @@ from mobius_train.evaluate.set_features import PooledLatents, SetFeatures, Video
 from mobius_train.evaluate.vbench_layout import VBenchLayout
 from mobius_train.evaluate.vbench_scores import merge_results, unmeasured
 from mobius_train.files import check_output_folder, check_writable, finished_folder
+
+CLIPS_ARE = "give a folder of clips with captions, or shards (docs/data.md)"
 
 
 class Setup(NamedTuple):
@@ -47,7 +50,10 @@ def set_up(arguments: argparse.Namespace, device: torch.device, own: list[SetFea
     if arguments.vbench is not None:
         check_output_folder(arguments.vbench)
         check_writable(arguments.vbench)
-    reference = None if arguments.reference is None else Reference(Clips(arguments.reference))
+    reference = None
+    if arguments.reference is not None:
+        with naming("--reference", CLIPS_ARE):
+            reference = Reference(Clips(arguments.reference))
     paths = ModelPaths(arguments.dino, arguments.clip, arguments.aesthetic, arguments.aesthetic_clip)
     chosen = choose_dimensions(paths, reference is not None, device)
     set_features: list[SetFeatures] = list(own)
@@ -64,7 +70,8 @@ def evaluate_clips(arguments: argparse.Namespace) -> Report:
     Raises:
         MobiusError: clips or models do not load, or do not fit together.
     """
-    clips = Clips(arguments.clips, arguments.only, arguments.resolution)
+    with naming("CLIPS", CLIPS_ARE):
+        clips = Clips(arguments.clips, arguments.only, arguments.resolution)
     clips.refuse_stills()
     setup = set_up(arguments, usable_device(arguments.device), [])
     check_shapes(setup.set_features, clips.shapes, clips.source)

@@ -39,7 +39,8 @@ def family_of(class_name: str, config: Mapping[str, Any] | None = None) -> Famil
                 return family
             described = f"{class_name} with {field}={config.get(field)}"
     known = ", ".join(family.image_model.__name__ for family in FAMILIES)
-    raise MobiusError(f"a {described} cannot be a backbone: the supported text-to-image models are {known}")
+    remedy = ". Convert it with tools/convert_checkpoint.py serial-to-parallel" if "UNet3D" in class_name else ""
+    raise MobiusError(f"a {described} cannot be a backbone: the supported text-to-image models are {known}{remedy}")
 
 
 def parts() -> tuple[str, ...]:

@@ -73,7 +73,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Find a GPU of the table by name, or make one from a size in GB (2^30 bytes).
+    """Find a GPU of the table by name, or make one from a size in GiB.
 
     Raises:
         MobiusError: the name is neither in the table nor a size.
@@ -83,8 +83,8 @@ def find_gpu(name: str) -> Gpu:
             return gpu
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", name.strip(), re.IGNORECASE)
     if size is not None and float(size[1]) > 0:
-        return Gpu(f"{size[1]} GB", float(size[1]))
-    raise MobiusError(f"unknown GPU {name!r}: give one of {', '.join(GPUS)}, or a size in GB such as 24")
+        return Gpu(f"GPU of {size[1]} GiB", float(size[1]))
+    raise MobiusError(f"unknown GPU {name!r}: give one of {', '.join(GPUS)}, or a size in GiB such as 24")
 
 
 def check_gpu(gpu: Gpu, config: RunConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mobius_train.bars import progress
+from mobius_train.data.patterns import naming
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish_folder, publish_lines, read_lines, temporary_folder
 from mobius_train.prepare.candidate import Drop
@@ -16,6 +17,7 @@ from mobius_train.prepare.recipe import PrepareConfig, Source
 from mobius_train.prepare.sources.reference import STAGE, Reference, make_keys_unique
 
 NAME, OFFSETS, RECIPE = "inputs.jsonl", "offsets.jsonl", "recipe.yaml"
+NO_CAPTION = "no caption"  # why an input of a source with `captions: required` is dropped
 
 
 class Inputs:
@@ -57,8 +59,11 @@ def open_inputs(config: PrepareConfig, work: Path) -> Inputs:
 def _list(config: PrepareConfig, work: Path) -> None:
     """Write the list. If several tasks do so at once, the first folder to be renamed is used."""
     with temporary_folder(work) as own:
-        sources = progress(config.sources, desc="listing", unit="source")
-        references = [r for source in sources for r in _with_captions(source, own, work)]
+        references: list[Reference] = []
+        for number, source in enumerate(progress(config.sources, desc="listing", unit="source")):
+            field = f"sources.{number}.{'packages' if source.kind == 'fluent_emoji' else 'path'}"
+            with naming(field, f"set {field}=PATH to your files (docs/data.md)"):
+                references += _with_captions(source, own, work)
         if not references:
             raise MobiusError(f"no inputs in {len(config.sources)} sources: all are empty")
         references = make_keys_unique(references)
@@ -87,5 +92,5 @@ def _with_captions(source: Source, own: Path, work: Path) -> Iterator[Reference]
             reference.caption_at = (final(reference.caption_at[0]), *reference.caption_at[1:])
         bare = reference.caption_at is None and reference.caption is None
         if bare and source.captions == "required" and reference.problem is None:
-            reference.problem = Drop(STAGE, "no caption", "the source has captions: required")
+            reference.problem = Drop(STAGE, NO_CAPTION, "the source has captions: required")
         yield reference

@@ -25,10 +25,11 @@ from mobius_train.data.shards import INDEX, describe_shard
 from mobius_train.errors import MobiusError
 from mobius_train.files import publish, publish_lines, read_lines, remove_leftovers
 from mobius_train.prepare import prepare_report as report
-from mobius_train.prepare.listing import RECIPE, Inputs, open_inputs
+from mobius_train.prepare.listing import NO_CAPTION, RECIPE, Inputs, open_inputs
 from mobius_train.prepare.part import decision_path, rows_path, run_part
 from mobius_train.prepare.passes import Pass, passes
 from mobius_train.prepare.recipe import PrepareConfig
+from mobius_train.prepare.sources.reference import STAGE as SOURCE
 
 ROWS, WORK = "index.jsonl", "work"
 
@@ -162,6 +163,19 @@ def _rows(work: Path, number: int, parts: int) -> Iterator[dict[str, Any]]:
         yield from ({**row, "part": part} for row in read_lines(rows_path(work, number, part)))
 
 
+def _about_captions(config: PrepareConfig, counts: report.Counts) -> str:
+    """The end of a message about dropped clips: how to give captions; empty if none was missing in a source."""
+    if NO_CAPTION not in counts.dropped.get(SOURCE, {}):
+        return ""
+    required = (number for number, source in enumerate(config.sources) if source.captions == "required")
+    fields = " ".join(f"sources.{number}.captions=optional" for number in required)
+    # The inputs are listed once, and a folder belongs to one recipe.
+    return (
+        f". Add a.txt beside a.mp4, or set {fields} and add a stage caption (docs/data.md); then remove"
+        f" {config.output_dir} and start again"
+    )
+
+
 def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
     """Write the index and the report; index.json is written last and marks the output as complete."""
     folder = config.output_dir
@@ -171,6 +185,7 @@ def _finish(config: PrepareConfig, inputs: Inputs, last: int) -> None:
     if not counts.kept:
         raise MobiusError(
             f"all clips of {inputs.count} inputs were dropped: {counts.summary()}; see {folder / report.FOLDER}"
+            f"{_about_captions(config, counts)}"
         )
     shards = {path.name: describe_shard(path)._asdict() for path in sorted(folder.glob("[!.]*.tar"))}
     publish(folder / RECIPE, lambda temporary: temporary.write_text(config.dump(), encoding="utf-8"))

@@ -116,6 +116,8 @@ def test_a_path_names_a_checkpoint_of_any_run(
     assert find(ours, "latest", alone) == ours / "checkpoint-7"
     with pytest.raises(MobiusError, match=r"no such checkpoint in .*theirs"):
         find(ours, str(theirs / "checkpoint-3"), alone)
+    with pytest.raises(MobiusError, match=r"there is no folder .*nowhere"):
+        find(ours, str(tmp_path / "nowhere" / "checkpoint-3"), alone)
     monkeypatch.chdir(tmp_path)
     assert is_of_another_run(ours, "theirs/checkpoint-1")
     assert not is_of_another_run(ours, "ours/checkpoint-7")

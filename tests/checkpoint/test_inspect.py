@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
-from launching import python
+from launching import REPOSITORY, python
 from made_checkpoints import SHAPES, make
 from tiny import save_pipeline
 
@@ -34,6 +35,23 @@ def test_damage_is_told_and_exits_1(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "state.json" in result.stderr
     assert json.loads(result.stdout)["folders"][0]["problems"]
+
+
+@pytest.mark.distributed
+def test_motion_weights_are_known_and_a_folder_of_no_kind_exits_1(tmp_path: Path) -> None:
+    motion = python("tools/inspect_checkpoint.py", REPOSITORY / "assets" / "emoji-motion", "--json")
+    assert motion.returncode == 0, motion.stderr
+    report = json.loads(motion.stdout)
+    assert (report["kind"], report["model"]) == ("motion weights", "ParallelUNet")
+    assert report["base"] == "./../emoji-backbone"
+    shutil.copyfile(REPOSITORY / "assets" / "emoji-motion" / "README.md", tmp_path / "motion.safetensors")
+    damaged = python("tools/inspect_checkpoint.py", tmp_path)
+    assert damaged.returncode == 1
+    assert "damaged" in damaged.stderr
+    (tmp_path / "motion.safetensors").unlink()
+    unknown = python("tools/inspect_checkpoint.py", tmp_path)
+    assert unknown.returncode == 1
+    assert "known kind" in unknown.stderr
 
 
 def test_folders_of_others(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def test_a_conversion_reports_and_one_that_fails_says_why(stable_diffusion: dict
     assert done.returncode == 0, done.stderr
     assert "checked   the model read back predicts" in done.stdout
     assert "left out  nothing" in done.stdout
+    assert done.stderr == ""
     torch.save({"a": 1}, tmp_path / "state.ckpt")
     failed = convert("from-single-file", tmp_path / "state.ckpt", tmp_path / "out", "--config", tmp_path)
     assert failed.returncode == 1

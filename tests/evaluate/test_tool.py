@@ -145,7 +145,8 @@ def test_clips_drawn_from_a_model(tool: Tool, clips_folder: Path, tmp_path: Path
     [
         (["CLIPS", "--only", "clip0*", "--only", "dog*"], "dog*"),
         (["STILLS"], "still.png"),
-        (["missing"], "missing"),
+        (["missing"], "CLIPS: there is no file or folder missing; give"),
+        (["CLIPS", "--reference", "missing"], "--reference: there is no file or folder missing; give"),
         (["CLIPS", "--vae", "MODELS/vae"], "--reference"),
         (["CLIPS", "--vae", "MODELS/vae", "--reference", "CLIPS", "--only", "clip00"], "frechet_latents"),
         (["CLIPS", "--video-encoder", "MODELS/dino", "--reference", "CLIPS"], "videomae"),

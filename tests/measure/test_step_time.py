@@ -94,6 +94,15 @@ def test_the_page_has_the_tables_of_the_records(name: str, capsys: pytest.Captur
     assert table in (REPOSITORY / "docs" / "speed.md").read_text()
 
 
+def test_the_help_quotes_names_with_commas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["step_time.py", "--help"])
+    with pytest.raises(SystemExit):
+        step_time.main()
+    words = " ".join(capsys.readouterr().out.split())
+    assert "some of: serial full" in words
+    assert " 'half, frozen compiled' 'half, frozen channels_last' " in words
+
+
 def test_it_continues_from_its_record(machine: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     benchmark(monkeypatch, tmp_path / "record.json", "--rounds", "1")
     machine.clear()

@@ -240,8 +240,9 @@ def test_contradictions_are_refused_by_name(
         planned(planner, *overrides, layout=layout, gpu=gpu)
 
 
-def test_a_size_in_gb_is_a_gpu() -> None:
-    assert find_gpu("24").bytes == find_gpu("24 GB").bytes == 24 * 2**30
+def test_a_size_in_gib_is_a_gpu() -> None:
+    assert find_gpu("24").bytes == find_gpu("24 GiB").bytes == find_gpu("24 GB").bytes == 24 * 2**30
+    assert find_gpu("24 GB").name == "GPU of 24 GiB"
 
 
 def test_models_are_found_where_they_lie(planner: Planner, tiny: list[str], tiny_pipeline: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import tarfile
 import time
@@ -406,3 +407,28 @@ def test_no_clip_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> Non
     (tmp_path / "heap" / "a.txt").write_text("words")
     with pytest.raises(MobiusError, match=r"1 inputs .*unknown kind \(decode\) 1.*report"):
         prepare_data(made.recipe(tmp_path / "out", {"kind": "folder", "path": str(tmp_path / "heap")}))
+
+
+def test_missing_captions_have_a_remedy(tmp_path: Path) -> None:
+    folder = made.heap(tmp_path / "heap", 2)
+    source = {"kind": "folder", "path": str(folder)}
+    for path in folder.glob("*.txt"):
+        path.rename(tmp_path / path.name)
+    sources = ({**source, "captions": "optional"}, source)
+    with pytest.raises(MobiusError, match=r"sources\.1\.captions=optional.*remove .*/out") as raised:
+        prepare_data(made.recipe(tmp_path / "out", *sources))
+    assert "sources.0" not in str(raised.value)
+    # The remedy.
+    for path in tmp_path.glob("*.txt"):
+        path.rename(folder / path.name)
+    shutil.rmtree(tmp_path / "out")
+    prepare_data(made.recipe(tmp_path / "out", source))
+    assert [row["reason"] for row in made.rows(tmp_path / "out")] == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "webdataset"])
+def test_a_source_that_is_missing_is_named_with_its_field(kind: str, tmp_path: Path) -> None:
+    there = {"kind": "folder", "path": str(made.heap(tmp_path / "heap", 1))}
+    missing = {"kind": kind, "path": str(tmp_path / "absent")}
+    with pytest.raises(MobiusError, match=r"^sources\.1\.path: there is no .*absent; set sources\.1\.path=PATH"):
+        prepare_data(made.recipe(tmp_path / "out", there, missing))

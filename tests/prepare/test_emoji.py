@@ -143,7 +143,7 @@ def test_merged_frames_are_put_apart_again() -> None:
 
 
 def test_packages_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MobiusError, match=r"absent\.tgz"):
+    with pytest.raises(MobiusError, match=r"sources\.0\.packages: there is no .*absent\.tgz"):
         _prepare(tmp_path / "absent.tgz", tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()
     monkeypatch.setenv("PATH", str(tmp_path))

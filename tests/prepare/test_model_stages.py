@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mobius_train.errors import MobiusError
 from mobius_train.prepare.preparation import prepare_data
+from mobius_train.prepare.recipe import PrepareConfig
 from mobius_train.prepare.stages.aesthetic import Aesthetic
 from mobius_train.prepare.stages.caption import CaptionStage
 from mobius_train.prepare.stages.stage import Stage
@@ -279,3 +282,16 @@ def test_a_whole_recipe_with_models(tmp_path: Path, folder: Path) -> None:
         prepare_data(made.recipe(output, source, stages=stages, part_size=1), workers)
     assert made.result(outputs[0]) == made.result(outputs[1])
     assert {tuple(sorted(row["captions"])) for row in made.rows(outputs[0])} == {("en", "zh")}
+
+
+def test_the_recipe_of_the_page_captions_videos_without_captions(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(made.video(made.moving(20, (320, 256))))
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    [block] = [block for block in page.split("\n\n") if "captions: optional" in block and block.startswith("    ")]
+    places = {"my/videos": tmp_path / "videos", "data/captioned": tmp_path / "out", "FOLDER": folder / "captioner"}
+    for name, place in places.items():
+        block = block.replace(name, str(place))
+    prepare_data(PrepareConfig.model_validate(yaml.safe_load(textwrap.dedent(block))))
+    [row] = made.rows(tmp_path / "out")
+    assert (row["kept"], list(row["captions"]), row["output"]["num_frames"]) == (True, ["en"], 16)

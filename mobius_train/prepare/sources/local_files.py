@@ -12,8 +12,8 @@ from mobius_train.config_sections import Section
 from mobius_train.data.captions import SUFFIXES as CAPTIONS
 from mobius_train.data.captions import caption_field
 from mobius_train.data.metadata import BadLine, file_name_of, metadata_records
+from mobius_train.data.patterns import NothingThere
 from mobius_train.data.texts import clean_text, legible_name, read_small_file
-from mobius_train.errors import MobiusError
 from mobius_train.prepare.candidate import Drop
 from mobius_train.prepare.sources.reference import STAGE, Member, Reference, pair_captions, refused_input
 
@@ -30,10 +30,10 @@ class Folder(Section):
     def references(self, work: Path) -> list[Reference]:
         """
         Raises:
-            MobiusError: there is no such folder.
+            NothingThere: there is no such folder.
         """
         if not self.path.is_dir():
-            raise MobiusError(f"there is no folder {self.path}")
+            raise NothingThere(f"there is no folder {self.path}")
         return pair_captions(_walk(self.path), f"{self.path}/")
 
 
