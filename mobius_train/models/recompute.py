@@ -8,8 +8,7 @@ offload    as keep, but in host memory (`offload.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -110,24 +110,30 @@ class TreatedUnits:
         return recompute(function, *args)
 
 
-def _selective() -> tuple[Any, Any]:
-    results = _Results()
-    forward, again = create_selective_checkpoint_contexts(_Policy(results), allow_cache_entry_mutation=True)
-    return _both(results, forward), again
+def _selective() -> tuple[_Expensive, _Expensive]:
+    forward, again = create_selective_checkpoint_contexts(_save, allow_cache_entry_mutation=True)
+    return _Expensive(forward), _Expensive(again)
 
 
-@contextmanager
-def _both(outer: Any, inner: Any) -> Iterator[None]:
-    with outer, inner:
-        yield
+def _save(*_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
 
 
-class _Results(TorchDispatchMode):
-    """The storages of the results that the expensive operators of one forward pass return."""
+class _Expensive(TorchDispatchMode):
+    """Shows the expensive operators, and no others, to a mode of PyTorch that saves or returns their results.
 
-    def __init__(self) -> None:
+    PyTorch takes an operator that runs in the backward pass alone for an error. But the hooks of ZeRO-3 and FSDP run
+    inside of a unit too, and gather weights in the backward pass that were there in the forward pass.
+
+    Args:
+        results: saves the results in the forward pass, or returns them in the backward pass.
+    """
+
+    def __init__(self, results: TorchDispatchMode) -> None:
         super().__init__()
-        self._storages: set[int] = set()
+        self._results = results
+        # Of saved results. Weak, so that it frees them, but no other storage gets the address of one.
+        self._storages: set[StorageWeakRef] = set()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -135,38 +141,18 @@ class _Results(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
-        if _expensive(operator):
-            self._storages.update(storage for leaf in tree_leaves(result) for storage in _storage(leaf))
-        return result
-
-    def contain(self, value: Any) -> bool:
-        return bool(self._storages.intersection(_storage(value)))
-
-
-class _Policy:
-    """Decides which operators of one forward pass save their results."""
-
-    def __init__(self, results: _Results) -> None:
-        self._results = results
-        self._decisions: list[CheckpointPolicy] = []
-        self._again = iter(self._decisions)
-
-    def __call__(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        if context.is_recompute:
-            # PyTorch 2.11 asks again in the backward pass, for the same operators in the same order.
-            return next(self._again)
+        if operator.name().partition(".")[0] in EXPENSIVE:
+            result = self._results.__torch_dispatch__(operator, types, args, kwargs)
+            tensors = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            self._storages.update(map(_storage, tensors))
+            return result
         # An in-place operator must not run a second time on a saved result. DeepSpeed's ZeRO-3 linear layer adds its
         # bias in place.
         in_place = isinstance(operator, OpOverload) and operator._schema.is_mutable and args
-        saved = _expensive(operator) or (in_place and self._results.contain(args[0]))
-        self._decisions.append(CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE)
-        return self._decisions[-1]
+        if in_place and isinstance(args[0], Tensor) and _storage(args[0]) in self._storages:
+            return self._results.__torch_dispatch__(operator, types, args, kwargs)
+        return operator(*args, **(kwargs or {}))
 
 
-def _expensive(operator: Any) -> bool:
-    return operator.name().partition(".")[0] in EXPENSIVE
-
-
-def _storage(value: Any) -> tuple[int, ...]:
-    return (value.untyped_storage()._cdata,) if isinstance(value, Tensor) else ()
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())

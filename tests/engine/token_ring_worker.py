@@ -50,7 +50,7 @@ SHAPE = {
 def model(mode: Any) -> Any:
     torch.manual_seed(0)
     made = build_denoiser(tiny_sd3("sd35" if mode == "parallel" else "sd3"), "text-to-video", mode, SHAPE)
-    made.set_memory(LayerMemory(gradient_checkpointing=True, gradient_checkpointing_kept=0.5))
+    made.set_memory(LayerMemory(True, gradient_checkpointing_kept=0.5, recompute_activations=True))
     return made
 
 

@@ -241,6 +241,31 @@ def test_a_product_that_is_changed_in_place_is_not_changed_twice() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_a_unit_is_recomputed_though_an_engine_gathers_its_weights_only_then() -> None:
+    """As ZeRO-3 does in the first micro-batch behind a restore, and FSDP in a trained tail with temporal layers."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(4, 4), torch.randn(2, 4)
+    whole, gathered = linear.weight.detach().clone(), []
+
+    def gather(module: nn.Module, _: Any) -> None:
+        if not linear.weight.numel():
+            linear.weight.data = torch.empty(16).copy_(whole.flatten()).view(4, 4)
+            gathered.append(torch.is_grad_enabled())
+
+    linear.register_forward_pre_hook(gather)
+    results = []
+    for treatment in ("keep", "selective"):
+        linear.zero_grad()
+        output = TreatedUnits([treatment]).run(lambda x: (linear(x).sin() * 2).cos(), x)
+        if treatment == "selective":
+            linear.weight.data = torch.empty(0)
+        output.sum().backward()
+        results.append([output.detach(), *(p.grad.clone() for p in linear.parameters() if p.grad is not None)])
+    assert gathered == [True]
+    assert [len(result) for result in results] == [3, 3]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_offloading_fetches_one_unit_ahead_and_frees_each_copy_after_its_last_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -123,6 +123,28 @@ def test_after_any_step_losses_and_weights_go_on_bit_for_bit(
         assert losses(other) != losses(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ds_config", ["zero3", None], ids=["zero3", "fsdp"])
+def test_recomputed_activations_change_no_bit_where_weights_are_gathered(
+    run: Run, tmp_path: Path, ds_config: str | None
+) -> None:
+    """Nor does a resume: its first step gathers weights in other places than a new run's."""
+    options: dict[str, Any] = {
+        "ds_config": ds_config,
+        "max_train_steps": 2,
+        "checkpointing_steps": 1,
+        "trained_tail": True,
+        **QUIET,
+    }
+    expected = (run("kept", **options) / RING).read_bytes()
+    options["recompute_activations"] = True
+    recomputed = run("recomputed", **options)
+    assert (recomputed / RING).read_bytes() == expected
+    resumed = _only(recomputed, 1, tmp_path / "resumed")
+    run("resumed", resume_from_checkpoint="latest", **options)
+    assert (resumed / RING).read_bytes() == expected
+
+
 def _without_times(output: Path) -> list[dict[str, float]]:
     times = ("samples_per_second", "data_wait_share", "memory_gb")
     return [{name: value for name, value in line.items() if name not in times} for line in metrics(output)]
