@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
 from mobius_train.checkpoint.format import CONFIG
 from mobius_train.config import load
@@ -16,7 +14,7 @@ from mobius_train.convert.conversion_report import Report
 from mobius_train.errors import MobiusError
 from mobius_train.files import finished_folder
 from mobius_train.model_card import CARD, SAMPLES
-from mobius_train.models.motion_weights import KEY, MOTION, Description, write_motion
+from mobius_train.models.motion_weights import MOTION, read_description, write_motion
 from mobius_train.pipeline import MOTION_SETTINGS, TextToVideoPipeline, load_pipeline
 from mobius_train.run_files import FINAL
 
@@ -72,10 +70,9 @@ def describe_motion(folder: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {"kind": "motion weights"}
     try:
-        with safe_open(path, "pt") as file:
-            description = Description.model_validate_json((file.metadata() or {}).get(KEY, ""))
-    except (SafetensorError, OSError, ValidationError) as error:
-        return found | {"problems": [f"{path}: {error}"]}
+        description = read_description(path)
+    except MobiusError as error:
+        return found | {"problems": [str(error)]}
     return found | description.model_dump(include={"model", "base", "base_sha256", "text_encoder", "settings"})
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mobius_train.errors import MobiusError
 from mobius_train.models.composite import Composite
@@ -96,7 +96,7 @@ def read_motion(folder: Path) -> tuple[nn.Module, Description]:
         MobiusError: the file is damaged, or its base is missing or another.
     """
     path = folder / MOTION
-    description, state = _read(path)
+    description, state = read_description(path), load_file(path)
     kind = video_models().get(description.model)
     if kind is None:
         raise MobiusError(f"{path} has a model that this version does not know: {description.model!r}")
@@ -131,17 +131,21 @@ def place_of(name: str, folder: Path) -> Path | str:
     return Path(name) if Path(name).is_dir() else name
 
 
-def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
+def read_description(path: Path) -> Description:
+    """The metadata of a file of motion weights. No tensor is loaded.
+
+    Raises:
+        MobiusError: the file or its metadata is damaged, or it has none.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = (file.metadata() or {}).get(KEY)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise MobiusError(f"{path} cannot be read: {error}") from error
     if metadata is None:
         raise MobiusError(f"{path} has no metadata {KEY!r}, so it was not written by convert_checkpoint.py to-motion")
     try:
-        return Description.model_validate_json(metadata), state
+        return Description.model_validate_json(metadata)
     except ValidationError as error:
         raise MobiusError(f"{path}: its metadata {KEY!r} is damaged: {error}") from error
 
