@@ -115,7 +115,7 @@ class InitFrom(Pretrained):
                 f"init_from={source} is a {type(model).__name__}, but this run trains a {type(denoiser).__name__}:"
                 f" {REMEDY}"
             )
-        if hasattr(model, "ring_shape") and hasattr(denoiser, "ring_shape"):
+        if isinstance(model, ParallelModel) and isinstance(denoiser, ParallelModel):
             _check_ring(str(source), model.ring_shape, denoiser.ring_shape)
         other = build_denoiser(model, config.stage, config.mode)
         if found := _first_difference(dict(_frozen(other)), dict(_frozen(denoiser))):
