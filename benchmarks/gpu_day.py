@@ -147,12 +147,12 @@ def main() -> None:
         if record["items"].get(item.name, {}).get("status") == DONE:
             continue
         left = ends - time.monotonic()
-        record["items"][item.name] = {"command": " ".join(item.command), "status": UNFINISHED, "seconds": 0.0}
-        record["items"][item.name]["versions"] = versions()
+        found = {"command": " ".join(item.command), "status": UNFINISHED, "seconds": 0.0, "versions": versions()}
+        record["items"][item.name] = found
         if left > 0:
             print(f"{item.name}: at most {min(left, item.limit):.0f} s", flush=True)
-            record["items"][item.name] |= start(item, folder, min(left, item.limit))
-        print(f"{item.name}: {record['items'][item.name]['status']}", flush=True)
+            found |= start(item, folder, min(left, item.limit))
+        print(f"{item.name}: {found['status']}", flush=True)
         replace_file(path, json.dumps(record, indent=1) + "\n")
     record["goals"] = [] if arguments.rehearse else goals(folder)
     replace_file(path, json.dumps(record, indent=1) + "\n")
